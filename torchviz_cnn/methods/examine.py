@@ -1,0 +1,100 @@
+"""What every method starts with: a checked question, and the network held still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.inputs import batch_axis_required, check_inputs
+from torchviz_cnn.naming import module_of
+from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A network held still, the pictures it is shown and what is asked about them."""
+
+    module: nn.Module
+    inputs: Tensor
+    question: Question
+    classes: Sequence[str] | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.inputs.shape[-2], self.inputs.shape[-1]
+
+
+@contextmanager
+def examine(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target,
+    score: ScoreKind,
+    classes: Sequence[str] | None = None,
+) -> Iterator[Examination]:
+    """Check everything that can be checked without running, then hold the network still.
+
+    Raises:
+        InputError: for anything wrong with network, inputs or target.
+    """
+    module = module_of(model)
+    images = check_inputs(model, module, inputs)
+    classes = classes if classes is not None else getattr(model, "classes", None)
+    question = Question(target, images.shape[0], score=score, classes=classes)
+    with undisturbed(module, images), batch_axis_required(module, images):
+        yield Examination(module, images, question, classes)
+
+
+def gradients(explained: Explained, at: Tensor, *, of: str, keep_graph: bool = False) -> Tensor:
+    """The gradient of each image's score at a tensor of the graph.
+
+    Scores of different images do not depend on each other in eval mode, so one backward pass over
+    their sum gives every image its own gradient.
+
+    Args:
+        explained: scores ``(N,)`` or ``(N, K)``.
+        at: a tensor ``(N, …)`` the scores depend on.
+        of: what ``at`` is, for the error message.
+        keep_graph: whether another backward pass will follow.
+
+    Returns:
+        ``(N, …)``, or ``(N, K, …)`` for K targets an image, from K backward passes.
+
+    Raises:
+        InputError: when the scores do not depend on ``at`` differentiably.
+    """
+    score = explained.score
+    found: Tensor | None = None
+    results = []
+    if score.requires_grad:
+        count = 1 if score.ndim == 1 else score.shape[1]
+        for index in range(count):
+            weights = torch.ones_like(score) if score.ndim == 1 else torch.zeros_like(score)
+            weights[..., index] = 1
+            more = keep_graph or index + 1 < count
+            found = cast(  # typed as if allow_unused did not exist
+                "Tensor | None",
+                torch.autograd.grad(
+                    score, at, grad_outputs=weights, retain_graph=more, allow_unused=True
+                )[0],
+            )
+            if found is None:
+                break
+            results.append(found)
+    if found is None:
+        raise InputError(
+            f"the score does not depend on {of} in a way that can be differentiated: nothing of it "
+            "reaches the score, or the network detaches it or runs that part under no_grad"
+        )
+    return results[0] if score.ndim == 1 else torch.stack(results, 1)

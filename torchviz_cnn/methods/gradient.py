@@ -1,0 +1,253 @@
+"""Attribution by the gradient of the score with respect to the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn.attribution import PixelAttribution
+from torchviz_cnn.head import run
+from torchviz_cnn.methods.examine import Examination, examine, gradients
+from torchviz_cnn.methods.registry import attribution_method
+from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
+from torchviz_cnn.targets import Explained, ScoreKind, Target
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+
+def input_gradient(examination: Examination, rule: Rule | None = None) -> tuple[Tensor, Explained]:
+    """The score's gradient at the picture, ``(N[, K], C, H, W)``, ReLUs differentiated by ``rule``.
+
+    Raises:
+        InputError: when the score does not depend on the picture differentiably, or when there is
+            a rule and no ReLU for it.
+    """
+    leaf = examination.inputs.requires_grad_()
+    with torch.enable_grad():
+        with clamps_as_relus() if rule else nullcontext():
+            # A clone, because some networks write into their input, which a leaf forbids.
+            output = run(examination.module, leaf.clone())
+        explained = examination.question.put(output)
+    with ReLURule(rule) if rule else nullcontext() as overridden:
+        gradient = gradients(explained, leaf, of="the picture")
+    if overridden is not None:
+        overridden.report()
+    return gradient, explained
+
+
+def _result(
+    model: nn.Module | Model,
+    examination: Examination,
+    explained: Explained,
+    values: Tensor,
+    method: str,
+    score: ScoreKind,
+    *,
+    channels: str = "magnitude",
+    positive: bool | None = None,
+    layer: str | None = None,
+) -> PixelAttribution:
+    parameters: dict[str, object] = {"score": score}
+    if positive is not None:
+        parameters["positive"] = positive
+        values = values.clamp(min=0) if positive else values
+    return PixelAttribution(
+        values=values.to(examination.inputs.dtype),
+        score=explained.score,
+        target=explained.target,
+        method=method,
+        input_size=examination.size,
+        layer=layer,
+        classes=examination.classes,
+        parameters=parameters,
+        view=getattr(model, "view", None),
+        channels="sum" if channels == "sum" else "magnitude",
+    )
+
+
+@attribution_method
+def saliency(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    score: ScoreKind = "logit",
+    positive: bool = False,
+    classes: Sequence[str] | None = None,
+) -> PixelAttribution:
+    r"""How strongly the score answers to a small change of each pixel (vanilla gradient).
+
+    .. math:: w = \partial S_c / \partial I, \qquad M_{ij} = \max_k |w_{ijk}|
+
+    Args:
+        model: any network; comes back as it was.
+        inputs: ``(N, C, H, W)``, or ``(N, H, W)`` where the network has no channel axis.
+        target: class index or name, one or several an image, or a callable on the output; the top
+            class by default.
+        score: ``"logit"``, before the final softmax or sigmoid, or ``"probability"``.
+        positive: keep only the positive part of the gradient: pixels that raise the score.
+        classes: class names, where ``model`` does not know them.
+
+    Returns:
+        ``values``: the signed gradient of every channel, ``(N, C, H, W)``. The heat map shows its
+        largest magnitude over the channels.
+
+    Raises:
+        InputError: for bad inputs or targets, or a score that cannot be differentiated.
+
+    Source: Simonyan, Vedaldi, Zisserman 2013, "Deep Inside Convolutional Networks", section 3.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> result = tvc.saliency(torchvision.models.resnet18(), torch.randn(2, 3, 64, 48))
+        >>> result.values.shape, result.heatmap().shape
+        (torch.Size([2, 3, 64, 48]), torch.Size([2, 64, 48]))
+    """
+    with examine(model, inputs, target, score, classes) as examination:
+        gradient, explained = input_gradient(examination)
+        return _result(
+            model, examination, explained, gradient, "saliency", score, positive=positive
+        )
+
+
+@attribution_method
+def input_x_gradient(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    score: ScoreKind = "logit",
+    classes: Sequence[str] | None = None,
+) -> PixelAttribution:
+    """What each pixel contributes to the score, to first order: its value times its gradient.
+
+    For a network of convolutions, ReLUs and max pooling without biases the values sum to the score.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`saliency`.
+
+    Returns:
+        ``values``: ``x · ∂S/∂x``, ``(N, C, H, W)``. The heat map shows their sum over channels,
+        with its sign.
+
+    Raises:
+        InputError: as :func:`saliency`.
+
+    Source: Shrikumar, Greenside, Shcherbina, Kundaje 2016, "Not Just a Black Box", section 2.
+
+    Example:
+        >>> import torch, torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
+        >>> result = tvc.input_x_gradient(net, torch.randn(2, 3, 2, 2), target=4)
+        >>> torch.allclose(result.values.sum((1, 2, 3)), result.score, atol=1e-6)
+        True
+    """
+    with examine(model, inputs, target, score, classes) as examination:
+        gradient, explained = input_gradient(examination)
+        pixels = examination.inputs.detach()
+        if explained.score.ndim == 2:
+            pixels = pixels[:, None]
+        return _result(
+            model,
+            examination,
+            explained,
+            gradient * pixels,
+            "input_x_gradient",
+            score,
+            channels="sum",
+        )
+
+
+@attribution_method
+def guided_backprop(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    score: ScoreKind = "logit",
+    positive: bool = False,
+    classes: Sequence[str] | None = None,
+) -> PixelAttribution:
+    r"""Which details excite the score: the gradient, with negative parts cut off at every ReLU.
+
+    .. math:: R^l = [f^l > 0] \cdot [R^{l+1} > 0] \cdot R^{l+1}
+
+    Every ReLU and ReLU6 is overridden, however it is spelled: a module, in-place, re-used,
+    ``F.relu``, ``x.relu_()``, ``x.clamp(min=0)``. Sharp, but says little about the class (Adebayo
+    et al. 2018, "Sanity Checks for Saliency Maps"): read it together with Grad-CAM.
+
+    Args:
+        model, inputs, target, score, positive, classes: as for :func:`saliency`.
+
+    Returns:
+        ``values``: the guided gradient of every channel, ``(N, C, H, W)``. The heat map shows its
+        largest magnitude over the channels.
+
+    Raises:
+        InputError: as :func:`saliency`, and for a network without any ReLU.
+
+    Warns:
+        UserWarning: where most activation functions of the network are not ReLUs.
+
+    Source: Springenberg, Dosovitskiy, Brox, Riedmiller 2014, "Striving for Simplicity", section 3.4.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> net = torchvision.models.resnet18()
+        >>> tvc.guided_backprop(net, torch.randn(1, 3, 64, 64)).values.shape
+        torch.Size([1, 3, 64, 64])
+    """
+    with examine(model, inputs, target, score, classes) as examination:
+        gradient, explained = input_gradient(examination, "guided")
+        return _result(
+            model, examination, explained, gradient, "guided_backprop", score, positive=positive
+        )
+
+
+@attribution_method
+def deconvnet(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    score: ScoreKind = "logit",
+    positive: bool = False,
+    classes: Sequence[str] | None = None,
+) -> PixelAttribution:
+    r"""What a deconvolutional network projects the score back to: ReLU on the way down only.
+
+    .. math:: R^l = [R^{l+1} > 0] \cdot R^{l+1}
+
+    Max pooling uses the switches of the forward pass, as in the paper.
+
+    Args:
+        model, inputs, target, score, positive, classes: as for :func:`saliency`.
+
+    Returns:
+        ``values``: the projection, ``(N, C, H, W)``. The heat map shows its largest magnitude over
+        the channels.
+
+    Raises:
+        InputError: as :func:`guided_backprop`.
+
+    Warns:
+        UserWarning: as :func:`guided_backprop`.
+
+    Source: Zeiler, Fergus 2013, "Visualizing and Understanding Convolutional Networks", section 2.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> net = torchvision.models.resnet18()
+        >>> tvc.deconvnet(net, torch.randn(1, 3, 64, 64), target=3).target
+        tensor([3])
+    """
+    with examine(model, inputs, target, score, classes) as examination:
+        gradient, explained = input_gradient(examination, "deconvnet")
+        return _result(
+            model, examination, explained, gradient, "deconvnet", score, positive=positive
+        )

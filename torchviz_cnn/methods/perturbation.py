@@ -1,0 +1,208 @@
+"""Attribution by changing the picture and watching the score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as vision
+from tqdm import tqdm
+
+from torchviz_cnn.attribution import WindowAttribution
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.head import is_single, run
+from torchviz_cnn.methods.examine import examine
+from torchviz_cnn.methods.registry import attribution_method
+from torchviz_cnn.targets import ScoreKind, Target
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+Fill = float | Sequence[float] | str | Tensor | np.ndarray
+
+
+def _pair(value: int | Sequence[int], what: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise InputError(
+            f"{what} must be a positive number of pixels or two of them (height, width), "
+            f"not {value!r}"
+        )
+    return pair[0], pair[1]
+
+
+def _windows(
+    size: tuple[int, int],
+    window: int | Sequence[int] | None,
+    stride: int | Sequence[int] | None,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Window, stride and the grid of positions they make."""
+    w = (max(1, size[0] // 7), max(1, size[1] // 7)) if window is None else _pair(window, "window")
+    s = (max(1, w[0] // 2), max(1, w[1] // 2)) if stride is None else _pair(stride, "stride")
+    if w[0] > size[0] or w[1] > size[1]:
+        raise InputError(f"the window {w[0]}×{w[1]} is larger than the picture {size[0]}×{size[1]}")
+    if s[0] > w[0] or s[1] > w[1]:
+        raise InputError(
+            f"the stride {s[0]}×{s[1]} is larger than the window {w[0]}×{w[1]}, so that pixels "
+            "between the windows would never be hidden"
+        )
+    rows, columns = (math.ceil((size[i] - w[i]) / s[i]) + 1 for i in (0, 1))
+    return w, s, (rows, columns)
+
+
+def _fill(fill: Fill, images: Tensor) -> Tensor:
+    """What a hidden pixel becomes, broadcastable to ``images`` ``(N, C, H, W)``."""
+    if isinstance(fill, str):
+        if fill == "mean":
+            return images.mean((2, 3), keepdim=True)
+        if fill == "blur":
+            sigma = max(1.0, min(images.shape[2:]) / 14)
+            reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
+            if reach < 1:
+                raise InputError("a picture one pixel wide cannot be blurred; fill with a value")
+            return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
+        raise InputError(f"fill must be a value, 'mean', 'blur' or an array, not {fill!r}")
+    values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    if values.ndim == 1:  # one value a channel
+        values = values[:, None, None]
+    try:
+        return values.expand(images.shape)
+    except RuntimeError:
+        raise InputError(
+            f"fill of shape {tuple(values.shape)} does not fit pictures of shape "
+            f"{tuple(images.shape)}; give one value, one a channel, or a picture"
+        ) from None
+
+
+@attribution_method
+def occlusion(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    window: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
+    fill: Fill = 0.0,
+    score: ScoreKind = "logit",
+    batch_size: int | None = None,
+    all_scores: bool = True,
+    progress: bool = False,
+    classes: Sequence[str] | None = None,
+) -> WindowAttribution:
+    """How much of the score is lost when a window of the picture is hidden.
+
+    The window slides over the picture in steps of ``stride``; the last ones are clipped at the
+    border: ``ceil((H − window) / stride) + 1`` rows. Needs no gradient, only the network's answer.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        window: its height and width in pixels, or one number for both; a seventh of the picture's
+            side by default.
+        stride: its steps, likewise; half the window by default.
+        fill: what hides: a value (0 is the data set's mean after the usual normalisation), one a
+            channel, ``"mean"`` (of each picture's channels), ``"blur"`` (the picture itself,
+            blurred), or an array ``(C, H, W)`` or ``(N, C, H, W)``.
+        batch_size: hidden variants in one forward pass; bounds the memory. 8 on the CPU, 64 on a
+            GPU by default.
+        all_scores: keep the scores of all classes for every window,
+            ``N · rows · columns · classes`` numbers.
+        progress: show a progress bar in a terminal, when it takes over two seconds.
+
+    Returns:
+        ``values``: score of the untouched picture minus score with the window hidden,
+        ``(N, rows, columns)``; positive where the network needs what is there. The heat map has at
+        each pixel the mean over the windows that hid it. ``scores``, ``hidden_probability()`` and
+        ``probability_map()`` tell of the hidden variants themselves.
+
+    Raises:
+        InputError: for bad inputs or targets, a window larger than the picture, a stride larger
+            than the window, a fill that does not fit.
+
+    Source: Zeiler, Fergus 2013, "Visualizing and Understanding Convolutional Networks",
+    section 4.2.
+
+    Example:
+        >>> import torch, torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+        >>> result = tvc.occlusion(net, torch.randn(1, 1, 6, 6), target=1, window=2, stride=2)
+        >>> result.values.shape, result.heatmap().shape
+        (torch.Size([1, 3, 3]), torch.Size([1, 6, 6]))
+    """
+    with examine(model, inputs, target, score, classes) as examination:
+        has_channels = examination.inputs.ndim == 4
+        images = examination.inputs if has_channels else examination.inputs[:, None]
+        size = examination.size
+        (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
+        filling = _fill(fill, images).expand(images.shape)
+        batch_size = batch_size or (64 if images.device.type == "cuda" else 8)
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+
+        output = run(examination.module, examination.inputs, sure=True)
+        whole = examination.question.put(output)
+        positions = rows * columns
+        ys, xs = (torch.arange(n, device=images.device) for n in size)
+        hidden_scores, every_score = [], []
+        bar = tqdm(
+            total=len(images) * positions,
+            desc="occlusion",
+            unit="window",
+            delay=2,
+            leave=False,
+            disable=None if progress else True,
+        )
+        for start in range(0, len(images) * positions, batch_size):
+            stop = min(start + batch_size, len(images) * positions)
+            variant = torch.arange(start, stop, device=images.device)
+            image, position = variant // positions, variant % positions
+            top, left = (position // columns * sh)[:, None], (position % columns * sw)[:, None]
+            hidden_rows = (ys >= top) & (ys < top + wh)
+            hidden_columns = (xs >= left) & (xs < left + ww)
+            hidden = (hidden_rows[:, :, None] & hidden_columns[:, None, :])[:, None]
+            variants = torch.where(hidden, filling[image], images[image])
+            output = run(
+                examination.module, variants if has_channels else variants[:, 0], sure=True
+            )
+            chosen = None if whole.target is None else whole.target[image]
+            hidden_scores.append(
+                examination.question.again(chosen, len(variants)).put(output).score
+            )
+            if all_scores:
+                every_score.append(_rows(output.logits))
+            bar.update(stop - start)
+        bar.close()
+
+        score_shape = whole.score.shape
+        scores = torch.cat(hidden_scores).reshape(score_shape[0], positions, *score_shape[1:])
+        scores = scores.movedim(1, -1).reshape(*score_shape, rows, columns)
+        keep = None
+        if all_scores:
+            keep = torch.cat(every_score).reshape(len(images), rows, columns, -1)
+        return WindowAttribution(
+            values=(whole.score[..., None, None] - scores).to(images.dtype),
+            score=whole.score,
+            target=whole.target,
+            method="occlusion",
+            input_size=size,
+            classes=examination.classes,
+            parameters={
+                "score": score,
+                "window": [wh, ww],
+                "stride": [sh, sw],
+                "fill": fill if isinstance(fill, str | int | float) else "array",
+            },
+            view=getattr(model, "view", None),
+            window=(wh, ww),
+            stride=(sh, sw),
+            scores=keep,
+            kind=output.kind,
+        )
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """``(N, classes)`` of any output: one number an image is one class."""
+    return logits.reshape(len(logits), 1) if is_single(logits) else logits.flatten(1)

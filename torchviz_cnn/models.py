@@ -1,0 +1,368 @@
+"""Networks by name or file, with their preprocessing, input size and class names."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+from zipfile import BadZipFile
+
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+from torchviz_cnn import networks
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.pictures import Picture
+from torchviz_cnn.preprocess import Preprocess, preprocess_by_name
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what is needed to use it.
+
+    Attributes:
+        module: the network, in eval mode.
+        preprocess: picture, or list of pictures, -> ``(N, C, H, W)`` on the CPU.
+        input_size: ``(C, H, W)`` of one image.
+        classes: class names by index; ``None`` where they are not known.
+        source: where it came from, in words.
+        notes: what was assumed on the way, each a sentence a user should be told.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess
+    input_size: tuple[int, ...]
+    classes: tuple[str, ...] | None = None
+    source: str = "network"
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, inputs: Tensor) -> Any:
+        return self.module(inputs)
+
+    def to(self, device: str | torch.device) -> Model:
+        """The same with the network moved to a device (the module itself moves)."""
+        return replace(self, module=self.module.to(device))
+
+    def view(self, picture: Picture) -> Image.Image:
+        """The part of a picture that the network sees; heat maps cover exactly this."""
+        return self.preprocess.view(picture)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A network of the tutorials."""
+
+    build: Callable[[], nn.Module]
+    input_size: tuple[int, int, int]
+    classes: tuple[str, ...]
+    about: str
+
+
+OWN: dict[str, _Own] = {
+    "mnist_convnet": _Own(
+        networks.MnistConvNet, (1, 28, 28), tuple("0123456789"), "the MNIST ConvNet"
+    ),
+    "cat_dog": _Own(networks.cat_dog, (3, 150, 150), ("cat", "dog"), "cats against dogs"),
+    "cat_dog_small": _Own(
+        networks.cat_dog_small, (3, 150, 150), ("cat", "dog"), "cats against dogs, small"
+    ),
+}
+
+
+def names() -> list[str]:
+    """Every name :func:`load` knows: the tutorials' networks, then torchvision's classifiers."""
+    return [*OWN, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def load(
+    spec: str,
+    weights: str | Path | None = None,
+    *,
+    preprocess: str | None = None,
+    classes: Sequence[str] | None = None,
+    input_size: Sequence[int] | None = None,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """A network by name or file, ready to be looked into.
+
+    Args:
+        spec: a name of :func:`names` (``"vgg16"``, ``"cat_dog"``); ``"package.module:factory"`` for
+            code of your own, a function or class called without arguments that gives an
+            ``nn.Module`` or a :class:`Model`; or an ONNX file.
+        weights: ``"default"``, torchvision's best published ones, downloaded once; ``"none"``,
+            random ones; or a file with a state dict, loaded with ``weights_only=True``. Left out:
+            ``"default"`` for torchvision, random for networks without published weights.
+        preprocess: prepare pictures as Keras does, ``"rescale"``, ``"tf"``, ``"torch"``,
+            ``"caffe"`` or ``"none"``, instead of as the network's publisher does.
+        classes: class names by index.
+        input_size: ``(C, H, W)``, for a factory whose network takes another size than 3×224×224.
+        device: where the network shall be.
+
+    Raises:
+        InputError: for an unknown name, weights that cannot be had or do not fit, a factory that
+            gives no network.
+
+    Example:
+        >>> import torchviz_cnn as tvc
+        >>> model = tvc.models.load("cat_dog")
+        >>> tvc.layers(model).parameters, model.classes
+        (3453121, ('cat', 'dog'))
+    """
+    weights = None if weights is None else str(weights)
+    if spec.lower().endswith(".onnx"):
+        model = _from_onnx(spec)
+    elif spec in OWN:
+        model = _own(spec, weights)
+    elif ":" in spec:
+        model = _from_factory(spec, weights, input_size)
+    elif spec in torchvision.models.list_models(module=torchvision.models):
+        model = _from_torchvision(spec, weights)
+    else:
+        raise InputError(
+            f"there is no network {spec!r}{closest(spec, names())}"
+            + ("" if closest(spec, names()) else "; models.names() lists them")
+        )
+    if preprocess is not None:
+        model = replace(model, preprocess=preprocess_by_name(preprocess, model.input_size))
+    if classes is not None:
+        model = replace(model, classes=tuple(classes))
+    model.module.eval()
+    return model.to(device)
+
+
+def _own(name: str, weights: str | None) -> Model:
+    own = OWN[name]
+    if weights == "default":
+        raise InputError(
+            f"{name} has no published weights; train it and give the file, or use weights='none'"
+        )
+    module = own.build()
+    notes: tuple[str, ...] = ()
+    if weights in (None, "none"):
+        notes = (f"{name} has random weights: its maps show the architecture, nothing learnt",)
+    else:
+        load_state(module, read_state(str(weights)), str(weights))
+    return Model(
+        module,
+        preprocess_by_name("rescale", own.input_size),
+        own.input_size,
+        own.classes,
+        f"{name} ({own.about})",
+        notes,
+    )
+
+
+def _from_torchvision(name: str, weights: str | None) -> Model:
+    published = torchvision.models.get_model_weights(name)
+    best = getattr(published, "DEFAULT", None)
+    notes: tuple[str, ...] = ()
+    classes = tuple(best.meta["categories"]) if best else None
+    if weights == "none":
+        module = _build(name, {})
+        notes = (f"{name} has random weights: its maps show the architecture, nothing learnt",)
+    elif weights in (None, "default"):
+        module = _published(name, best)
+    else:
+        state = read_state(str(weights))
+        module = _build(name, state)
+        load_state(module, state, str(weights))
+        count = _class_count(state)
+        if classes is not None and count != len(classes):
+            classes = None
+    return Model(module, _torchvision_preprocess(best), _size(best), classes, name, notes)
+
+
+def _build(name: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """The architecture with random weights, shaped to take a state dict."""
+    options: dict[str, Any] = {}
+    if state and (count := _class_count(state)):
+        options["num_classes"] = count
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+        options["aux_logits"] = any(key.lower().startswith("aux") for key in state)
+        if state:  # the published weights of both were trained on another scaling of pictures
+            options["transform_input"] = True
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _class_count(state: Mapping[str, Tensor]) -> int:
+    """How many classes a state dict's last layer tells apart."""
+    last = [tensor for key, tensor in state.items() if tensor.ndim and "aux" not in key.lower()]
+    return last[-1].shape[0] if last else 0
+
+
+def _published(name: str, best: Any) -> nn.Module:
+    if best is None:
+        raise InputError(f"{name} has no published weights; use weights='none' or give a file")
+    file = best.url.rsplit("/", 1)[-1]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return torchvision.models.get_model(name, weights=best)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = str(getattr(error, "reason", None) or error).splitlines()[0]
+        raise InputError(
+            f"the weights of {name} could not be had ({reason}): put the file {file} into "
+            f"{folder}, or name a file with --weights PATH (weights=PATH in Python), or use "
+            "--weights none for random ones"
+        ) from None
+
+
+def _size(best: Any) -> tuple[int, int, int]:
+    crop = best.transforms().crop_size[0] if best else 224
+    return 3, crop, crop
+
+
+def _torchvision_preprocess(best: Any) -> Preprocess:
+    """The published weights' own preparation of pictures."""
+    if best is None:
+        return preprocess_by_name("torch", (3, 224, 224))
+    preset = best.transforms()
+    return Preprocess(
+        size=(preset.crop_size[0], preset.crop_size[0]),
+        resize=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation,
+    )
+
+
+def _from_factory(spec: str, weights: str | None, input_size: Sequence[int] | None) -> Model:
+    module_name, _, attribute = spec.partition(":")
+    if weights == "default":
+        raise InputError(f"{spec} has no published weights; leave --weights out, or give a file")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot find {spec!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, nn.Module | Model) and callable(found):
+        found = found()
+    if not isinstance(found, nn.Module | Model):
+        raise InputError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
+    if isinstance(found, nn.Module):
+        size = tuple(input_size) if input_size else (3, 224, 224)
+        mode = "torch" if size[0] == 3 and len(size) == 3 else "rescale"
+        guess = "" if input_size else f"an input of {'×'.join(map(str, size))} and "
+        found = Model(
+            found,
+            preprocess_by_name(mode, size),
+            size,
+            None,
+            spec,
+            (
+                f"{spec} does not say how it wants its pictures: {guess}the preprocessing {mode!r} "
+                "are assumed"
+                if guess
+                else f"{spec} does not say how it wants its pictures: the preprocessing {mode!r} is "
+                "assumed",
+            ),
+        )
+    if weights not in (None, "none"):
+        load_state(found.module, read_state(str(weights)), str(weights))
+    return found
+
+
+def _from_onnx(path: str) -> Model:
+    import converters  # only here: the rest of the library needs no ONNX
+
+    load_onnx = getattr(converters, "load_onnx", None)
+    if load_onnx is None:
+        own = Path(__file__).parents[1] / "converters" / "__init__.py"
+        found = Path(str(getattr(converters, "__file__", "")))
+        if found != own and getattr(converters, "__torchviz_cnn__", False) is False:
+            raise InputError(
+                f"the package 'converters' found at {found} is not this library's and hides it; "
+                "rename it or take its folder off the path"
+            )
+        raise InputError(f"cannot load {path!r}: this version does not import ONNX files yet")
+    model: Model = load_onnx(path)
+    return model
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """A state dict from a file, on the CPU; wrappers such as ``{"state_dict": …}`` are taken off.
+
+    Loaded with ``weights_only=True``: a file cannot run code.
+
+    Raises:
+        InputError: when the file is missing, damaged, or holds something else.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no weights file {path!r}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path!r} is a folder, not a weights file") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path!r} is no state dict that can be loaded safely: it is damaged, or holds a whole "
+            "pickled network; save network.state_dict() instead"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path!r} is not a readable weights file: {reason}") from None
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise InputError(f"{path!r} holds a {type(found).__name__}, not a state dict of tensors")
+    if not found:
+        raise InputError(f"{path!r} holds an empty state dict")
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): v for key, v in found.items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Put a state dict into a network.
+
+    Raises:
+        InputError: naming what is missing, left over or of another shape, before anything is
+            changed.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{what} {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in (("it lacks", missing), ("it also has", surplus), ("there", shapes))
+        if found
+    ]
+    if problems:
+        raise InputError(
+            f"the weights in {path!r} do not fit this {type(module).__name__}: "
+            + "; ".join(problems)
+        )
+    module.load_state_dict(dict(state), strict=False)
+
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(wish: str = "auto") -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: for a device that is not there.
+    """
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish not in ("cpu", "cuda"):
+        raise InputError(f"there is no device {wish!r}; choose auto, cpu or cuda")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device can be used here; choose --device cpu or auto")
+    return torch.device(wish)

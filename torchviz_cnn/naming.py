@@ -1,0 +1,215 @@
+"""Naming layers: by dotted name, by alias, by glob, by the module itself, and by the call.
+
+A module that runs several times in one forward pass has a name for each run: ``relu`` is the first,
+``relu@1`` and ``relu@2`` the later ones, ``relu@*`` all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.guard import unwrap
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+# original name -> alias. Kept beside the network, not in it: renaming must not touch the module.
+_ALIASES: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+
+_CALL = re.compile(r"(?P<name>.+)@(?P<call>\d+|\*)", re.DOTALL)
+
+
+def module_of(model: nn.Module | Model) -> nn.Module:
+    """The bare network: out of a :class:`~torchviz_cnn.models.Model`, out of any wrapper.
+
+    Raises:
+        InputError: for anything that is not a network.
+    """
+    inner = getattr(model, "module", model) if not isinstance(model, nn.Module) else model
+    if not isinstance(inner, nn.Module):
+        raise InputError(
+            f"expected a torch.nn.Module or a Model from models.load, got {type(model).__name__}"
+        )
+    return unwrap(inner)
+
+
+def aliases(module: nn.Module) -> Mapping[str, str]:
+    """The aliases given by :func:`rename`: original name -> alias."""
+    return _ALIASES.get(module, {})
+
+
+def display_name(module: nn.Module, name: str) -> str:
+    """The alias of a layer where it has one, else its name."""
+    return aliases(module).get(name, name)
+
+
+def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
+    """Give layers other names; numbers, weights and the original names stay as they are.
+
+    The alias stands in every table and is accepted wherever a layer is named. Renaming an alias
+    replaces it; ``{"alias": "original"}`` takes it back.
+
+    Args:
+        model: any network.
+        names: what a layer is called now -> what it shall be called.
+
+    Raises:
+        InputError: for a name no layer has, or a new name another layer has.
+
+    Example:
+        >>> import torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+        >>> tvc.rename(net, {"0": "edges"})
+        >>> tvc.layers(net).names
+        ['edges', '1']
+    """
+    module = module_of(model)
+    originals = {name for name, _ in module.named_modules() if name}
+    updated = dict(aliases(module))
+    for old, new in names.items():
+        original = original_name(module, old)
+        if not new or any(character in new for character in "@*?[]") or new != new.strip():
+            raise InputError(
+                f"{new!r} cannot name a layer: a name must not be empty nor hold any of @ * ? [ ]"
+            )
+        updated.pop(original, None)
+        if new == original:
+            continue
+        if new in originals or new in updated.values():
+            raise InputError(f"cannot rename {old!r} to {new!r}: another layer has that name")
+        updated[original] = new
+    _ALIASES[module] = updated
+
+
+def original_name(module: nn.Module, name: str) -> str:
+    """The module's own name for a layer given by name or alias.
+
+    Raises:
+        InputError: when no layer is called so; offers the closest names.
+    """
+    by_alias = {alias: original for original, alias in aliases(module).items()}
+    if name in by_alias:
+        return by_alias[name]
+    if _reaches_module(module, name):  # the common case, without listing the whole network
+        return name
+    known = dict(module.named_modules(remove_duplicate=False))
+    for prefix in ("", "_orig_mod.", "module."):  # as a wrapper would have called it
+        if prefix == name[: len(prefix)] and name[len(prefix) :] in known and name != prefix:
+            return name[len(prefix) :]
+    candidates = [display_name(module, known_name) for known_name in known if known_name]
+    offer = closest(name, candidates) or "; layers() lists them all"
+    raise InputError(f"the network has no layer {name!r}{offer}")
+
+
+def _reaches_module(module: nn.Module, name: str) -> bool:
+    current: nn.Module | None = module
+    for part in name.split("."):
+        current = current._modules.get(part) if current is not None else None
+    return current is not None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One named module and the calls of it that are meant.
+
+    ``call`` is 0 for the first run, ``None`` for every run. ``explicit`` tells a layer asked for by
+    its own name from one that a glob happened to match: only the first must have run.
+    """
+
+    name: str
+    module: nn.Module
+    call: int | None = 0
+    explicit: bool = True
+
+    def key(self, call: int) -> str:
+        """What the result of the given run is called."""
+        return self.name if call == 0 else f"{self.name}@{call}"
+
+
+def _by_module(module: nn.Module, wanted: nn.Module) -> str:
+    wanted = unwrap(wanted)
+    for name, candidate in module.named_modules():
+        if candidate is wanted:
+            return name
+    raise InputError(
+        f"the {type(wanted).__name__} given as a layer is not part of this network; "
+        "take it from the network itself, or name it"
+    )
+
+
+def _split_call(module: nn.Module, text: str) -> tuple[str, int | None]:
+    """``relu@2`` -> (``relu``, 2); ``relu@*`` -> (``relu``, None); ``relu`` -> (``relu``, 0)."""
+    match = _CALL.fullmatch(text)
+    if match is None or text in dict(module.named_modules()):  # a module may be called so itself
+        return text, 0
+    return match["name"], None if match["call"] == "*" else int(match["call"])
+
+
+def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]) -> list[Layer]:
+    """The layers a specification means, in the network's order for a glob, else as given.
+
+    Args:
+        module: an unwrapped network.
+        spec: a name, alias, glob or module, or several of them. A glob (``*``, ``?``, ``[…]``)
+            is matched against names and aliases and means first calls, unless it says ``@``.
+
+    Raises:
+        InputError: for a name or glob that matches nothing.
+
+    Example:
+        >>> import torch.nn as nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+        >>> [layer.name for layer in resolve(net, "*")]
+        ['0', '1']
+    """
+    if isinstance(spec, str | nn.Module):
+        spec = [spec]
+    found: dict[tuple[str, int | None], Layer] = {}
+    for one in spec:
+        if isinstance(one, nn.Module):
+            name = _by_module(module, one)
+            found.setdefault((name, 0), Layer(display_name(module, name), unwrap(one)))
+            continue
+        if not isinstance(one, str):
+            raise InputError(f"a layer is named by a string or a module, not by {one!r}")
+        base, call = _split_call(module, one)
+        if any(character in base for character in "*?["):
+            hits = [
+                (name, child)
+                for name, child in module.named_modules()
+                if name
+                and (fnmatchcase(name, base) or fnmatchcase(display_name(module, name), base))
+            ]
+            if not hits:
+                raise InputError(f"no layer matches {one!r}; layers() lists them all")
+            for name, child in hits:
+                found.setdefault(
+                    (name, call), Layer(display_name(module, name), child, call, explicit=False)
+                )
+        else:
+            name = original_name(module, base)
+            found[name, call] = Layer(
+                display_name(module, name), module.get_submodule(name), call, explicit=True
+            )
+    return list(found.values())
+
+
+def resolve_one(module: nn.Module, spec: str | nn.Module) -> Layer:
+    """The single layer a specification means.
+
+    Raises:
+        InputError: when it means none or several.
+    """
+    layers = resolve(module, spec)
+    if len(layers) != 1 or layers[0].call is None:
+        names = ", ".join(repr(layer.key(layer.call or 0)) for layer in layers[:4])
+        raise InputError(f"one layer is needed, and {spec!r} means several ({names}, …)")
+    return layers[0]

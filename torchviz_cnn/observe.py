@@ -1,0 +1,304 @@
+"""Looking at what named layers put out, and at the gradient that comes back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.inputs import batch_axis_required, check_inputs
+from torchviz_cnn.naming import Layer, module_of, original_name, resolve
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+LayerChoice = str | nn.Module | Iterable[str | nn.Module]
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor a layer puts out; the first one where it returns a tuple or list."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """``output`` with its first tensor exchanged, so that it can be handed downstream."""
+    if isinstance(output, Tensor):
+        return tensor
+    rest = [tensor, *output[1:]]
+    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+class _Kept:
+    """A layer's output and, once a backward pass has run, its gradient."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.gradient: Tensor | None = None
+
+
+class Gradients(Mapping[str, Tensor]):
+    """Gradients by layer name, as far as a backward pass has reached the layers."""
+
+    def __init__(self, observation: Observation) -> None:
+        self._observation = observation
+
+    def __getitem__(self, name: str) -> Tensor:
+        kept = self._observation._find(name)
+        if not self._observation._wanted:
+            raise InputError(
+                "gradients were not asked for; use capture(model, layers, gradients=True)"
+            )
+        if kept.gradient is None:
+            raise InputError(
+                f"no gradient has come back to {name!r}: call backward() on a score computed "
+                "inside the block, with gradients enabled, that depends on this layer"
+            )
+        return kept.gradient
+
+    def __iter__(self) -> Iterator[str]:
+        return (k for k, kept in self._observation._kept.items() if kept.gradient is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Observation(Mapping[str, Tensor]):
+    """What the layers put out, by name: ``seen["layer4"]``, ``seen["relu@1"]``.
+
+    Attributes:
+        gradients: the gradient of what was differentiated with respect to each output, same names
+            and shapes, once ``backward()`` has run.
+    """
+
+    def __init__(self, module: nn.Module, *, gradients: bool) -> None:
+        self._module = module
+        self._wanted = gradients
+        self._kept: dict[str, _Kept] = {}
+        self.gradients = Gradients(self)
+
+    def _find(self, name: str) -> _Kept:
+        if name in self._kept:
+            return self._kept[name]
+        base, at, call = name.rpartition("@")
+        original = original_name(self._module, base if at else name)
+        for key, kept in self._kept.items():  # asked for by the other of its two names
+            key_base, key_at, key_call = key.rpartition("@")
+            same = original_name(self._module, key_base if key_at else key) == original
+            if same and (key_at, key_call if key_at else "") == (at, call if at else ""):
+                return kept
+        raise InputError(
+            f"nothing was seen of {name!r}: it was not among the layers asked for, or did not run "
+            f"in this block"
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._find(name).tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class _Hooks:
+    """Forward hooks on named modules that put what they see into an :class:`Observation`."""
+
+    def __init__(
+        self, seen: Observation, layers: list[Layer], when_done: Callable[[], None] | None = None
+    ) -> None:
+        self.seen = seen
+        self.when_done = when_done
+        self.by_module: dict[nn.Module, list[Layer]] = {}
+        for layer in layers:
+            self.by_module.setdefault(layer.module, []).append(layer)
+        self.calls: dict[nn.Module, int] = {}
+        self.pending: set[tuple[str, int | None]] = set()
+        # The last tensor handed downstream and what was kept for it: a container often returns
+        # the very tensor its last child returned, and needs no second copy.
+        self.last: tuple[ReferenceType[Tensor], int, _Kept] | None = None
+        self.layers = layers
+
+    def attach(self, root: nn.Module) -> list[Any]:
+        handles: list[Any] = [root.register_forward_pre_hook(self.restart)]
+        handles += [m.register_forward_hook(self.look) for m in self.by_module]
+        return handles
+
+    def restart(self, *_: object) -> None:
+        """A new forward pass of the whole network: calls are counted from the beginning."""
+        self.calls = dict.fromkeys(self.by_module, 0)
+        self.pending = {(layer.name, layer.call) for layer in self.layers}
+        self.last = None
+        self.seen._kept.clear()
+
+    def look(self, module: nn.Module, _inputs: object, output: object) -> object:
+        call = self.calls.get(module, 0)
+        self.calls[module] = call + 1
+        wanted = [layer for layer in self.by_module[module] if layer.call in (None, call)]
+        if not wanted:
+            return None
+        tensor = first_tensor(output)
+        replacement = None
+        if tensor is None:
+            if explicit := [layer.name for layer in wanted if layer.explicit]:
+                raise InputError(
+                    f"the layer {explicit[0]!r} puts out a {type(output).__name__}, not a tensor"
+                )
+        else:
+            kept, handed_on = self.keep(tensor)
+            for layer in wanted:
+                self.seen._kept[layer.key(call)] = kept
+            if handed_on is not tensor:
+                replacement = replace_first_tensor(output, handed_on)
+        self.pending -= {(layer.name, layer.call) for layer in wanted}
+        if self.when_done is not None and not self.pending:
+            self.when_done()
+        return replacement
+
+    def keep(self, tensor: Tensor) -> tuple[_Kept, Tensor]:
+        """What to remember of an output, and what to hand downstream instead of it.
+
+        An operation after the layer may write into its output (an in-place ReLU, ``out += skip``).
+        What is kept is never the tensor such an operation gets to write to.
+        """
+        if self.last is not None and not tensor.is_inference():
+            handed_on, version, kept = self.last
+            if handed_on() is tensor and version == tensor._version:
+                return kept, tensor
+        if self.seen._wanted and torch.is_grad_enabled() and tensor.is_floating_point():
+            own = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            kept, result = _Kept(own), own.clone()
+            own.register_hook(_gradient_hook(kept))
+        else:
+            kept, result = _Kept(tensor.detach().clone()), tensor
+        if not result.is_inference():
+            self.last = ref(result), result._version, kept
+        return kept, result
+
+
+def _gradient_hook(kept: _Kept) -> Callable[[Tensor], None]:
+    # Weak: the graph owns this hook, and kept owns a tensor of the graph. A strong reference would
+    # be a cycle through C++ that Python's collector cannot see, and every call would leak.
+    weak = ref(kept)
+
+    def remember(gradient: Tensor) -> None:
+        if (target := weak()) is not None:
+            target.gradient = gradient.detach()
+
+    return remember
+
+
+@contextmanager
+def capture(
+    model: nn.Module | Model, layers: LayerChoice = "*", *, gradients: bool = False
+) -> Iterator[Observation]:
+    """Watch named layers while the block runs the network itself.
+
+    The network is run, and differentiated, by the caller; its mode is left alone. Hooks end with
+    the block; ``backward()`` may also be called after it. Each forward pass of the whole network
+    replaces what was seen before. Compiled networks run eagerly inside the block, because hooks
+    added after compiling are ignored.
+
+    Args:
+        model: any network.
+        layers: a name, alias, glob or module, or several of them. ``name`` is a module's first run
+            in a forward pass, ``name@1`` the next, ``name@*`` all; globs mean first runs.
+        gradients: keep the gradient of each output too. What is seen is then part of the graph
+            (usable in ``torch.autograd.grad``); otherwise it is detached.
+
+    Yields:
+        An :class:`Observation`: name -> what that layer put out, on its device and in its shape,
+        before any later in-place operation; ``.gradients`` likewise.
+
+    Raises:
+        InputError: for a layer that is not there, or a layer that does not put out a tensor.
+
+    Example:
+        >>> import torch, torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
+        >>> with tvc.capture(net, ["0", "1"], gradients=True) as seen:
+        ...     net(torch.randn(1, 1, 4, 4)).sum().backward()
+        >>> seen["1"].shape, bool((seen.gradients["0"] == (seen["0"] > 0)).all())
+        (torch.Size([1, 2, 2, 2]), True)
+    """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise InputError(
+            "the replicas of a DataParallel network run in threads of their own and cannot be "
+            "observed; capture and run model.module"
+        )
+    module = module_of(model)
+    seen = Observation(module, gradients=gradients)
+    hooks = _Hooks(seen, resolve(module, layers))
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for handle in hooks.attach(module):
+            stack.callback(handle.remove)
+        yield seen
+
+
+class _Enough(BaseException):
+    """Every layer asked for has run. Not an Exception, lest the network's own code catch it."""
+
+
+def activations(
+    model: nn.Module | Model, inputs: Tensor, layers: LayerChoice = "*"
+) -> dict[str, Tensor]:
+    """What each of the asked layers puts out, from one forward pass in eval mode without a graph.
+
+    The pass stops after the last layer asked for; nothing else is kept.
+
+    Args:
+        model: any network; comes back as it was.
+        inputs: ``(N, C, H, W)``, or ``(N, H, W)`` where the network has no channel axis.
+        layers: as for :func:`capture`.
+
+    Returns:
+        Name -> output, in the order the layers ran. Layers a glob matched that do not run in eval
+        mode, or put out no tensor, are left out.
+
+    Raises:
+        InputError: for bad inputs, or a layer asked for by its name that is not there, does not run
+            or puts out no tensor.
+
+    Example:
+        >>> import torch, torchviz_cnn as tvc
+        >>> model = tvc.models.load("mnist_convnet")
+        >>> seen = tvc.activations(model, torch.zeros(2, 1, 28, 28), ["input_layer", "conv_1"])
+        >>> {name: tuple(maps.shape) for name, maps in seen.items()}
+        {'input_layer': (2, 32, 26, 26), 'conv_1': (2, 64, 24, 24)}
+    """
+    module = module_of(model)
+    chosen = resolve(module, layers)
+    inputs = check_inputs(model, module, inputs)
+    seen = Observation(module, gradients=False)
+
+    def stop() -> None:
+        raise _Enough
+
+    endless = any(layer.call is None for layer in chosen)
+    hooks = _Hooks(seen, chosen, None if endless else stop)
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(module, inputs))
+        stack.enter_context(batch_axis_required(module, inputs))
+        for handle in hooks.attach(module):
+            stack.callback(handle.remove)
+        with suppress(_Enough):
+            module(inputs)
+    for layer in chosen:
+        name = layer.key(layer.call or 0)
+        if layer.explicit and name not in seen._kept:
+            times = hooks.calls.get(layer.module, 0)
+            raise InputError(
+                f"{name!r} did not run: the layer runs {times} times in this forward pass"
+                if times
+                else f"the layer {name!r} does not run in eval mode"
+            )
+    return {name: kept.tensor for name, kept in seen._kept.items()}

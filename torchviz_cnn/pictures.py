@@ -1,0 +1,110 @@
+"""Pictures from files, whatever kind of file: to 8-bit RGB, the right way up."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from torchviz_cnn.errors import InputError
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+# What Pillow's decoders raise on files that begin well and go wrong.
+_DECODING = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as 8-bit RGB.
+
+    Rotated as its EXIF data says; palettes, gray, CMYK and 16-bit pictures are converted (16 bits
+    are scaled, not clipped); transparent parts become white; of an animation the first frame.
+
+    Args:
+        path: a file of any format Pillow reads.
+
+    Raises:
+        InputError: when the file is missing, is no picture, or is damaged.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {str(path)!r}") from None
+    except IsADirectoryError:
+        raise InputError(f"{str(path)!r} is a folder, not a picture") from None
+    except PermissionError:
+        raise InputError(f"{str(path)!r} may not be read") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{str(path)!r} is not a picture of a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{str(path)!r} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; "
+            "scale it down first"
+        ) from None
+    except _DECODING as error:
+        raise InputError(f"{str(path)!r} is damaged and cannot be read: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Integers are taken as 16 bits when they exceed 8; floats as 0…1 unless they exceed it."""
+    values = values.astype(np.float64)
+    top = values.max(initial=0)
+    scale = 255.0 if top <= 1 and values.size and (values % 1).any() else 1.0
+    if top > 255:
+        scale = 255 / max(65535.0, top)
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+
+
+def to_image(picture: Picture) -> Image.Image:
+    """A picture given in any form as an 8-bit RGB image.
+
+    Args:
+        picture: a path, a PIL image, or an array or tensor ``(H, W)``, ``(H, W, 1 or 3)`` or
+            ``(1 or 3, H, W)``: bytes, or floats from 0 to 1.
+
+    Raises:
+        InputError: for anything else.
+
+    Example:
+        >>> import numpy as np
+        >>> to_image(np.zeros((4, 6, 3), np.uint8)).size
+        (6, 4)
+    """
+    if isinstance(picture, str | Path):
+        return read_picture(picture)
+    if isinstance(picture, Image.Image):
+        return _to_rgb(picture)
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu().float().numpy()
+    if not isinstance(picture, np.ndarray):
+        raise InputError(f"a picture is a file, a PIL image or an array, not {type(picture)}")
+    array = picture
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or not array.size:
+        raise InputError(f"an array of shape {picture.shape} is not a picture (H, W) or (H, W, 3)")
+    if array.dtype != np.uint8:
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
+            raise InputError("a picture's numbers must lie in 0…1 or 0…255")
+        array = np.rint(array * (255 if array.max() <= 1 else 1)).astype(np.uint8)
+    return Image.fromarray(array).convert("RGB")

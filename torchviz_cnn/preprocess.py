@@ -1,0 +1,132 @@
+"""From a picture to the tensor a network was trained on, and back to what it saw of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.pictures import Picture, to_image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Scale, cut and normalise pictures as a network expects them.
+
+    Attributes:
+        size: height and width of the network's input.
+        resize: the picture's short side is scaled to this and the middle cut out; ``None`` scales
+            the whole picture to ``size``, whatever its shape.
+        scale: a byte is multiplied by this,
+        mean: then this is subtracted, one a channel,
+        std: then it is divided by this.
+        channels: ``"RGB"``, ``"BGR"`` or ``"L"`` (gray).
+        interpolation: how the picture is resized.
+
+    Example:
+        >>> import numpy as np
+        >>> Preprocess((4, 4), scale=1 / 255)(np.full((9, 7, 3), 255, np.uint8)).unique()
+        tensor([1.])
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+
+    def view(self, picture: Picture) -> Image.Image:
+        """What the network sees of a picture, at the picture's own resolution where that is finer.
+
+        A heat map of the network's input covers exactly this.
+        """
+        image = to_image(picture)
+        if self.resize is None:
+            return image
+        width, height = image.size
+        new_height, new_width = self._scaled(height, width)
+        top, left = (
+            round((n - m) / 2.0) for n, m in zip((new_height, new_width), self.size, strict=True)
+        )
+        sx, sy = width / new_width, height / new_height
+        box = (left * sx, top * sy, (left + self.size[1]) * sx, (top + self.size[0]) * sy)
+        target = (
+            max(self.size[1], round(box[2] - box[0])),
+            max(self.size[0], round(box[3] - box[1])),
+        )
+        if box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height:
+            return image.resize(target, Image.Resampling.BICUBIC, box=box)
+        return self._resized(image)  # the cut reaches over the border, which is padded
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        assert self.resize is not None
+        short = min(height, width)
+        return int(self.resize * height / short), int(self.resize * width / short)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        size = list(self.size) if self.resize is None else [self.resize]
+        image = vision.resize(image, size, interpolation=self.interpolation, antialias=True)
+        return image if self.resize is None else vision.center_crop(image, list(self.size))
+
+    def __call__(self, pictures: Picture | list[Picture]) -> Tensor:
+        """One picture or several as a batch ``(N, C, H, W)``, float32.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        if isinstance(pictures, list):
+            return torch.cat([self(picture) for picture in pictures])
+        image = self._resized(to_image(pictures))
+        if self.channels == "L":
+            image = image.convert("L")
+        tensor = vision.pil_to_tensor(image).float()
+        if self.channels == "BGR":
+            tensor = tensor.flip(0)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return ((tensor * self.scale - mean) / std)[None]
+
+
+# Keras' ways of preparing pictures, exactly: keras.applications' three modes, and ImageDataGenerator's
+# rescale=1/255. All scale the whole picture to the input's size, as load_img(target_size=…) does.
+KERAS_MODES: dict[str, Preprocess] = {
+    "rescale": Preprocess((0, 0)),
+    "tf": Preprocess((0, 0), scale=1 / 127.5, mean=(1.0,)),
+    "torch": Preprocess((0, 0), mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "caffe": Preprocess((0, 0), scale=1.0, mean=(103.939, 116.779, 123.68), channels="BGR"),
+    "none": Preprocess((0, 0), scale=1.0),
+}
+
+
+def preprocess_by_name(mode: str, input_size: Sequence[int]) -> Preprocess:
+    """One of Keras' ways of preparing a picture, for an input of a given size.
+
+    Args:
+        mode: ``"rescale"``, ``"tf"``, ``"torch"``, ``"caffe"`` or ``"none"``.
+        input_size: ``(C, H, W)``, or ``(H, W)`` for gray pictures without a channel axis.
+
+    Raises:
+        InputError: for another name, or a mode that needs colour on a gray input.
+    """
+    if mode not in KERAS_MODES:
+        raise InputError(
+            f"there is no preprocessing {mode!r}; choose one of {', '.join(KERAS_MODES)}"
+            + closest(mode, KERAS_MODES)
+        )
+    chosen = replace(KERAS_MODES[mode], size=(input_size[-2], input_size[-1]))
+    if len(input_size) == 2 or input_size[0] == 1:
+        if len(chosen.mean) == 3:
+            raise InputError(f"the preprocessing {mode!r} needs colour, and this network is gray")
+        return replace(chosen, channels="L")
+    return chosen

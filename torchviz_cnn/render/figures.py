@@ -1,0 +1,131 @@
+"""Pictures side by side, with words and colour bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.colormaps import colormap_for, limits
+from torchviz_cnn.render.overlays import overlay
+from torchviz_cnn.render.text import INK, PAPER, font, wrap
+
+
+def attribution_figure(
+    values: np.ndarray,
+    *,
+    picture: Image.Image | None = None,
+    title: str = "",
+    unit: str = "",
+    colormap: str | None = None,
+) -> Figure:
+    """Picture, map with a colour bar in the unit of the values, and overlay.
+
+    Args:
+        values: ``(H, W)`` in their own unit; signed ones get a diverging colour map centred at 0.
+        picture: shown beside and below the map; without it there is the map alone.
+        title: a line above.
+        unit: what the values measure, beside the colour bar.
+        colormap: any matplotlib name.
+
+    Returns:
+        A figure of its own, not registered with pyplot.
+    """
+    low, high = limits(values)
+    name = colormap_for(values, colormap)
+    panels = 1 if picture is None else 3
+    ratio = values.shape[0] / values.shape[1]
+    figure = Figure(figsize=(4.0 * panels + 0.9, 3.6 * min(2.0, max(0.5, ratio)) + 0.7))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, wrap=True)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.set_axis_off()
+    middle = axes[0 if picture is None else 1]
+    # One frame for all panels, so that a place is at the same height in each.
+    frame = (0.0, float(values.shape[1]), float(values.shape[0]), 0.0)
+    drawn = middle.imshow(
+        values, cmap=name, vmin=low, vmax=high, extent=frame, interpolation="nearest"
+    )
+    figure.colorbar(drawn, ax=middle, fraction=0.046 * max(1.0, ratio), label=unit)
+    if picture is not None:
+        axes[0].imshow(np.asarray(picture), extent=frame)
+        scaled = values / max(abs(low), high)
+        axes[2].imshow(np.asarray(overlay(picture, scaled, colormap=colormap)), extent=frame)
+        for axis, words in zip(axes, ("picture", "map", "overlay"), strict=True):
+            axis.set_title(words, fontsize=9)
+    return figure
+
+
+def sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    *,
+    cell: int = 224,
+    title: str | None = None,
+) -> Image.Image:
+    """Pictures in a table with words above the columns and the rows.
+
+    Args:
+        rows: pictures row by row, as many in each.
+        column_titles, row_titles: words, wrapped to the cell; row titles stand above their row.
+        cell: the longer side of every picture in pixels.
+        title: a line above everything.
+
+    Raises:
+        InputError: for rows of different lengths, or titles of another number.
+
+    Example:
+        >>> from PIL import Image
+        >>> tile = Image.new("RGB", (30, 20))
+        >>> sheet([[tile, tile]], ["a", "b"], cell=60).size[0] >= 120
+        True
+    """
+    width = len(rows[0]) if rows else 0
+    if not width or any(len(row) != width for row in rows):
+        raise InputError("a sheet needs rows of pictures, as many in each")
+    if column_titles and len(column_titles) != width:
+        raise InputError(f"{len(column_titles)} column titles were given for {width} columns")
+    if row_titles and len(row_titles) != len(rows):
+        raise InputError(f"{len(row_titles)} row titles were given for {len(rows)} rows")
+    gap, line = 10, 17
+    scaled = [[_scaled(picture, cell) for picture in row] for row in rows]
+    heights = [max(picture.height for picture in row) for row in scaled]
+    total = width * (cell + gap) + gap
+    head = wrap(title, total - 2 * gap, 15) if title else []
+    columns = [wrap(text, cell, 13) for text in column_titles]
+    names = [wrap(text, total - 2 * gap, 13) for text in row_titles] or [[] for _ in rows]
+    top = gap + 22 * len(head) + line * max((len(lines) for lines in columns), default=0) + gap // 2
+    height = top + sum(heights) + sum(line * len(lines) + gap for lines in names)
+    canvas = Image.new("RGB", (total, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, text in enumerate(head):
+        draw.text((gap, gap // 2 + 22 * index), text, fill=INK, font=font(15))
+    for column, lines in enumerate(columns):
+        for index, text in enumerate(lines):
+            y = top - gap // 2 - line * (len(lines) - index)
+            draw.text((gap + column * (cell + gap), y), text, fill=INK, font=font(13))
+    y = top
+    for row, lines, row_height in zip(scaled, names, heights, strict=True):
+        for text in lines:
+            draw.text((gap, y - 1), text, fill=INK, font=font(13))
+            y += line
+        for column, picture in enumerate(row):
+            canvas.paste(picture, (gap + column * (cell + gap), y))
+        y += row_height + gap
+    return canvas
+
+
+def _scaled(picture: Image.Image, cell: int) -> Image.Image:
+    factor = cell / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    # Small maps keep their square cells; large pictures are averaged.
+    how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, how)

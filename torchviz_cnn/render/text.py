@@ -1,0 +1,53 @@
+"""Words on pictures."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from PIL import ImageFont
+
+INK = (32, 32, 32)
+PAPER = (255, 255, 255)
+
+
+@lru_cache(maxsize=16)
+def font(size: int = 12) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along everywhere."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def text_width(text: str, size: int = 12) -> int:
+    return int(font(size).getlength(text)) + 1
+
+
+def fit(text: str, width: int, size: int = 12) -> str:
+    """The text, cut with an ellipsis to at most ``width`` pixels."""
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(text + "…", size) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def wrap(text: str, width: int, size: int = 12) -> list[str]:
+    """The text in lines of at most ``width`` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(joined, size) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(fit(word, width, size))
+    return lines
+
+
+def number(value: float) -> str:
+    """A number short enough for a colour bar.
+
+    >>> number(0.0), number(12.345), number(-0.00123)
+    ('0', '12.3', '-0.00123')
+    """
+    return f"{value:.3g}"

@@ -1,0 +1,382 @@
+"""Which layers a network has, what each puts out and costs, and which one Grad-CAM should look at.
+
+Everything here is found by running the network once, never by guessing from names.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.guard import every_module, undisturbed
+from torchviz_cnn.naming import display_name, module_of
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+
+@dataclass
+class _Run:
+    """One run of one module."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    macs: int = 0
+
+
+@dataclass
+class _Trace:
+    """One forward pass: module runs in the order they finished, and what the convolutions made."""
+
+    runs: list[_Run] = field(default_factory=list)
+    convolutions: list[tuple[int, ...]] = field(default_factory=list)
+
+
+class _CostMode(TorchDispatchMode):
+    """Counts multiply-adds into the innermost module that is running; notes convolutions.
+
+    Seeing operators rather than modules, it does not miss ``F.conv2d`` or ``x @ w``.
+    """
+
+    def __init__(self, trace: _Trace, running: list[_Run]) -> None:
+        super().__init__()
+        self.trace = trace
+        self.running = running
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            # Two floating-point operations, one multiplication and one addition, make a MAC.
+            macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
+            for run in self.running:
+                run.macs += macs
+        if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
+            self.trace.convolutions.append(tuple(out.shape))
+        return out
+
+
+def _shape(output: object) -> tuple[int, ...] | None:
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return tuple(output.shape) if isinstance(output, Tensor) else None
+
+
+def _trace(module: nn.Module, inputs: Tensor) -> _Trace:
+    """Run ``module`` once, undisturbed and without a graph, and note every module's runs."""
+    trace, running = _Trace(), list[_Run]()
+    handles = []
+
+    def enter(name: str) -> Any:
+        return lambda _module, _inputs: running.append(_Run(name, None))
+
+    def leave(_module: nn.Module, _inputs: object, output: object) -> None:
+        run = running.pop()
+        run.shape = _shape(output)
+        trace.runs.append(run)
+
+    try:
+        with undisturbed(module, inputs), _CostMode(trace, running):
+            for name, child in module.named_modules():
+                handles.append(child.register_forward_pre_hook(enter(name)))
+                handles.append(child.register_forward_hook(leave))
+            module(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace
+
+
+# network -> (input shape, its modules) -> default layer
+_DEFAULTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], str]] = WeakKeyDictionary()
+
+
+def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
+    """The layer Grad-CAM looks at when none is named.
+
+    The last named module to finish whose output has the spatial size of the last convolution's
+    output. That is after the convolution's batch norm, activation and skip connection: ``layer4``
+    of a ResNet, ``features.29`` of VGG16. Convolutions that put out a single cell (the gates of
+    squeeze-and-excitation, classifiers written as 1×1 convolutions after pooling) do not count, nor
+    does a container that holds every convolution of the network: it is the trunk, not a layer.
+
+    Args:
+        model: any network.
+        inputs: ``(N, C, H, W)`` or ``(N, H, W)``; one image of it is run, the answer is remembered.
+
+    Raises:
+        InputError: when no convolution with more than one output cell runs.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> tvc.default_layer(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64))
+        'layer4'
+    """
+    module = module_of(model)
+    # A changed network must be run again: its modules' identities are part of the key.
+    key = (*inputs.shape[1:], *map(id, every_module(module)))
+    known = _DEFAULTS.setdefault(module, {})
+    if key not in known:
+        if len(known) >= 64:  # many sizes, or a network rebuilt again and again
+            known.clear()
+        known[key] = _find_default_layer(module, _trace(module, inputs[:1]))
+    return display_name(module, known[key])
+
+
+def _find_default_layer(module: nn.Module, trace: _Trace) -> str:
+    sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
+    if not sizes:
+        raise InputError(
+            "no convolution of this network puts out a map, so there is nothing for Grad-CAM to "
+            "weigh; name a layer with a spatial output, or use saliency or occlusion"
+        )
+    convolutions = {m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    for run in reversed(trace.runs):
+        if not run.name or run.shape is None or run.shape[2:] != sizes[-1]:
+            continue
+        inside = {m for m in module.get_submodule(run.name).modules() if m in convolutions}
+        if len(convolutions) > 1 and inside == convolutions:
+            continue
+        return run.name
+    raise InputError(
+        "the last convolution of this network belongs to no named module; name a layer"
+    )
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One row of a :class:`LayerTable`.
+
+    Attributes:
+        name: dotted name, or the alias given by ``rename``.
+        type: class name.
+        output_shape: without the batch axis; ``None`` where it was not run or gives no tensor.
+        parameters: how many numbers it learns or keeps as parameters, its children's included.
+        trainable: how many of them require a gradient.
+        macs: multiply-adds for one image over all its runs; ``None`` where the network was not run.
+        calls: how often it runs in one forward pass; ``None`` where the network was not run.
+        depth: how deep it is nested, 0 for the network's own children.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...] | None
+    parameters: int
+    trainable: int
+    macs: int | None
+    calls: int | None
+    depth: int
+
+
+@dataclass(frozen=True)
+class LayerTable(Sequence[LayerInfo]):
+    """The layers of a network; prints like a Keras summary and reads like a list.
+
+    ``table[0]`` is the first row, ``table["layer4"]`` any module by name or alias, ``table.names``
+    the names of the rows; ``table.parameters``, ``.trainable`` and ``.macs`` are the network's
+    totals (shared parameters once).
+    """
+
+    network: str
+    rows: tuple[LayerInfo, ...]
+    parameters: int
+    trainable: int
+    macs: int | None
+    input_size: tuple[int, ...] | None
+    _every: dict[str, LayerInfo] = field(repr=False, default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [row.name for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[LayerInfo]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, key: int | str) -> LayerInfo: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[LayerInfo, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> LayerInfo | tuple[LayerInfo, ...]:
+        if not isinstance(key, str):
+            return self.rows[key]
+        for name, row in self._every.items():
+            if key in (name, row.name):
+                return row
+        raise InputError(
+            f"the network has no layer {key!r}"
+            + closest(key, (row.name for row in self._every.values()))
+        )
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries, for ``json`` or ``pandas.DataFrame``."""
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        return self.format()
+
+    def format(self, width: int | None = None) -> str:
+        """The table as text of at most ``width`` columns (the terminal's by default)."""
+        width = max(48, width or shutil.get_terminal_size((100, 24)).columns)
+        titles = ("Layer (type)", "Output shape", "Params", "MACs", "Calls")
+        cells = [
+            (
+                f"{row.name} ({row.type})",
+                "-" if row.output_shape is None else "×".join(map(str, row.output_shape)),
+                f"{row.parameters:,}",
+                "-" if row.macs is None else human(row.macs),
+                "-" if row.calls is None else str(row.calls),
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(row[i]) for row in [titles, *cells]) for i in range(len(titles))]
+        if sum(widths) + 2 * (len(widths) - 1) > width:  # names give way, numbers do not
+            widths[0] = max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1))
+        rule_width = min(width, sum(widths) + 2 * (len(widths) - 1))
+        shape_of_input = (
+            "" if self.input_size is None else f", input {'×'.join(map(str, self.input_size))}"
+        )
+        lines = [f"{self.network}{shape_of_input}", "─" * rule_width]
+        for index, row in enumerate([titles, *cells]):
+            first = row[0].ljust(widths[0]) if len(row[0]) <= widths[0] else _cut(row[0], widths[0])
+            rest = [row[1].ljust(widths[1])]
+            rest += [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join([first, *rest]).rstrip())
+            if index == 0:
+                lines.append("═" * rule_width)
+        lines.append("─" * rule_width)
+        lines.append(f"Total params: {self.parameters:,}")
+        lines.append(f"Trainable params: {self.trainable:,}")
+        lines.append(f"Non-trainable params: {self.parameters - self.trainable:,}")
+        if self.macs is not None:
+            lines.append(f"Multiply-adds for one image: {human(self.macs)}")
+        return "\n".join(lines)
+
+
+def human(count: int) -> str:
+    """A count in at most four digits.
+
+    >>> human(15470264320), human(896)
+    ('15.47 G', '896')
+    """
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            digits = 2 if count < 100 * size else 1
+            return f"{count / size:.{digits}f} {letter}"
+    return str(count)
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten in the middle: both ends of a dotted name matter."""
+    keep = width - 1
+    return text[: keep - keep // 2] + "…" + text[len(text) - keep // 2 :]
+
+
+def _is_row(module: nn.Module) -> bool:
+    """A layer of its own in the table: nothing inside it, or declared to be one layer."""
+    return getattr(module, "is_layer", False) or not any(True for _ in module.children())
+
+
+def layers(
+    model: nn.Module | Model,
+    input_size: Sequence[int] | None = None,
+    *,
+    nested: bool = False,
+) -> LayerTable:
+    """The named layers of a network with type, output shape, parameters, multiply-adds and calls.
+
+    Args:
+        model: any network; nothing of it is changed.
+        input_size: of one image, ``(C, H, W)`` (or ``(H, W)`` for a network without a channel
+            axis). A :class:`~torchviz_cnn.models.Model` knows its own. Without it the network is
+            not run: shapes, multiply-adds and calls stay unknown.
+        nested: list containers and the parts of layers as well.
+
+    Returns:
+        The table, in the order of the network's definition. Layers that do not run in eval mode
+        (auxiliary heads) have ``calls`` 0.
+
+    Raises:
+        InputError: for an input size that is not two or three positive numbers.
+
+    Example:
+        >>> import torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+        >>> print(tvc.layers(net, input_size=(3, 8, 8)).format(width=60))
+        Sequential, input 3×8×8
+        ─────────────────────────────────────────────────
+        Layer (type)  Output shape  Params    MACs  Calls
+        ═════════════════════════════════════════════════
+        0 (Conv2d)    8×6×6            224  7.78 k      1
+        1 (ReLU)      8×6×6              0       0      1
+        2 (Flatten)   288                0       0      1
+        3 (Linear)    2                578     576      1
+        ─────────────────────────────────────────────────
+        Total params: 802
+        Trainable params: 802
+        Non-trainable params: 0
+        Multiply-adds for one image: 8.35 k
+    """
+    module = module_of(model)
+    size = input_size if input_size is not None else getattr(model, "input_size", None)
+    runs: dict[str, list[_Run]] = {}
+    total_macs = None
+    if size is not None:
+        size = tuple(int(n) for n in size)
+        if len(size) not in (2, 3) or min(size) < 1:
+            raise InputError(f"input_size must be (channels, height, width), not {size}")
+        like = next(module.parameters(), torch.zeros(()))
+        trace = _trace(module, torch.zeros(1, *size, dtype=like.dtype, device=like.device))
+        for run in trace.runs:
+            runs.setdefault(run.name, []).append(run)
+        total_macs = sum(run.macs for run in runs.get("", []))
+    every = {
+        name: _info(module, name, child, None if size is None else runs.get(name, []))
+        for name, child in module.named_modules()
+        if name
+    }
+    inside_row = tuple(
+        f"{name}." for name, child in module.named_modules() if name and _is_row(child)
+    )
+    rows = tuple(
+        info
+        for name, info in every.items()
+        if nested or (_is_row(module.get_submodule(name)) and not name.startswith(inside_row))
+    )
+    parameters = list(module.parameters())
+    return LayerTable(
+        network=getattr(model, "source", None) or type(module).__name__,
+        rows=rows,
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        macs=total_macs,
+        input_size=size,
+        _every=every,
+    )
+
+
+def _info(root: nn.Module, name: str, module: nn.Module, runs: list[_Run] | None) -> LayerInfo:
+    parameters = list(module.parameters())
+    shape = runs[0].shape if runs else None
+    return LayerInfo(
+        name=display_name(root, name),
+        type=str(getattr(module, "layer_type", type(module).__name__)),
+        output_shape=None if shape is None else shape[1:],
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        macs=None if runs is None else sum(run.macs for run in runs),
+        calls=None if runs is None else len(runs),
+        depth=name.count("."),
+    )

@@ -1,0 +1,212 @@
+"""What is explained: a class by index or name, one per image, several per image, or any callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.head import Output, is_single
+
+ScoreKind = Literal["logit", "probability"]
+OneTarget = int | str
+Target = (
+    OneTarget
+    | Sequence[OneTarget]
+    | Sequence[Sequence[OneTarget]]
+    | Tensor
+    | np.ndarray
+    | Callable[[Tensor], Tensor]
+    | None
+)
+
+
+def class_index(name: str, classes: Sequence[str] | None) -> int:
+    """The index of a class given by name; a name of digits is an index.
+
+    Raises:
+        InputError: for a name no class or several classes have, or when no names are known.
+
+    Example:
+        >>> class_index("Tabby", ["tabby", "lynx"])
+        0
+    """
+    if name.strip().lstrip("-").isdigit():
+        return int(name)
+    if not classes:
+        raise InputError(
+            f"the class {name!r} is given by name, but the class names of this network are not "
+            "known; give its index, or class names (a Model from models.load has them)"
+        )
+    wanted = name.strip().lower().replace("_", " ")
+    hits = [i for i, known in enumerate(classes) if known.lower().replace("_", " ") == wanted]
+    if len(hits) > 1:
+        raise InputError(f"{len(hits)} classes are called {name!r}; give one of the indexes {hits}")
+    if not hits:
+        raise InputError(f"no class is called {name!r}{closest(name, classes)}")
+    return hits[0]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The scores to explain and the classes they belong to.
+
+    Attributes:
+        score: ``(N,)``, or ``(N, K)`` for K targets an image; part of the graph where there is one.
+        target: class indexes of the same shape; ``None`` for a callable.
+    """
+
+    score: Tensor
+    target: Tensor | None
+
+
+class Question:
+    """A target that has been checked against the number of images, ready to be put to an output.
+
+    Args:
+        target: ``None`` for each image's top class; an index or a name for all images; a list of N
+            of them, one an image; a list of N lists of K of them, K an image; or a callable that
+            takes the network's output and returns one score an image. For a two-class network with
+            one output, 1 is its score and 0 the negative of it.
+        images: N.
+        score: ``"logit"`` for the score before the final softmax or sigmoid, ``"probability"`` for
+            after it.
+        classes: class names by index, where known.
+
+    Raises:
+        InputError: for a list whose length is not N, an index out of range, an unknown name.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        images: int,
+        *,
+        score: ScoreKind = "logit",
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        if score not in ("logit", "probability"):
+            raise InputError(f"score must be 'logit' or 'probability', not {score!r}")
+        self.score_kind = score
+        self.images = images
+        self.settled = False
+        self.callable = target if callable(target) else None
+        self.indexes = None if callable(target) else self._indexes(target, classes)
+        if classes is not None and self.indexes is not None:
+            self._check_range(self.indexes, len(classes))
+
+    def _indexes(self, target: object, classes: Sequence[str] | None) -> Tensor | None:
+        """``(N,)`` or ``(N, K)`` class indexes; ``None`` for the top class."""
+        if target is None:
+            return None
+        if isinstance(target, Tensor | np.ndarray):
+            target = target.tolist()
+        if isinstance(target, int | np.integer | str):
+            return torch.full((self.images,), _one(target, classes))
+        if not isinstance(target, Sequence):
+            raise InputError(
+                f"a target is a class index, a class name, a list of them, or a callable, "
+                f"not {type(target).__name__}"
+            )
+        if len(target) != self.images:
+            raise InputError(
+                f"{len(target)} targets were given for {self.images} "
+                f"image{'s' * (self.images != 1)}; give one target for all, or exactly one "
+                "(or one list) an image"
+            )
+        rows = [
+            [_one(each, classes) for each in row]
+            if isinstance(row, Sequence) and not isinstance(row, str)
+            else _one(row, classes)
+            for row in target
+        ]
+        widths = {len(row) if isinstance(row, list) else None for row in rows}
+        if len(widths) > 1 or 0 in widths:
+            raise InputError(
+                "every image needs the same number of targets, at least one, "
+                f"not {[len(row) if isinstance(row, list) else 1 for row in rows]}"
+            )
+        return torch.tensor(rows)
+
+    def _check_range(self, indexes: Tensor, count: int) -> None:
+        if self.settled:
+            return
+        count = max(count, 2)  # one output: the classes 0 and 1
+        low, high = int(indexes.min()), int(indexes.max())
+        wrong = low if low < 0 else high
+        if low < 0 or high >= count:
+            raise InputError(
+                f"class {wrong} is out of range: the network has {count} classes, 0 to {count - 1}"
+            )
+
+    def again(self, chosen: Tensor | None, images: int) -> Question:
+        """The same question with its classes settled, for ``images`` variants of the pictures.
+
+        Args:
+            chosen: the classes, ``(images,)`` or ``(images, K)``; ``None`` for a callable.
+            images: how many variants.
+        """
+        question = Question(self.callable, images, score=self.score_kind)
+        question.indexes = chosen
+        question.settled = True  # by an output of this network: in range, and on its device
+        return question
+
+    def put(self, output: Output) -> Explained:
+        """Pick the scores out of a network's output.
+
+        Raises:
+            InputError: for a class out of range, an output that is not ``(N, classes)``, or a
+                callable that does not return one score an image.
+        """
+        values = output.logits if self.score_kind == "logit" else output.probabilities()
+        if self.callable is not None:
+            score = self.callable(values)
+            if isinstance(score, Tensor) and score.ndim == 0 and self.images == 1:
+                score = score[None]
+            if not isinstance(score, Tensor) or score.shape != (self.images,):
+                shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+                raise InputError(
+                    f"a callable target must return one score an image, shape ({self.images},), "
+                    f"but gave {shape} for an output of shape {tuple(values.shape)}"
+                )
+            return Explained(score, None)
+        if is_single(values):
+            return self._two_classes(output.logits.reshape(-1), values.reshape(-1))
+        if values.ndim != 2:
+            raise InputError(
+                f"the network's output has shape {tuple(values.shape)}, not (N, classes); pass a "
+                "callable target, such as lambda out: out[:, 5].mean((1, 2)) for the mean score of "
+                "class 5 in a map of scores"
+            )
+        if self.indexes is None:
+            chosen = values.detach().argmax(1)
+        else:
+            self._check_range(self.indexes, values.shape[1])
+            chosen = self.indexes.to(values.device)
+        rows = torch.arange(self.images, device=values.device)
+        score = values[rows, chosen] if chosen.ndim == 1 else values[rows[:, None], chosen]
+        return Explained(score, chosen)
+
+    def _two_classes(self, logits: Tensor, values: Tensor) -> Explained:
+        """One output a picture: class 1 is its score; class 0 the negative, or 1 − probability."""
+        if self.indexes is None:
+            chosen = (logits.detach() > 0).long()
+        else:
+            self._check_range(self.indexes, 2)
+            chosen = self.indexes.to(values.device)
+        values = values if chosen.ndim == 1 else values[:, None]
+        other = -values if self.score_kind == "logit" else 1 - values
+        return Explained(torch.where(chosen == 1, values, other), chosen)
+
+
+def _one(target: object, classes: Sequence[str] | None) -> int:
+    if isinstance(target, str):
+        return class_index(target, classes)
+    if isinstance(target, bool) or not isinstance(target, int | np.integer):
+        raise InputError(f"a class is an index or a name, not {target!r}")
+    return int(target)
