@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -366,3 +367,29 @@ def choose_device(wish: str = "auto") -> torch.device:
     if wish == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device can be used here; choose --device cpu or auto")
     return torch.device(wish)
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names from a file: one a line; a JSON list; or JSON as Keras has it for ImageNet,
+    ``{"0": ["n01440764", "tench"], …}``.
+
+    Raises:
+        InputError: when the file is missing or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(f"cannot read class names from {str(path)!r}: {reason}") from None
+    if text.lstrip()[:1] not in ("[", "{"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{str(path)!r} is broken JSON: {error}") from None
+    if isinstance(found, dict) and all(key.isdigit() for key in found):
+        found = [found[key] for key in sorted(found, key=int)]
+    names = [each[-1] if isinstance(each, list) and each else each for each in found]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{str(path)!r} holds no list of class names")
+    return names

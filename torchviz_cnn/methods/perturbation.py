@@ -78,6 +78,11 @@ def _fill(fill: Fill, images: Tensor) -> Tensor:
         ) from None
 
 
+def _default_batch(images: Tensor) -> int:
+    pixels = (64 if images.is_cuda else 8) * 224 * 224
+    return min(256, max(1, pixels // (images.shape[2] * images.shape[3])))
+
+
 @attribution_method
 def occlusion(
     model: nn.Module | Model,
@@ -106,8 +111,8 @@ def occlusion(
         fill: what hides: a value (0 is the data set's mean after the usual normalisation), one a
             channel, ``"mean"`` (of each picture's channels), ``"blur"`` (the picture itself,
             blurred), or an array ``(C, H, W)`` or ``(N, C, H, W)``.
-        batch_size: hidden variants in one forward pass; bounds the memory. 8 on the CPU, 64 on a
-            GPU by default.
+        batch_size: hidden variants in one forward pass; bounds the memory. By default as many as
+            have the pixels of 8 pictures of 224×224, on a GPU of 64; at most 256.
         all_scores: keep the scores of all classes for every window,
             ``N · rows · columns · classes`` numbers.
         progress: show a progress bar in a terminal, when it takes over two seconds.
@@ -138,8 +143,9 @@ def occlusion(
         size = examination.size
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
         filling = _fill(fill, images).expand(images.shape)
-        batch_size = batch_size or (64 if images.device.type == "cuda" else 8)
-        if batch_size < 1:
+        if batch_size is None:
+            batch_size = _default_batch(images)
+        elif batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
 
         output = run(examination.module, examination.inputs, sure=True)

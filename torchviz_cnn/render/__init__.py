@@ -1,12 +1,15 @@
 """Arrays to pictures: colour maps, grids, overlays, figures. Knows nothing of networks."""
 
-from torchviz_cnn.render.colormaps import colorize
+from torchviz_cnn.render.colormaps import check_colormap, colorize
+from torchviz_cnn.render.enlarge import viewable
 from torchviz_cnn.render.figures import attribution_figure, sheet
-from torchviz_cnn.render.grids import feature_maps, units
+from torchviz_cnn.render.grids import Scale, feature_maps, units
 from torchviz_cnn.render.overlays import masked, overlay, stretch
 
 __all__ = [
+    "Scale",
     "attribution_figure",
+    "check_colormap",
     "colorize",
     "feature_maps",
     "masked",
@@ -14,4 +17,5 @@ __all__ = [
     "sheet",
     "stretch",
     "units",
+    "viewable",
 ]

@@ -13,6 +13,16 @@ SEQUENTIAL = "jet"
 DIVERGING = "seismic"
 
 
+def check_colormap(name: str) -> None:
+    """Say before any work that a colour map is unknown.
+
+    Raises:
+        InputError: with the closest names.
+    """
+    if name not in matplotlib.colormaps:
+        raise InputError(f"there is no colour map {name!r}{closest(name, matplotlib.colormaps)}")
+
+
 @lru_cache(maxsize=64)
 def table(name: str) -> np.ndarray:
     """The 256 colours of a matplotlib colour map, ``(256, 3)`` bytes.
@@ -24,8 +34,7 @@ def table(name: str) -> np.ndarray:
         >>> table("gray")[255].tolist()
         [255, 255, 255]
     """
-    if name not in matplotlib.colormaps:
-        raise InputError(f"there is no colour map {name!r}{closest(name, matplotlib.colormaps)}")
+    check_colormap(name)
     colors = matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3]
     return np.rint(colors * 255).astype(np.uint8)
 

@@ -1,0 +1,471 @@
+"""The command line: parses, calls, prints. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from torchviz_cnn import album, demo, models, render
+from torchviz_cnn.attribution import WindowAttribution
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.methods import METHODS
+from torchviz_cnn.methods.registry import accepts, summary
+from torchviz_cnn.models import Model
+from torchviz_cnn.pictures import read_picture
+from torchviz_cnn.report import write_picture
+from torchviz_cnn.summary import layers as layer_table
+from torchviz_cnn.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="What is this convolutional network looking at?\n\n"
+    "\b\nStart here:\n"
+    "  torchviz-cnn demo\n"
+    "  torchviz-cnn layers vgg16\n"
+    "  torchviz-cnn explain cat.jpg --model resnet50 --method all",
+)
+
+Images = Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A torchvision classifier, mnist_convnet, cat_dog, cat_dog_small, "
+        "or package.module:factory.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="default (published ones, downloaded once), none (random), or a file."),
+]
+PreprocessMode = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="Prepare pictures as Keras does: rescale, tf, torch, caffe or none; "
+        "otherwise as the network's publisher does.",
+    ),
+]
+ClassFile = Annotated[
+    Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
+]
+InputSize = Annotated[
+    str | None, typer.Option(help="Of one image, such as 3x224x224, for your own factory.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")]
+Colormap = Annotated[
+    str | None, typer.Option(help="Any matplotlib colour map, such as jet, viridis, gray.")
+]
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(sentence)
+
+
+def _note(sentence: str) -> None:
+    typer.echo(f"note: {sentence}", err=True)
+
+
+def _size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[x×,]", text)
+    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (2, 3):
+        raise InputError(f"--input-size must be like 3x224x224, not {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _model(
+    name: str,
+    weights: str | None,
+    preprocess: str | None,
+    classes: Path | None,
+    input_size: str | None,
+    device: str,
+) -> Model:
+    chosen = models.choose_device(device)
+    model = models.load(
+        name,
+        weights,
+        preprocess=preprocess,
+        classes=None if classes is None else models.read_classes(classes),
+        input_size=_size(input_size),
+        device=chosen,
+    )
+    for note in model.notes:
+        _note(note)
+    return model
+
+
+def _stems(paths: Iterable[Path]) -> list[str]:
+    """File stems, made different where two pictures have the same one."""
+    seen: dict[str, int] = {}
+    stems = []
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        stems.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+    return stems
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.@-]+", "_", text)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"torchviz_cnn {__version__}")
+        raise typer.Exit
+
+
+@app.command("layers")
+def layers_command(
+    model: Annotated[str, typer.Argument(help="As for --model of the other commands.")],
+    weights: Weights = "none",
+    input_size: InputSize = None,
+    every: Annotated[bool, typer.Option("--all", help="Containers and parts too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+) -> None:
+    """Print a network's layers: names, shapes, parameters, multiply-adds, calls.
+
+    \b
+    Examples:
+      torchviz-cnn layers vgg16
+      torchviz-cnn layers cat_dog --all
+      torchviz-cnn layers mypackage.nets:build --input-size 1x64x64 --json
+    """
+    loaded = models.load(model, weights, input_size=_size(input_size))
+    table = layer_table(loaded, nested=every)
+    if as_json:
+        typer.echo(json.dumps(table.to_dicts(), indent=1))
+        return
+    typer.echo(table.format() if sys.stdout.isatty() else table.format(width=120))
+
+
+@app.command("activations")
+def activations_command(
+    images: Images,
+    model: ModelName,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            "-l",
+            help="Names or globs, such as conv1 or 'features.*'; may be repeated. "
+            "By default every layer of a small network, every stage of a deep one.",
+        ),
+    ] = None,
+    weights: Weights = None,
+    top: Annotated[
+        int | None, typer.Option(help="Only so many channels, the most active ones.", min=1)
+    ] = None,
+    columns: Annotated[int | None, typer.Option(help="Maps in a row.", min=1)] = None,
+    colormap: Colormap = "viridis",
+    scale: Annotated[
+        str,
+        typer.Option(help="channel (each its own minimum and maximum), layer, or LOW,HIGH."),
+    ] = "channel",
+    preprocess: PreprocessMode = None,
+    classes: ClassFile = None,
+    input_size: InputSize = None,
+    device: Device = "auto",
+    out: Out = Path("torchviz-cnn-out"),
+) -> None:
+    """Draw what the layers put out: one picture a layer, every channel numbered.
+
+    \b
+    Examples:
+      torchviz-cnn activations cat.jpg --model vgg16 --layers 'features.*'
+      torchviz-cnn activations cat.jpg -m resnet50 -l conv1 -l layer1 --top 16 --colormap gray
+    """
+    pictures = [read_picture(path) for path in images]
+    render.check_colormap(colormap or "viridis")
+    chosen_scale = _scale(scale)
+    network = _model(model, weights, preprocess, classes, input_size, device)
+    names = layers or album.layers_to_walk(network)
+    at = next(network.module.parameters()).device
+    for path, stem, picture in zip(images, _stems(images), pictures, strict=True):
+        inputs = network.preprocess(picture).to(at)
+        _tell(f"{path}\n{album.predictions_table(album.predict(network, inputs)[0])}")
+        walk = album.walk_layers(network, inputs, names)
+        drawn = 0
+        for number, (info, output) in enumerate(
+            tqdm(walk, desc="layers", unit="layer", delay=2, leave=False, disable=None)
+        ):
+            image = album.layer_picture(
+                info,
+                output,
+                columns=columns,
+                colormap=colormap or "viridis",
+                scale=chosen_scale,
+                top=top,
+                classes=network.classes,
+            )
+            if image is not None:
+                write_picture(out, f"{stem}_{number:03d}_{_file_name(info.name)}.png", image)
+                drawn += 1
+        _tell(f"{drawn} pictures of layers in {out}")
+
+
+def _scale(text: str) -> render.Scale:
+    if text == "channel":
+        return "channel"
+    if text == "layer":
+        return "layer"
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--scale must be channel, layer or LOW,HIGH, not {text!r}") from None
+    if low >= high:
+        raise InputError(f"--scale needs a lower number first, not {text!r}")
+    return (low, high)
+
+
+def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
+    """The methods meant, and whether those that cannot be used may be left out."""
+    if "all" in wished:
+        return demo.methods_in_order(), True
+    for name in wished:
+        if name not in METHODS:
+            raise InputError(
+                f"there is no method {name!r}{closest(name, METHODS)}"
+                f" Choose from {', '.join(demo.methods_in_order())}, or all"
+            )
+    return list(dict.fromkeys(wished)), False
+
+
+def _pair(text: str | None, option: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[x×,]", text)
+    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (1, 2):
+        raise InputError(f"{option} must be like 32 or 32x16 (height x width), not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+@app.command("explain")
+def explain_command(
+    images: Images,
+    model: ModelName,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="May be repeated; all for every one.", show_default="grad_cam"
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Class index or name; may be repeated. The top class by default.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="For the Grad-CAM family; found by running otherwise.")
+    ] = None,
+    weights: Weights = None,
+    score: Annotated[str, typer.Option(help="logit or probability.")] = "logit",
+    window: Annotated[
+        str | None, typer.Option(help="For occlusion, pixels: 32 or HEIGHTxWIDTH.")
+    ] = None,
+    stride: Annotated[str | None, typer.Option(help="For occlusion, likewise.")] = None,
+    fill: Annotated[str, typer.Option(help="For occlusion: a value, mean or blur.")] = "0",
+    batch_size: Annotated[
+        int | None, typer.Option(help="For occlusion: variants in one pass.", min=1)
+    ] = None,
+    colormap: Colormap = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the map, 0 to 1.")] = 0.4,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Also draw the picture with only this share visible, such as 0.25."),
+    ] = None,
+    numbers: Annotated[
+        bool, typer.Option("--npz", help="Also write the values with a manifest, as .npz.")
+    ] = False,
+    preprocess: PreprocessMode = None,
+    classes: ClassFile = None,
+    input_size: InputSize = None,
+    device: Device = "auto",
+    out: Out = Path("torchviz-cnn-out"),
+) -> None:
+    """Explain what a network sees: an overlay a method, and a sheet of them side by side.
+
+    \b
+    Examples:
+      torchviz-cnn explain cat.jpg --model resnet50
+      torchviz-cnn explain *.jpg -m vgg16 --method all --target tabby --target 630
+      torchviz-cnn explain cat.jpg -m resnet50 --method occlusion --window 48 --stride 16 --keep 0.2
+    """
+    names, skip = _methods(method or ["grad_cam"])
+    _check_drawing(colormap, alpha, keep)
+    options = {
+        "layer": layer,
+        "score": score,
+        "window": _pair(window, "--window"),
+        "stride": _pair(stride, "--stride"),
+        "fill": _fill(fill),
+        "batch_size": batch_size,
+        "progress": True,
+    }
+    _check_used(names, {"layer": layer, "window": window, "stride": stride})
+    pictures = [read_picture(path) for path in images]
+    network = _model(model, weights, preprocess, classes, input_size, device)
+    at = next(network.module.parameters()).device
+    bar = tqdm(
+        zip(images, _stems(images), pictures, strict=True),
+        total=len(images),
+        desc="pictures",
+        unit="picture",
+        delay=2,
+        leave=False,
+        disable=None,
+    )
+    for path, stem, picture in bar:
+        inputs = network.preprocess(picture).to(at)
+        question = None if not target else [list(target)] if len(target) > 1 else target[0]
+        guesses = album.predict(network, inputs)[0]
+        results = album.explain_with(
+            names, network, inputs, question, options, skip=skip, tell=_note
+        )
+        tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
+        view = render.viewable(network.view(picture))
+        several = len(target or [None]) if question is not None else 1
+        for which in range(several):
+            mark = "" if several == 1 else f"_{_file_name((target or [''])[which])}"
+            for name, result in results.items():
+                heatmap = result.one_heatmap(0, which)
+                over = render.overlay(view, heatmap, colormap=colormap, alpha=alpha)
+                write_picture(out, f"{stem}_{name}{mark}.png", over)
+                if keep is not None:
+                    seen = render.masked(view, heatmap, keep=keep)
+                    write_picture(out, f"{stem}_{name}{mark}_masked.png", seen)
+                if isinstance(result, WindowAttribution):
+                    chance = album.probability_picture(view, result, target=which)
+                    write_picture(out, f"{stem}_{name}{mark}_probability.png", chance)
+            first = next(iter(results.values()))
+            label = first.labels()[0]
+            label = label[which] if isinstance(label, list) else label
+            tqdm.write(f"  explained: class {label}")
+            sheet = album.explanation_sheet(
+                view,
+                list(results.values()),
+                title=f"{path.name}, {network.source}, class {label}",
+                target=which,
+                colormap=colormap,
+                alpha=alpha,
+            )
+            write_picture(out, f"{stem}_sheet{mark}.png", sheet)
+        if numbers:
+            for name, result in results.items():
+                result.save(out / f"{stem}_{name}.npz")
+    _tell(f"pictures in {out}")
+
+
+def _fill(text: str) -> float | str:
+    if text in ("mean", "blur"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--fill must be a number, mean or blur, not {text!r}") from None
+
+
+def _check_drawing(colormap: str | None, alpha: float, keep: float | None) -> None:
+    if colormap is not None:
+        render.check_colormap(colormap)
+    if not 0 <= alpha <= 1:
+        raise InputError(f"--alpha must lie between 0 and 1, not {alpha}")
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"--keep must lie above 0 and at most at 1, not {keep}")
+
+
+def _check_used(names: Sequence[str], given: dict[str, str | None]) -> None:
+    for option, value in given.items():
+        if value is not None and not any(accepts(name, option) for name in names):
+            takers = ", ".join(name for name in METHODS if accepts(name, option))
+            raise InputError(f"--{option} is not for {', '.join(names)}, but for {takers}")
+
+
+@app.command("methods")
+def methods_command() -> None:
+    """List the explanation methods, a sentence each."""
+    for name in demo.methods_in_order():
+        typer.echo(f"{name:18} {summary(name)}")
+
+
+@app.command("demo")
+def demo_command(
+    picture: Annotated[
+        Path | None, typer.Option(help="Your own picture, instead of a handwritten digit.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="For --picture.")] = "resnet50",
+    weights: Weights = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="For --picture: class index or name.")
+    ] = None,
+    digit: Annotated[
+        int, typer.Option(help="The digit to look at without --picture.", min=0, max=9)
+    ] = 3,
+    preprocess: PreprocessMode = None,
+    classes: ClassFile = None,
+    input_size: InputSize = None,
+    device: Device = "auto",
+    out: Out = Path("torchviz-cnn-demo"),
+) -> None:
+    """Show everything at once: a folder of pictures and a page, index.html.
+
+    Without a picture it needs no network: it trains a small CNN on the handwritten digits that come
+    with scikit-learn (once, under a minute) and looks inside it.
+
+    \b
+    Examples:
+      torchviz-cnn demo
+      torchviz-cnn demo --picture cat.jpg --model resnet50
+      torchviz-cnn demo --picture cat.jpg --model vgg16 --weights vgg16-397923af.pth
+    """
+    if picture is None:
+        page = demo.digits_demo(
+            out, digit=digit, device=models.choose_device(device), progress=True, tell=_tell
+        )
+    else:
+        image = read_picture(picture)
+        network = _model(model, weights, preprocess, classes, input_size, device)
+        wish = int(target) if target is not None and target.isdigit() else target
+        page = demo.picture_demo(out, network, image, wish, progress=True, tell=_tell)
+    _tell(f"open {page}")
+
+
+def main() -> None:
+    """Run the command line; what the user did wrong is one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}")
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"torchviz-cnn: {sentence}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

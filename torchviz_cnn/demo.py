@@ -1,0 +1,256 @@
+"""One command, one folder of pictures: what a trained CNN sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torchviz_cnn import album, render
+from torchviz_cnn.attribution import Attribution, WindowAttribution
+from torchviz_cnn.data import Digits, digits
+from torchviz_cnn.methods import METHODS
+from torchviz_cnn.methods.registry import summary
+from torchviz_cnn.models import Model
+from torchviz_cnn.pictures import Picture
+from torchviz_cnn.report import Plate, Section, write_page
+from torchviz_cnn.summary import layers
+from torchviz_cnn.training import accuracy, digits_model
+
+# The documents' order: what each layer makes of the picture, then what the whole makes of it.
+ORDER = (
+    "saliency",
+    "input_x_gradient",
+    "guided_backprop",
+    "deconvnet",
+    "grad_cam",
+    "guided_grad_cam",
+    "occlusion",
+)
+
+
+def methods_in_order() -> list[str]:
+    """Every method, the tutorials' own first."""
+    return [*ORDER, *(name for name in METHODS if name not in ORDER)]
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """A gray tensor ``(1, H, W)`` from 0 to 1 as a picture."""
+    return Image.fromarray((image[0] * 255).round().byte().cpu().numpy()).convert("RGB")
+
+
+def digits_demo(
+    folder: str | Path,
+    *,
+    digit: int = 3,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train on the bundled digits (or fetch the network from the cache) and draw what it sees.
+
+    Args:
+        folder: where the pictures and ``index.html`` go.
+        digit: which digit is looked at closely, 0 to 9.
+        device: where the network runs; training is on the CPU.
+        progress: show progress bars in a terminal.
+        tell: is given a sentence about each step.
+
+    Returns:
+        The page's path.
+    """
+    data = digits()
+    model, trained = digits_model(progress=progress)
+    share = accuracy(model.module, data.test, data.test_labels)
+    tell(
+        f"{'trained' if trained else 'loaded'} {model.source}: "
+        f"{100 * share:.1f} % of {len(data.test)} held-out digits are read correctly"
+    )
+    model = model.to(device)
+    chosen = _examples(model, data)
+    picture = as_picture(data.test[chosen[digit]])
+    inputs = data.test[chosen[digit]][None].to(device)
+    sections = picture_sections(model, picture, inputs, None, tell=tell, progress=progress)
+    sections.append(_ten_digits(model, data, chosen))
+    return write_page(
+        folder,
+        "What a CNN sees in a handwritten digit",
+        f"The MNIST ConvNet, trained on scikit-learn's handwritten digits, reads {100 * share:.1f} "
+        f"% of {len(data.test)} digits it has never seen correctly. This is one of them, on its "
+        "way through the network.",
+        sections,
+    )
+
+
+def _examples(model: Model, data: Digits) -> list[int]:
+    """For each digit the first held-out picture that is read correctly."""
+    device = next(model.module.parameters()).device
+    with torch.no_grad():
+        guesses = model.module(data.test.to(device)).argmax(1).cpu()
+    right = guesses == data.test_labels
+    return [int(torch.nonzero(right & (data.test_labels == digit))[0]) for digit in range(10)]
+
+
+def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
+    device = next(model.module.parameters()).device
+    inputs = data.test[list(chosen)].to(device)
+    names = ["saliency", "guided_backprop", "grad_cam", "occlusion"]
+    results = [METHODS[name](model, inputs) for name in names]
+    rows = []
+    for index, which in enumerate(chosen):
+        view = render.viewable(as_picture(data.test[which]), 168)
+        row = [view]
+        for result in results:
+            heatmap = result.one_heatmap(index)
+            row.append(render.overlay(view, heatmap, alpha=0.55))
+        rows.append(row)
+    sheet = render.sheet(rows, ["picture", *names], cell=140)
+    return Section(
+        "Ten digits",
+        "One held-out example of every digit, and what speaks for it.",
+        [
+            Plate(
+                "ten_digits.png", sheet, "Each row a digit, each column a method, over the picture."
+            )
+        ],
+    )
+
+
+def picture_demo(
+    folder: str | Path,
+    model: Model,
+    picture: Picture,
+    target: int | str | None = None,
+    *,
+    progress: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """The same for the user's picture and any network.
+
+    Args:
+        folder: where the pictures and ``index.html`` go.
+        model: the network.
+        picture: any picture.
+        target: the class to explain; the top class by default.
+        progress: show progress bars in a terminal.
+        tell: is given a sentence about each step.
+
+    Returns:
+        The page's path.
+    """
+    device = next(model.module.parameters()).device
+    inputs = model.preprocess(picture).to(device)
+    view = model.view(picture)
+    sections = picture_sections(model, view, inputs, target, tell=tell, progress=progress)
+    lead = f"One picture on its way through {model.source}."
+    return write_page(folder, f"What {model.source} sees", " ".join([lead, *model.notes]), sections)
+
+
+def picture_sections(
+    model: Model,
+    picture: Image.Image,
+    inputs: Tensor,
+    target: int | str | None,
+    *,
+    tell: Callable[[str], None],
+    progress: bool,
+) -> list[Section]:
+    """Input, layers and explanations of one picture, as sections of a page.
+
+    Args:
+        model: the network.
+        picture: what it sees, as a picture.
+        inputs: the same as a batch of one.
+        target: the class to explain; ``None`` for the top class.
+        tell: is given a sentence about each step.
+        progress: show progress bars in a terminal.
+    """
+    view = render.viewable(picture)
+    guesses = album.predict(model, inputs)[0]
+    tell("the network says:\n" + album.predictions_table(guesses))
+    results = album.explain_with(
+        methods_in_order(), model, inputs, target, {"progress": progress}, skip=True, tell=tell
+    )
+    first = next(iter(results.values()))
+    label = first.labels()[0]
+    walk = album.walk_layers(model, inputs, album.layers_to_walk(model))
+    layer_plates = [
+        Plate(
+            f"layer_{number:02d}_{info.name.replace('.', '_')}.png",
+            drawn,
+            _layer_words(info.type, output),
+        )
+        for number, (info, output) in enumerate(walk)
+        if (drawn := album.layer_picture(info, output, classes=model.classes)) is not None
+    ]
+    return [
+        Section(
+            "The picture, and what the network says",
+            f"What the network is shown, and its {len(guesses)} most probable classes.",
+            [Plate("input.png", view, f"The input, {'×'.join(map(str, inputs.shape[1:]))}.")],
+            album.predictions_table(guesses),
+        ),
+        Section(
+            "The layers",
+            "Every layer by name, the shape of what it puts out, and what it costs.",
+            [],
+            layers(model).format(width=100),
+        ),
+        Section(
+            "What each layer puts out",
+            "Early layers keep most of the picture and answer to edges and colours; deeper ones "
+            "are smaller, sparser, and answer to parts.",
+            layer_plates,
+        ),
+        _explanations(view, results, str(label)),
+    ]
+
+
+def _layer_words(kind: str, output: Tensor) -> str:
+    silent = float((output == 0).float().mean())
+    if output.ndim == 3:
+        return (
+            f"{kind}: {output.shape[0]} channels of {output.shape[1]}×{output.shape[2]}; "
+            f"{100 * silent:.0f} % of the values are exactly 0."
+        )
+    return f"{kind}: {output.shape[0]} units; {100 * silent:.0f} % are exactly 0."
+
+
+def _explanations(view: Image.Image, results: dict[str, Attribution], label: str) -> Section:
+    plates = []
+    for name, result in results.items():
+        figure = album.figure_picture(_figure(result, view))
+        plates.append(Plate(f"{name}.png", figure, summary(name)))
+        if isinstance(result, WindowAttribution) and result.target is not None:
+            plates.append(
+                Plate(
+                    "occlusion_probability.png",
+                    album.probability_picture(view, result),
+                    f"The probability of class {label} with a window hidden there: low where the "
+                    "network needs what is under it.",
+                )
+            )
+        if name in ("grad_cam", "occlusion"):
+            heatmap = result.one_heatmap()
+            plates.append(
+                Plate(
+                    f"{name}_masked.png",
+                    render.masked(view, heatmap, keep=0.25),
+                    f"The quarter of the picture that matters most to {name}; the rest is hidden.",
+                )
+            )
+    return Section(
+        f"Why class {label}?",
+        "The same question put in several ways. Gradients point at pixels, Grad-CAM at places, "
+        "occlusion at what the score cannot do without.",
+        plates,
+    )
+
+
+def _figure(result: Attribution, view: Image.Image) -> object:
+    return render.attribution_figure(
+        result.one_map(), picture=view, title=result.title(), unit=result.unit
+    )

@@ -1,0 +1,112 @@
+"""A page of pictures that opens in any browser, from a folder, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from torchviz_cnn.files import write_atomically
+from torchviz_cnn.version import __version__
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2126; --paper: #fbfbf9; --soft: #6b7280; --edge: #d9dbe0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e9eb; --paper: #16181c; --soft: #9aa1ab; --edge: #33373e; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
+       background: var(--paper); font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .3rem; padding-top: .8rem; border-top: 1px solid var(--edge); }
+p { max-width: 46rem; margin: .3rem 0 .9rem; }
+nav a { margin-right: 1rem; white-space: nowrap; }
+a { color: inherit; }
+pre { overflow-x: auto; font-size: .82rem; line-height: 1.35; }
+figure { margin: 0 0 1.2rem; }
+figure img { max-width: 100%; height: auto; display: block; background: #fff;
+             border: 1px solid var(--edge); border-radius: 4px; }
+figcaption { color: var(--soft); font-size: .88rem; margin-top: .3rem; max-width: 46rem; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A picture with its file name and a caption."""
+
+    file: str
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence or two, preformatted text, and pictures."""
+
+    title: str
+    text: str
+    plates: Sequence[Plate] = field(default_factory=tuple)
+    listing: str = ""
+
+
+def write_picture(folder: str | Path, file: str, image: Image.Image) -> Path:
+    """Write a PNG, never half-written."""
+    return write_atomically(Path(folder) / file, lambda f: image.save(f, format="PNG"))
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The HTML of a page; its pictures are files beside it."""
+    links = " ".join(
+        f'<a href="#s{number}">{escape(section.title)}</a>'
+        for number, section in enumerate(sections)
+    )
+    body = []
+    for number, section in enumerate(sections):
+        body.append(f'<section id="s{number}"><h2>{escape(section.title)}</h2>')
+        body.append(f"<p>{escape(section.text)}</p>")
+        if section.listing:
+            body.append(f"<pre>{escape(section.listing)}</pre>")
+        body.append('<div class="row">')
+        body += [
+            f'<figure><a href="{escape(plate.file, quote=True)}">'
+            f'<img src="{escape(plate.file, quote=True)}" alt="{escape(plate.caption, quote=True)}"'
+            f' width="{plate.image.width}" height="{plate.image.height}" loading="lazy"></a>'
+            f"<figcaption>{escape(plate.caption)}</figcaption></figure>"
+            for plate in section.plates
+        ]
+        body.append("</div></section>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p><nav>{links}</nav>"
+        + "\n".join(body)
+        + f"<footer>made by torchviz_cnn {escape(__version__)}</footer></body></html>\n"
+    )
+
+
+def write_page(folder: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
+    """Write the pictures of all sections, then ``index.html``.
+
+    Args:
+        folder: made where it is missing.
+        title, lead: heading and first sentence.
+        sections: in order.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: when the folder cannot be written or the disk is full.
+    """
+    folder = Path(folder)
+    for section in sections:
+        for plate in section.plates:
+            write_picture(folder, plate.file, plate.image)
+    html = page(title, lead, sections).encode()
+    return write_atomically(folder / "index.html", lambda file: file.write(html))
