@@ -129,11 +129,18 @@ def explain_with(
 
 
 def map_picture(result: Attribution, *, index: int = 0, target: int = 0) -> Image.Image:
-    """A heat map alone: gray for gradients, as in their papers; else coloured."""
+    """A heat map alone: gray for gradients, as in their papers; else coloured.
+
+    A few pixels have gradients many times those of all others, beside which everything would be
+    black: the hundredth part with the largest magnitudes is clipped.
+    """
     values = result.one_heatmap(index, target)
-    colormap = "gray" if isinstance(result, PixelAttribution) and not result.signed else None
-    low, high = (-1.0, 1.0) if (values < 0).any() else (0.0, 1.0)
-    colors = render.colorize(values, colormap or ("seismic" if low < 0 else "jet"), low, high)
+    colormap, top = None, 1.0
+    if isinstance(result, PixelAttribution):
+        colormap = None if result.signed else "gray"
+        top = float(np.quantile(np.abs(values), 0.99)) or 1.0
+    low = -top if (values < 0).any() else 0.0
+    colors = render.colorize(values, colormap or ("seismic" if low < 0 else "jet"), low, top)
     return Image.fromarray(colors)
 
 
@@ -169,7 +176,7 @@ def explanation_sheet(
     return render.sheet(
         [[view, *overlays], [blank, *maps]],
         ["picture", *names],
-        ["over the picture", "maps"],
+        ["over the picture", "maps (of gradients without the largest hundredth)"],
         title=title,
     )
 
@@ -183,9 +190,10 @@ def probability_picture(
     figure = render.attribution_figure(
         one.float().cpu().numpy(),
         picture=view,
-        title=f"occlusion: {result.labels()[index]}",
+        title=f"occlusion: probability of class {result.label(index, target)}",
         unit="probability with the window hidden",
         colormap="viridis",
+        span=(0.0, 1.0),
     )
     return figure_picture(figure)
 

@@ -137,13 +137,15 @@ class Attribution:
 
         return [name(index) for index in self.target.tolist()]
 
+    def label(self, index: int = 0, target: int = 0) -> str:
+        """What was explained of one image, in words."""
+        label = self.labels()[index]
+        return str(label[target] if isinstance(label, list) else label)
+
     def title(self, index: int = 0, target: int = 0) -> str:
         """One line that says what a map shows: method, layer, class and score."""
-        label = self.labels()[index]
-        if isinstance(label, list):
-            label = label[target]
         where = f" at {self.layer}" if self.layer else ""
-        what = "" if self.target is None else f"class {label}, "
+        what = "" if self.target is None else f"class {self.label(index, target)}, "
         score = float(self._pick(self.score, index, target))
         kind = self.parameters.get("score", "logit")
         return f"{self.method}{where}: {what}{kind} {score:.3g}"

@@ -16,7 +16,7 @@ from torchviz_cnn import album, demo, models, render
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.methods import METHODS
-from torchviz_cnn.methods.registry import accepts, summary
+from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
@@ -359,8 +359,7 @@ def explain_command(
                     chance = album.probability_picture(view, result, target=which)
                     write_picture(out, f"{stem}_{name}{mark}_probability.png", chance)
             first = next(iter(results.values()))
-            label = first.labels()[0]
-            label = label[which] if isinstance(label, list) else label
+            label = first.label(0, which)
             tqdm.write(f"  explained: class {label}")
             sheet = album.explanation_sheet(
                 view,
@@ -403,10 +402,20 @@ def _check_used(names: Sequence[str], given: dict[str, str | None]) -> None:
 
 
 @app.command("methods")
-def methods_command() -> None:
+def methods_command(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As the table of the README.")
+    ] = False,
+) -> None:
     """List the explanation methods, a sentence each."""
+    if markdown:
+        typer.echo("| method | what it shows | source |\n|---|---|---|")
     for name in demo.methods_in_order():
-        typer.echo(f"{name:18} {summary(name)}")
+        typer.echo(
+            f"| `{name}` | {summary(name)} | {source(name)} |"
+            if markdown
+            else f"{name:18} {summary(name)}"
+        )
 
 
 @app.command("demo")

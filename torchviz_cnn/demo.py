@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,9 @@ from torchviz_cnn.pictures import Picture
 from torchviz_cnn.report import Plate, Section, write_page
 from torchviz_cnn.summary import layers
 from torchviz_cnn.training import accuracy, digits_model
+
+# A digit's stroke is about three pixels wide: smaller windows hide too little of it.
+WINDOWS = {"window": 6, "stride": 2}
 
 # The documents' order: what each layer makes of the picture, then what the whole makes of it.
 ORDER = (
@@ -73,7 +77,9 @@ def digits_demo(
     chosen = _examples(model, data)
     picture = as_picture(data.test[chosen[digit]])
     inputs = data.test[chosen[digit]][None].to(device)
-    sections = picture_sections(model, picture, inputs, None, tell=tell, progress=progress)
+    sections = picture_sections(
+        model, picture, inputs, None, tell=tell, options={"progress": progress, **WINDOWS}
+    )
     sections.append(_ten_digits(model, data, chosen))
     return write_page(
         folder,
@@ -98,7 +104,9 @@ def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
     device = next(model.module.parameters()).device
     inputs = data.test[list(chosen)].to(device)
     names = ["saliency", "guided_backprop", "grad_cam", "occlusion"]
-    results = [METHODS[name](model, inputs) for name in names]
+    results = [
+        METHODS[name](model, inputs, **(WINDOWS if name == "occlusion" else {})) for name in names
+    ]
     rows = []
     for index, which in enumerate(chosen):
         view = render.viewable(as_picture(data.test[which]), 168)
@@ -144,7 +152,9 @@ def picture_demo(
     device = next(model.module.parameters()).device
     inputs = model.preprocess(picture).to(device)
     view = model.view(picture)
-    sections = picture_sections(model, view, inputs, target, tell=tell, progress=progress)
+    sections = picture_sections(
+        model, view, inputs, target, tell=tell, options={"progress": progress}
+    )
     lead = f"One picture on its way through {model.source}."
     return write_page(folder, f"What {model.source} sees", " ".join([lead, *model.notes]), sections)
 
@@ -156,7 +166,7 @@ def picture_sections(
     target: int | str | None,
     *,
     tell: Callable[[str], None],
-    progress: bool,
+    options: dict[str, Any],
 ) -> list[Section]:
     """Input, layers and explanations of one picture, as sections of a page.
 
@@ -166,16 +176,16 @@ def picture_sections(
         inputs: the same as a batch of one.
         target: the class to explain; ``None`` for the top class.
         tell: is given a sentence about each step.
-        progress: show progress bars in a terminal.
+        options: for the methods that know them.
     """
     view = render.viewable(picture)
     guesses = album.predict(model, inputs)[0]
     tell("the network says:\n" + album.predictions_table(guesses))
     results = album.explain_with(
-        methods_in_order(), model, inputs, target, {"progress": progress}, skip=True, tell=tell
+        methods_in_order(), model, inputs, target, options, skip=True, tell=tell
     )
     first = next(iter(results.values()))
-    label = first.labels()[0]
+    label = first.label()
     walk = album.walk_layers(model, inputs, album.layers_to_walk(model))
     layer_plates = [
         Plate(
@@ -205,7 +215,7 @@ def picture_sections(
             "are smaller, sparser, and answer to parts.",
             layer_plates,
         ),
-        _explanations(view, results, str(label)),
+        _explanations(view, results, label),
     ]
 
 
@@ -230,7 +240,8 @@ def _explanations(view: Image.Image, results: dict[str, Attribution], label: str
                     "occlusion_probability.png",
                     album.probability_picture(view, result),
                     f"The probability of class {label} with a window hidden there: low where the "
-                    "network needs what is under it.",
+                    "network cannot do without what is under it. It falls to "
+                    f"{100 * float(result.hidden_probability().min()):.1f} % at the lowest.",
                 )
             )
         if name in ("grad_cam", "occlusion"):

@@ -34,7 +34,10 @@ def read_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            # Pillow has called a PNG of 16 bits "I", and "I;16" since version 11.
+            sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            turned = ImageOps.exif_transpose(image)
+            return _from_16_bits(turned) if sixteen else _to_rgb(turned)
     except FileNotFoundError:
         raise InputError(f"there is no file {str(path)!r}") from None
     except IsADirectoryError:
@@ -52,8 +55,15 @@ def read_picture(path: str | Path) -> Image.Image:
         raise InputError(f"{str(path)!r} is damaged and cannot be read: {error}") from None
 
 
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(values * (255 / 65535)).astype(np.uint8)).convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I;16"):
+        return _from_16_bits(image)
+    if image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

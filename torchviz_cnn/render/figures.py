@@ -22,6 +22,7 @@ def attribution_figure(
     title: str = "",
     unit: str = "",
     colormap: str | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Figure:
     """Picture, map with a colour bar in the unit of the values, and overlay.
 
@@ -31,11 +32,12 @@ def attribution_figure(
         title: a line above.
         unit: what the values measure, beside the colour bar.
         colormap: any matplotlib name.
+        span: the numbers of the first and last colour; from the values otherwise.
 
     Returns:
         A figure of its own, not registered with pyplot.
     """
-    low, high = limits(values)
+    low, high = span or limits(values)
     name = colormap_for(values, colormap)
     panels = 1 if picture is None else 3
     ratio = values.shape[0] / values.shape[1]

@@ -217,11 +217,17 @@ def units(
         raise InputError(f"{len(labels)} labels were given for {len(array)} units")
     low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
     if len(array) <= 40:
-        names = [str(i) if labels is None else f"{i} {labels[i]}" for i in range(len(array))]
+        names = [
+            str(i) if labels is None or labels[i] == str(i) else f"{i} {labels[i]}"
+            for i in range(len(array))
+        ]
         body = _bars(array, names, low, high)
         return _framed(body, title, "length is the unit's output", None)[0]
-    columns = 64 if len(array) > 128 else 32
-    cell = 12
+    # Small cells for many units, so that a flattened layer fills a screen and not a wall.
+    columns, cell = 32, 12
+    if len(array) > 128:
+        columns = 2 ** math.ceil(math.log2(math.sqrt(2 * len(array))))
+        cell = max(2, min(12, 640 // columns))
     rows = math.ceil(len(array) / columns)
     padded = np.full(rows * columns, np.nan, np.float32)
     padded[: len(array)] = array
@@ -246,5 +252,6 @@ def _bars(array: np.ndarray, names: Sequence[str], low: float, high: float) -> n
         end = zero + round(value / span * length)
         color = (49, 104, 142) if value >= 0 else (178, 60, 60)
         draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)
-        draw.text((max(zero, end) + 5, y + 2), number(value), fill=INK, font=font(11))
+        words = number(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
+        draw.text((max(zero, end) + 5, y + 2), words, fill=INK, font=font(11))
     return np.asarray(canvas)

@@ -1,0 +1,346 @@
+"""The command line as a stranger types it: what it writes, and what it says when it cannot."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchviz_cnn import cli
+from torchviz_cnn.methods import METHODS
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Type a command in an empty folder; gives exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def type_in(*words):
+        monkeypatch.setattr(sys, "argv", ["torchviz-cnn", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return type_in
+
+
+@pytest.fixture
+def picture(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(noise).resize((180, 120), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def files(folder):
+    return sorted(p.name for p in folder.rglob("*")) if folder.exists() else []
+
+
+def test_layers_prints_a_summary(run):
+    code, out, _ = run("layers", "cat_dog")
+    assert code == 0
+    assert "Total params: 3,453,121" in out
+    assert "conv2d_1 (Conv2D)" in out
+
+
+def test_layers_as_data(run):
+    code, out, _ = run("layers", "mnist_convnet", "--json", "--all")
+    rows = json.loads(out)
+    assert code == 0
+    assert {"name": "conv_1.act", "type": "ReLU"}.items() <= {
+        k: v for row in rows if row["name"] == "conv_1.act" for k, v in row.items()
+    }.items()
+
+
+def test_explain_all_methods_writes_overlays_and_a_sheet(run, picture, tmp_path):
+    code, out, err = run(
+        "explain",
+        picture,
+        "-m",
+        "cat_dog_small",
+        "--method",
+        "all",
+        "--keep",
+        0.3,
+        "--npz",
+        "--out",
+        "o",
+    )
+    assert code == 0, err
+    written = files(tmp_path / "o")
+    for name in METHODS:
+        assert f"photo_{name}.png" in written
+        assert f"photo_{name}_masked.png" in written
+        assert f"photo_{name}.npz" in written
+    assert "photo_sheet.png" in written
+    assert "photo_occlusion_probability.png" in written
+    assert "random weights" in err
+    assert "%" in out  # the predictions
+    with Image.open(tmp_path / "o" / "photo_grad_cam.png") as image:
+        assert image.size == (360, 240)  # the picture's shape, enlarged to be looked at
+
+
+def test_explain_several_targets_and_several_pictures_of_one_name(run, picture, tmp_path):
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / "photo.png"
+    second.write_bytes(picture.read_bytes())
+    code, _, err = run(
+        "explain", picture, second, "-m", "cat_dog_small", "-t", "dog", "-t", "0", "--out", "o"
+    )
+    assert code == 0, err
+    written = files(tmp_path / "o")
+    for stem in ("photo", "photo-2"):
+        assert {
+            f"{stem}_grad_cam_dog.png",
+            f"{stem}_grad_cam_0.png",
+            f"{stem}_sheet_dog.png",
+        } <= set(written)
+
+
+def test_explain_all_leaves_out_what_a_network_cannot_and_says_so(run, picture, tmp_path):
+    (tmp_path / "smooth.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),"
+        " nn.Linear(16, 3))\n"
+    )
+    words = ["explain", picture, "-m", "smooth:net", "--input-size", "3x32x48"]
+    code, _, err = run(*words, "--method", "all", "--out", "o")
+    assert code == 0, err
+    assert "guided_backprop is left out" in err
+    assert "photo_grad_cam.png" in files(tmp_path / "o")
+    assert "photo_guided_backprop.png" not in files(tmp_path / "o")
+    code, _, err = run(*words, "--method", "guided_backprop", "--out", "p")
+    assert code == 2
+    assert "has none; use saliency" in err
+    assert not (tmp_path / "p").exists()
+
+
+def test_activations_draw_a_picture_a_layer(run, picture, tmp_path):
+    code, _, err = run("activations", picture, "-m", "mnist_convnet", "--out", "o")
+    assert code == 0, err
+    assert [name.split("_", 2)[2] for name in files(tmp_path / "o")] == [
+        f"{layer}.png"
+        for layer in (
+            "input_layer",
+            "conv_1",
+            "pool_1",
+            "dropout_1",
+            "flate_1",
+            "dense_1",
+            "dropout_2",
+            "output_layer",
+        )
+    ]
+
+
+def test_activations_of_named_layers_and_the_strongest_channels(run, picture, tmp_path):
+    code, _, err = run(
+        "activations",
+        picture,
+        "-m",
+        "cat_dog_small",
+        "-l",
+        "conv2d_?",
+        "--top",
+        4,
+        "--scale",
+        "0,1",
+        "--colormap",
+        "gray",
+        "--out",
+        "o",
+    )
+    assert code == 0, err
+    assert len(files(tmp_path / "o")) == 4
+
+
+def test_methods_lists_every_method(run):
+    _, out, _ = run("methods")
+    assert all(name in out for name in METHODS)
+
+
+def bad_pictures(folder):
+    (folder / "text.png").write_text("no picture at all")
+    image = Image.effect_noise((200, 200), 60).convert("RGB")
+    image.save(folder / "whole.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["explain", "nowhere.png", "-m", "cat_dog"], "there is no file 'nowhere.png'"),
+        (["explain", "cut.jpg", "-m", "cat_dog"], "'cut.jpg' is damaged"),
+        (["explain", "text.png", "-m", "cat_dog"], "'text.png' is not a picture"),
+        (["explain", "photo.png", "cut.jpg", "-m", "cat_dog"], "'cut.jpg' is damaged"),
+        (["explain", "photo.png", "-m", "resnet5O"], "did you mean 'resnet50'"),
+        (["explain", "photo.png", "-m", "cat_dog", "--layer", "conv2d_9"], "did you mean 'conv2d_"),
+        (["explain", "photo.png", "-m", "cat_dog", "--layer", "dense_1"], "weighs feature maps"),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "-t", "2"],
+            "class 2 is out of range: the network has 2",
+        ),
+        (["explain", "photo.png", "-m", "cat_dog", "-t", "bird"], "no class is called 'bird'"),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--method", "gradcam"],
+            "did you mean 'grad_cam'",
+        ),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--method", "occlusion", "--window", "200"],
+            "the window 200×200 is larger than the picture 150×150",
+        ),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--window", "20"],
+            "--window is not for grad_cam",
+        ),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--method", "occlusion", "--stride", "60"],
+            "larger than the window",
+        ),
+        (["explain", "photo.png", "-m", "cat_dog", "--colormap", "jett"], "did you mean 'jet'"),
+        (["explain", "photo.png", "-m", "cat_dog", "--alpha", "3"], "--alpha must lie between"),
+        (["explain", "photo.png", "-m", "cat_dog", "--score", "loss"], "score must be"),
+        (["explain", "photo.png", "-m", "cat_dog", "--weights", "nowhere.pt"], "no weights file"),
+        (["explain", "photo.png", "-m", "cat_dog", "--preprocess", "cafe"], "did you mean 'caffe'"),
+        (["explain", "photo.png", "-m", "cat_dog", "--device", "tpu"], "choose auto, cpu or cuda"),
+        (
+            ["explain", "photo.png", "-m", "flat:net", "--input-size", "3x8x8"],
+            "no convolution of this network",
+        ),
+        (
+            [
+                "explain",
+                "photo.png",
+                "-m",
+                "flat:net",
+                "--input-size",
+                "3x9x9",
+                "--method",
+                "saliency",
+            ],
+            "cannot take pictures of 3×9×9",
+        ),
+        (
+            ["activations", "photo.png", "-m", "cat_dog", "-l", "conv9"],
+            "the network has no layer 'conv9'",
+        ),
+        (
+            ["activations", "photo.png", "-m", "cat_dog", "-l", "block*"],
+            "no layer matches 'block*'",
+        ),
+        (["activations", "photo.png", "-m", "cat_dog", "--scale", "huge"], "--scale must be"),
+        (["layers", "vgg_16"], "did you mean 'vgg16'"),
+        (["demo", "--picture", "nowhere.png"], "there is no file"),
+        (["explain", "photo.png"], "Missing option"),
+        (["explain"], "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
+    run, picture, tmp_path, words, sentence
+):
+    bad_pictures(tmp_path)
+    (tmp_path / "flat.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
+    )
+    before = [name for name in files(tmp_path) if "pycache" not in name]
+    code, out, err = run(*words)
+    assert code == 2
+    assert sentence in err.replace("\n", " ")
+    assert "Traceback" not in out + err
+    assert "torchviz-cnn-out" not in files(tmp_path)
+    after = [
+        name for name in files(tmp_path) if "pycache" not in name and not name.endswith(".pyc")
+    ]
+    assert after == before
+
+
+@pytest.mark.parametrize("mode", ["palette", "deep", "cmyk", "transparent", "turned"])
+def test_unusual_pictures_work(run, tmp_path, mode):
+    base = Image.effect_noise((60, 40), 80)
+    path = tmp_path / "odd.png"
+    if mode == "palette":
+        base.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    elif mode == "deep":
+        Image.fromarray((np.asarray(base).astype(np.uint16) * 257)).save(path)
+    elif mode == "cmyk":
+        path = tmp_path / "odd.jpg"
+        base.convert("CMYK").save(path)
+    elif mode == "transparent":
+        base.convert("LA").save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        base.save(path, exif=exif)
+    code, _, err = run("explain", path, "-m", "cat_dog_small", "--out", "o")
+    assert code == 0, err
+    with Image.open(tmp_path / "o" / "odd_grad_cam.png") as image:
+        turned = image.height > image.width
+    assert turned == (mode == "turned")
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+from torchviz_cnn import cli
+sys.argv = ["torchviz-cnn", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX resource limits")
+def test_out_of_disk_is_a_sentence_and_leaves_no_half_file(picture, tmp_path):
+    """Files may not grow past 2,000 bytes: writing fails as on a full disk."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            LIMITED,
+            "explain",
+            str(picture),
+            "-m",
+            "cat_dog_small",
+            "--out",
+            "o",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path / "mpl")},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "torchviz-cnn: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(tmp_path / "o") == []
+
+
+def test_help_teaches_by_example(run):
+    for command in ("explain", "activations", "layers", "demo"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert "Examples:" in out
+        assert f"\n    torchviz-cnn {command}" in out or f"\n  torchviz-cnn {command}" in out
+
+
+def test_the_demo_with_ones_own_picture(run, picture, tmp_path):
+    torch.manual_seed(0)
+    code, out, err = run("demo", "--picture", picture, "-m", "cat_dog_small", "--out", "d")
+    assert code == 0, err
+    page = (tmp_path / "d" / "index.html").read_text()
+    shown = {part.split('"')[0] for part in page.split('src="')[1:]}
+    assert shown == {name for name in files(tmp_path / "d") if name.endswith(".png")}
+    assert {f"{name}.png" for name in METHODS} <= shown
+    assert "index.html" in out

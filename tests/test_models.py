@@ -1,0 +1,286 @@
+"""Networks by name, with the preprocessing they were trained with."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import torchviz_cnn as tvc
+from torchviz_cnn.models import choose_device, read_classes
+from torchviz_cnn.preprocess import preprocess_by_name
+
+
+@pytest.fixture
+def picture():
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((300, 200), Image.Resampling.BICUBIC)
+
+
+def test_cat_dog_is_the_tutorials_network():
+    table = tvc.layers(tvc.models.load("cat_dog"))
+    assert table.parameters == table.trainable == 3_453_121
+    # As the tutorial's summary prints them, channels first.
+    assert [(row.name, row.output_shape, row.parameters) for row in table] == [
+        ("conv2d_1", (32, 148, 148), 896),
+        ("max_pooling2d_1", (32, 74, 74), 0),
+        ("conv2d_2", (64, 72, 72), 18496),
+        ("max_pooling2d_2", (64, 36, 36), 0),
+        ("conv2d_3", (128, 34, 34), 73856),
+        ("max_pooling2d_3", (128, 17, 17), 0),
+        ("conv2d_4", (128, 15, 15), 147584),
+        ("max_pooling2d_4", (128, 7, 7), 0),
+        ("flatten_1", (6272,), 0),
+        ("dense_1", (512,), 3211776),
+        ("dense_2", (1,), 513),
+    ]
+    assert [row.type for row in table][:2] == ["Conv2D", "MaxPooling2D"]
+
+
+def test_mnist_convnet_is_the_tutorials_network():
+    table = tvc.layers(tvc.models.load("mnist_convnet"))
+    assert table.parameters == 1_199_882
+    assert table.names == [
+        "input_layer",
+        "conv_1",
+        "pool_1",
+        "dropout_1",
+        "flate_1",
+        "dense_1",
+        "dropout_2",
+        "output_layer",
+    ]
+    assert table["input_layer"].output_shape == (32, 26, 26)
+    assert table["conv_1"].output_shape == (64, 24, 24)
+    module = tvc.models.load("mnist_convnet").module
+    assert (module.dropout_1.p, module.dropout_2.p) == (0.25, 0.5)
+
+
+def test_cat_dog_small_has_about_66000_parameters():
+    assert tvc.layers(tvc.models.load("cat_dog_small")).parameters == pytest.approx(
+        66_000, rel=0.01
+    )
+
+
+def test_a_layer_gives_its_output_after_its_activation_and_its_parts_what_came_before():
+    model = tvc.models.load("cat_dog_small")
+    x = torch.randn(2, 3, 150, 150)
+    seen = tvc.activations(model, x, ["conv2d_1", "conv2d_1.conv", "conv2d_1.act"])
+    assert seen["conv2d_1.conv"].min() < 0
+    assert torch.equal(seen["conv2d_1"], seen["conv2d_1.conv"].clamp(min=0))
+    assert torch.equal(seen["conv2d_1"], seen["conv2d_1.act"])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "inception_v3", "efficientnet_b3"])
+def test_preprocessing_equals_torchvisions_own(name, picture):
+    model = tvc.models.load(name, "none")
+    own = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    expected = own(picture)[None]
+    assert model.preprocess(picture).shape == expected.shape
+    assert torch.allclose(model.preprocess(picture), expected, atol=1e-6)
+    assert tuple(expected.shape[1:]) == model.input_size
+    assert len(model.classes) == 1000
+    assert model.classes[630] == "Loafer"
+
+
+def test_the_view_is_what_the_network_sees(picture):
+    """Scaled down to the input's size, the view is the network's input."""
+    model = tvc.models.load("resnet50", "none")
+    view = model.view(picture.resize((1200, 800), Image.Resampling.BICUBIC))
+    seen = model.preprocess(picture.resize((1200, 800), Image.Resampling.BICUBIC))
+    from_view = (
+        torch.from_numpy(
+            np.asarray(view.resize((224, 224), Image.Resampling.BICUBIC)).copy()
+        ).permute(2, 0, 1)
+        / 255
+    )
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (model.preprocess.mean, model.preprocess.std)
+    )
+    assert view.size[0] > 224
+    assert ((seen[0] * std + mean) - from_view).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # keras.applications' preprocess_input, written out for the pixel (R, G, B) = (10, 100, 200)
+        ("rescale", [10 / 255, 100 / 255, 200 / 255]),
+        ("tf", [10 / 127.5 - 1, 100 / 127.5 - 1, 200 / 127.5 - 1]),
+        (
+            "torch",
+            [(10 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (200 / 255 - 0.406) / 0.225],
+        ),
+        ("caffe", [200 - 103.939, 100 - 116.779, 10 - 123.68]),
+        ("none", [10.0, 100.0, 200.0]),
+    ],
+)
+def test_keras_modes_exactly(mode, expected):
+    flat = Image.new("RGB", (7, 5), (10, 100, 200))
+    x = preprocess_by_name(mode, (3, 4, 6))(flat)
+    assert x.shape == (1, 3, 4, 6)
+    assert torch.allclose(x[0, :, 2, 3], torch.tensor(expected), atol=1e-5)
+
+
+def test_gray_networks_get_gray_pictures_and_lists_become_batches():
+    model = tvc.models.load("mnist_convnet")
+    x = model.preprocess([Image.new("RGB", (40, 40), "white"), Image.new("L", (28, 28), 0)])
+    assert x.shape == (2, 1, 28, 28)
+    assert x[0].unique().tolist() == [1.0]
+    assert x[1].unique().tolist() == [0.0]
+
+
+def test_weights_from_a_file_are_used(tmp_path):
+    original = tvc.models.load("resnet18", "none")
+    torch.save({"state_dict": original.module.state_dict()}, tmp_path / "w.pt")
+    again = tvc.models.load("resnet18", tmp_path / "w.pt")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(original.module(x), again.module(x))
+    assert not again.notes
+    assert original.notes  # random weights are said
+
+
+def test_weights_with_another_number_of_classes_build_that_network(tmp_path):
+    for name in ("resnet18", "squeezenet1_1", "densenet121", "mobilenet_v2"):
+        module = torchvision.models.get_model(name, num_classes=7)
+        torch.save(module.state_dict(), tmp_path / "w.pt")
+        model = tvc.models.load(name, tmp_path / "w.pt")
+        assert model.module(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+        assert model.classes is None
+
+
+def test_googlenets_auxiliary_heads_follow_the_file(tmp_path):
+    module = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    assert tvc.models.load("googlenet", tmp_path / "w.pt").module.aux1 is not None
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return (os.system, ("touch owned",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"fc.weight": Evil()}, "evil.pt")
+    with pytest.raises(tvc.InputError, match="loaded safely"):
+        tvc.models.load("resnet18", "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_do_not_fit_name_the_layers(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(tvc.InputError, match="do not fit this VGG: it lacks features.0.weight"):
+        tvc.models.load("vgg11", tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken zip"])
+def test_files_that_are_no_weights(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(tvc.InputError, match="w.pt"):
+        tvc.models.load("resnet18", tmp_path / "w.pt")
+
+
+def test_missing_weights_unknown_names_and_devices():
+    with pytest.raises(tvc.InputError, match="there is no weights file"):
+        tvc.models.load("resnet18", "nowhere.pt")
+    with pytest.raises(tvc.InputError, match="did you mean 'resnet50'"):
+        tvc.models.load("resnet5O")
+    with pytest.raises(tvc.InputError, match="no published weights"):
+        tvc.models.load("cat_dog", "default")
+    with pytest.raises(tvc.InputError, match="choose auto, cpu or cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(tvc.InputError, match="no CUDA device"):
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
+
+
+def test_weights_that_cannot_be_downloaded_say_which_file_and_where(monkeypatch, tmp_path):
+    """A proxy that refuses every connection stands for the machine without a network."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(tvc.InputError) as caught:
+        tvc.models.load("resnet50")
+    sentence = str(caught.value)
+    file = torchvision.models.ResNet50_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    assert file in sentence
+    assert str(tmp_path) in sentence
+    assert "--weights PATH" in sentence
+
+
+def test_weights_already_in_the_hub_folder_need_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    module = torchvision.models.squeezenet1_1()
+    torch.save(module.state_dict(), folder / file)
+    model = tvc.models.load("squeezenet1_1")
+    assert torch.equal(model.module.classifier[1].weight, module.classifier[1].weight)
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def gray():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "my_nets:gray"
+
+
+def test_a_factory_of_ones_own(factory):
+    model = tvc.models.load(factory, input_size=(1, 8, 8), classes=["a", "b", "c"])
+    assert isinstance(model.module, nn.Sequential)
+    result = tvc.saliency(model, model.preprocess(Image.new("L", (20, 20), 99)), target="b")
+    assert result.target.tolist() == [1]
+    assert "assumed" in model.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("my_nets:missing", "missing"),
+        ("no_such_module:x", "no_such_module"),
+        ("my_nets:number", "gave a int"),
+    ],
+)
+def test_factories_that_are_none(factory, spec, words):
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.models.load(spec)
+
+
+def test_class_names_from_every_kind_of_file(tmp_path):
+    (tmp_path / "lines.txt").write_text("cat\ndog\n\n")
+    (tmp_path / "list.json").write_text('["cat", "dog"]')
+    (tmp_path / "keras.json").write_text('{"1": ["n2", "dog"], "0": ["n1", "cat"]}')
+    for file in ("lines.txt", "list.json", "keras.json"):
+        assert read_classes(tmp_path / file) == ["cat", "dog"]
+    (tmp_path / "bad.json").write_text("[1, 2")
+    with pytest.raises(tvc.InputError, match="broken JSON"):
+        read_classes(tmp_path / "bad.json")
+    with pytest.raises(tvc.InputError, match="cannot read class names"):
+        read_classes(tmp_path / "none.txt")
+
+
+def test_onnx_without_an_importer_is_a_sentence_and_a_foreign_package_is_named(
+    tmp_path, monkeypatch
+):
+    import sys
+
+    (tmp_path / "converters").mkdir()
+    (tmp_path / "converters" / "__init__.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "converters", raising=False)
+    with pytest.raises(tvc.InputError, match="is not this library's") as caught:
+        tvc.models.load("model.onnx")
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.delitem(sys.modules, "converters", raising=False)

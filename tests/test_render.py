@@ -1,0 +1,201 @@
+"""Pictures by their properties: sizes, order, colours at known values, words that do not overlap."""
+
+import time
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchviz_cnn import InputError, render
+from torchviz_cnn.render.colormaps import colorize, limits
+from torchviz_cnn.render.text import fit, text_width, wrap
+
+
+def test_colours_are_matplotlibs():
+    values = np.linspace(0, 1, 256)
+    for name in ("jet", "viridis", "gray", "seismic"):
+        expected = matplotlib.colormaps[name](values)[:, :3]
+        assert np.abs(colorize(values, name) / 255 - expected).max() <= 0.5 / 255 + 1e-9
+
+
+def test_numbers_outside_the_scale_are_clipped_and_nan_is_low():
+    colors = colorize(np.array([-5.0, 5.0, np.nan]), "gray", 0, 1)
+    assert colors[:, 0].tolist() == [0, 255, 0]
+
+
+def test_signed_limits_are_symmetric():
+    assert limits(np.array([-3.0, 1.0])) == (-3.0, 3.0)
+    assert limits(np.array([0.0, 2.0])) == (0.0, 2.0)
+
+
+def find_cell(array, color):
+    ys, xs = np.nonzero((array == color).all(2))
+    return ys.min(), xs.min(), ys.max() + 1, xs.max() + 1
+
+
+def test_channels_stand_in_reading_order_each_at_the_same_whole_magnification():
+    maps = np.zeros((6, 5, 10), np.float32)
+    for channel in range(6):  # each channel one colour on an absolute scale
+        maps[channel] = (channel + 1) / 10
+    picture = np.asarray(
+        render.feature_maps(maps, 3, "viridis", scale=(0.0, 1.0), numbers=False)
+    )[:-60]  # without the colour bar
+    boxes = []
+    for channel in range(6):
+        color = colorize(np.array(maps[channel, 0, 0]), "viridis")
+        boxes.append(find_cell(picture, color))
+    for channel, (y0, x0, y1, x1) in enumerate(boxes):
+        assert (y1 - y0) % 5 == 0
+        assert (x1 - x0) == 2 * (y1 - y0)
+        if channel % 3:
+            assert x0 > boxes[channel - 1][3]
+            assert y0 == boxes[channel - 1][0]
+        if channel >= 3:
+            assert y0 > boxes[channel - 3][2]
+            assert x0 == boxes[channel - 3][1]
+
+
+def test_scale_by_channel_by_layer_and_absolute():
+    maps = np.stack([np.linspace(0, 1, 16).reshape(4, 4), np.linspace(0, 10, 16).reshape(4, 4)])
+    by_channel = np.asarray(render.feature_maps(maps, columns=2, numbers=False))
+    by_layer = np.asarray(render.feature_maps(maps, columns=2, scale="layer", numbers=False))
+    clipped = np.asarray(render.feature_maps(maps, columns=2, scale=(0, 1), numbers=False))
+    factor = 10
+    first, second = slice(10, 10 + 4 * factor), slice(10 + 4 * factor + 4, 10 + 8 * factor + 4)
+
+    def corner(picture, columns):  # the last cell of the map, its largest value
+        return int(picture[10 + 4 * factor - 1, columns.stop - 1, 0])
+
+    assert (corner(by_channel, first), corner(by_channel, second)) == (255, 255)
+    assert (corner(by_layer, first), corner(by_layer, second)) == (round(255 / 10), 255)
+    assert (corner(clipped, first), corner(clipped, second)) == (255, 255)
+    assert int(clipped[10, second.start + factor * 2, 0]) == 255  # 1.33 is above the scale
+    assert by_layer.shape[0] > by_channel.shape[0]  # room for the colour bar
+
+
+def test_a_channel_that_is_the_same_everywhere_is_crossed_out():
+    maps = np.zeros((2, 8, 8), np.float32)
+    maps[1, :4] = 1
+    picture = np.asarray(render.feature_maps(maps, columns=2)).astype(int)
+    red = (picture[:, :, 0] > 150) & (picture[:, :, 1] < 120) & (picture[:, :, 2] < 120)
+    assert red[:, : picture.shape[1] // 2].any()
+    assert not red[:, picture.shape[1] // 2 :].any()
+
+
+def test_chosen_channels_in_the_asked_order():
+    maps = np.random.default_rng(0).random((5, 8, 8)).astype(np.float32)
+    some = render.feature_maps(maps, columns=2, channels=[4, 1], numbers=False)
+    same = render.feature_maps(maps[[4, 1]], columns=2, numbers=False)
+    assert np.array_equal(np.asarray(some), np.asarray(same))
+    with pytest.raises(InputError, match="no channel 5"):
+        render.feature_maps(maps, channels=[5])
+
+
+@pytest.mark.parametrize("count", [1, 3, 32, 64, 512, 2048])
+def test_channel_numbers_never_overlap_their_neighbours(count):
+    """A number's box ends before the next cell begins."""
+    maps = np.random.default_rng(0).random((count, 4, 4)).astype(np.float32)
+    picture = render.feature_maps(maps)
+    per_row = (picture.width - 20 + 4) // (40 + 4)
+    assert text_width(str(count - 1), 11) <= 40 + 4
+    assert per_row >= min(count, 8)
+
+
+def test_512_maps_are_one_array_and_take_well_under_a_second():
+    maps = torch.rand(512, 28, 28)
+    render.feature_maps(maps)
+    start = time.process_time()
+    picture = render.feature_maps(maps)
+    spent = time.process_time() - start
+    assert picture.width < 4000
+    assert spent < 20  # an axis a channel takes minutes here; the benchmark has the true figure
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: render.feature_maps(np.zeros((4, 4))),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), scale="other"),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), scale=(1, 0)),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), colormap="virdis"),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), columns=0),
+        lambda: render.units(np.zeros((2, 2))),
+        lambda: render.units(np.zeros(3), labels=["a"]),
+        lambda: render.overlay(np.zeros((4, 4)), np.zeros((4, 4)), alpha=2),
+        lambda: render.overlay(np.zeros((4, 4)), np.zeros((1, 4, 4))),
+        lambda: render.masked(np.zeros((4, 4)), np.zeros((4, 4)), keep=0),
+        lambda: render.sheet([]),
+    ],
+)
+def test_bad_requests_are_sentences(call):
+    with pytest.raises(InputError):
+        call()
+
+
+def test_bars_are_as_long_as_their_values():
+    picture = np.asarray(render.units(np.array([1.0, 0.5, 0.0, -0.5])))
+    blue = (picture == (49, 104, 142)).all(2)
+    red = (picture == (178, 60, 60)).all(2)
+    lengths = [n for n in blue.sum(1) if n > 1]
+    assert max(lengths) == pytest.approx(2 * min(lengths), abs=2)
+    assert red.sum(1).max() == pytest.approx(min(lengths), abs=2)
+    assert np.nonzero(red)[1].max() <= np.nonzero(blue)[1].min() + 1  # on the other side of zero
+
+
+def test_a_heat_strip_shows_every_unit_once_in_order():
+    values = np.zeros(64, np.float32)
+    values[[0, 33]] = 1.0
+    picture = np.asarray(render.units(values, colormap="gray"))
+    white = (picture[10:34, 10 : 10 + 32 * 12] == 255).all(2)
+    assert white[:12, :12].all()
+    assert white[12:24, 12:24].all()
+    assert white.sum() == 2 * 144
+
+
+def test_stretching_keeps_places():
+    """A cell of a 4×4 map covers its sixteenth of the picture, centre on centre."""
+    spot = np.zeros((4, 4))
+    spot[1, 2] = 1
+    large = render.stretch(spot, (400, 200))
+    ys, xs = np.mgrid[0:200, 0:400]
+    centre = ((large * (ys + 0.5)).sum() / large.sum(), (large * (xs + 0.5)).sum() / large.sum())
+    assert centre == pytest.approx((75.0, 250.0), abs=0.5)
+
+
+def test_sheet_titles_stand_above_their_columns_and_pictures_do_not_touch():
+    red, blue = Image.new("RGB", (50, 50), (255, 0, 0)), Image.new("RGB", (50, 25), (0, 0, 255))
+    picture = np.asarray(
+        render.sheet([[red, blue]], ["first", "second"], ["row"], cell=100, title="all")
+    )
+    y0, x0, y1, x1 = find_cell(picture, (255, 0, 0))
+    v0, u0, v1, u1 = find_cell(picture, (0, 0, 255))
+    assert (y1 - y0, x1 - x0, v1 - v0, u1 - u0) == (100, 100, 50, 100)
+    assert u0 - x1 >= 5
+    assert (picture[:y0] < 100).any()  # words above
+
+
+def test_words_are_cut_and_wrapped_to_their_width():
+    assert text_width(fit("a very long title indeed", 60), 12) <= 60
+    assert all(text_width(line, 12) <= 80 for line in wrap("several words that wrap", 80))
+    assert " ".join(wrap("several words that wrap", 80)) == "several words that wrap"
+
+
+def test_figures_have_a_colour_bar_in_the_unit_and_nothing_overlaps():
+    values = np.linspace(-1, 2, 48).reshape(6, 8)
+    picture = Image.new("RGB", (80, 60), "gray")
+    figure = render.attribution_figure(values, picture=picture, title="a title", unit="logit lost")
+    figure.canvas.draw()
+    bars = [axis for axis in figure.axes if axis.get_ylabel() == "logit lost"]
+    assert len(bars) == 1
+    assert bars[0].get_ylim() == (-2.0, 2.0)
+    boxes = [axis.get_tightbbox() for axis in figure.axes]
+    for index, box in enumerate(boxes):
+        for other in boxes[index + 1 :]:
+            assert box.x1 <= other.x0 + 1 or other.x1 <= box.x0 + 1
+    title = figure._suptitle.get_window_extent()
+    assert all(box.y1 <= title.y0 + 1 for box in boxes)
+    width, height = figure.canvas.get_width_height()
+    assert all(0 <= box.x0 and box.x1 <= width and box.y0 >= 0 for box in boxes)
+    assert title.y1 <= height
