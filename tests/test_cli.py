@@ -273,7 +273,7 @@ def test_unusual_pictures_work(run, tmp_path, mode):
     if mode == "palette":
         base.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(path)
     elif mode == "deep":
-        Image.fromarray((np.asarray(base).astype(np.uint16) * 257)).save(path)
+        Image.fromarray(np.asarray(base).astype(np.uint16) * 257).save(path)
     elif mode == "cmyk":
         path = tmp_path / "odd.jpg"
         base.convert("CMYK").save(path)

@@ -36,7 +36,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
     assert blocks
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"ROOT": ROOT})  # noqa: S102
+        exec(compile(block, "README.md", "exec"), {"ROOT": ROOT})
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def test_channels_stand_in_reading_order_each_at_the_same_whole_magnification():
     maps = np.zeros((6, 5, 10), np.float32)
     for channel in range(6):  # each channel one colour on an absolute scale
         maps[channel] = (channel + 1) / 10
-    picture = np.asarray(
-        render.feature_maps(maps, 3, "viridis", scale=(0.0, 1.0), numbers=False)
-    )[:-60]  # without the colour bar
+    picture = np.asarray(render.feature_maps(maps, 3, "viridis", scale=(0.0, 1.0), numbers=False))[
+        :-60
+    ]  # without the colour bar
     boxes = []
     for channel in range(6):
         color = colorize(np.array(maps[channel, 0, 0]), "viridis")
@@ -197,5 +197,5 @@ def test_figures_have_a_colour_bar_in_the_unit_and_nothing_overlaps():
     title = figure._suptitle.get_window_extent()
     assert all(box.y1 <= title.y0 + 1 for box in boxes)
     width, height = figure.canvas.get_width_height()
-    assert all(0 <= box.x0 and box.x1 <= width and box.y0 >= 0 for box in boxes)
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 for box in boxes)
     assert title.y1 <= height

@@ -271,18 +271,14 @@ class Attribution:
         return write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=120))
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        def array(tensor: Tensor) -> np.ndarray:
-            tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-            return tensor.cpu().numpy()
-
         arrays = {
-            "values": array(self.values),
-            "heatmap": array(self.heatmap()),
-            "score": array(self.score),
+            "values": _array(self.values),
+            "heatmap": _array(self.heatmap()),
+            "score": _array(self.score),
             "manifest": np.array(json.dumps(self.manifest())),
         }
         if self.target is not None:
-            arrays["target"] = array(self.target)
+            arrays["target"] = _array(self.target)
         return arrays
 
     def _write_npz(self, file: BinaryIO) -> None:
@@ -292,6 +288,11 @@ class Attribution:
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png", dpi=80)
         return buffer.getvalue()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The numbers for NumPy, which knows no bfloat16."""
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -340,7 +341,10 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear interpolation of ``(…, h, w)`` to ``(…, H, W)``; cells keep their places."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     dtype = flat.dtype if flat.dtype in (torch.float32, torch.float64) else torch.float32
-    grown = F.interpolate(flat.to(dtype), size=size, mode="bilinear", align_corners=False)
+    flat = flat.to(dtype)
+    # Interpolating differences keeps a constant map constant to the last bit.
+    base = flat[..., :1, :1]
+    grown = base + F.interpolate(flat - base, size=size, mode="bilinear", align_corners=False)
     return grown.to(maps.dtype).reshape(*maps.shape[:-2], *size)
 
 
@@ -415,7 +419,7 @@ class WindowAttribution(Attribution):
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = super()._arrays()
         if self.scores is not None:
-            arrays["scores"] = self.scores.float().cpu().numpy()
+            arrays["scores"] = _array(self.scores)
         return arrays
 
 

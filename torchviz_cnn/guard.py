@@ -5,8 +5,9 @@ Every function of this package that runs somebody's network runs it inside :func
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -61,52 +62,80 @@ def _devices(tensors: Iterable[Tensor]) -> list[int]:
     return sorted({t.device.index or 0 for t in tensors if t.is_cuda})
 
 
+def eager() -> AbstractContextManager[object]:
+    """Run what was compiled as it was written: compiled code ignores hooks added afterwards.
+
+    Nothing can have been compiled before the compiler was imported, which takes a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _copies(buffers: list[Tensor]) -> dict[int, Tensor]:
+    """Copies by identity, of many small tensors at the price of one for each device and dtype."""
+    groups: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+    for buffer in buffers:
+        groups.setdefault((buffer.device, buffer.dtype), {})[id(buffer)] = buffer
+    copies: dict[int, Tensor] = {}
+    for members in groups.values():
+        flat = torch.cat([buffer.detach().reshape(-1) for buffer in members.values()])
+        parts = flat.split([buffer.numel() for buffer in members.values()])
+        for (key, buffer), part in zip(members.items(), parts, strict=True):
+            copies[key] = part.view(buffer.shape)
+    return copies
+
+
 @contextmanager
-def _restored_buffers(modules: list[nn.Module]) -> Iterator[None]:
-    # PyTorch's own layers write their buffers (running statistics) in training mode only, so a
-    # plain ResNet is not copied at every call.
-    kept = [
-        (owner._buffers, key, buffer, buffer._version, buffer.detach().clone())
-        for owner in modules
-        if owner._buffers and not type(owner).__module__.startswith("torch.nn.modules.")
-        for key, buffer in owner._buffers.items()
-        if buffer is not None and not buffer.is_inference()
-    ]
+def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    """Let the network work on copies of its buffers, and give it its own back.
+
+    Looking for changes afterwards would not do: writing through ``.data``, or moving a batch norm's
+    statistics, leaves no version behind; and writing back what did not change would spoil a graph
+    that the caller still wants to differentiate.
+    """
+    owners = [(m, dict(m._buffers)) for m in modules]
+    # Inference tensors cannot be written outside inference mode; sparse ones cannot be joined.
+    copies = _copies(
+        [
+            buffer
+            for _, buffers in owners
+            for buffer in buffers.values()
+            if buffer is not None and buffer.layout is torch.strided and not buffer.is_inference()
+        ]
+    )
     try:
+        for m, buffers in owners:
+            for key, buffer in buffers.items():
+                m._buffers[key] = copies.get(id(buffer), buffer)
         yield
     finally:
-        with torch.no_grad():
-            for buffers, key, buffer, version, copy in kept:
-                if buffer._version != version:
-                    buffer.copy_(copy)
-                if buffers.get(key) is not buffer:
-                    buffers[key] = buffer
+        for m, buffers in owners:
+            if m._buffers or buffers:
+                m._buffers.clear()
+                m._buffers.update(buffers)
 
 
 @contextmanager
 def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Eval mode, no parameter gradients and no compiled call, for the length of the block.
+    """Eval mode and no parameter gradients for the length of the block.
 
     Flags are set one by one: ``module.eval()`` may be overridden, and a layer that its owner keeps
     in another mode than the rest must come back in that mode.
     """
-    training = [m for m in modules if m.training]
-    # module.compile() in place has no wrapper to take off, and ignores hooks added afterwards.
-    compiled = [(m, m._compiled_call_impl) for m in modules if m._compiled_call_impl is not None]
+    training = [m.training for m in modules]
     trainable = [p for p in parameters if p.requires_grad and p.is_leaf]
     try:
-        for m in training:
-            m.training = False
-        for m, _ in compiled:
-            m._compiled_call_impl = None
+        for m in modules:
+            if m.training:
+                m.training = False
         for p in trainable:
             p.requires_grad_(False)
         yield
     finally:
-        for m in training:
-            m.training = True
-        for m, call in compiled:
-            m._compiled_call_impl = call
+        for m, flag in zip(modules, training, strict=True):
+            if m.training is not flag:
+                m.training = flag
         for p in trainable:
             p.requires_grad_(True)
 
@@ -116,12 +145,12 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     """Run ``module`` in eval mode inside the block and leave no trace of it.
 
     Restored on the way out, after success and after any exception: each submodule's ``training``
-    flag, each ``requires_grad``, in-place compilation, buffers, the gradient and inference modes
+    flag, each ``requires_grad``, buffers, the gradient and inference modes
     and the random state of the CPU and of the devices involved. Gradients (``.grad``) are never
     written, because only :func:`torch.autograd.grad` is used inside such blocks.
 
     Inside, inference mode is off (its tensors cannot be saved for a backward pass) and gradients
-    are off until the block turns them on.
+    are off until the block turns them on; compiled parts run as they were written.
 
     Args:
         module: an unwrapped network, see :func:`unwrap`.
@@ -142,6 +171,7 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_restored_buffers(modules))
+        stack.enter_context(eager())
+        stack.enter_context(_copied_buffers(modules))
         stack.enter_context(_restored_flags(modules, parameters))
         yield

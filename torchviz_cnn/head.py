@@ -8,11 +8,11 @@ so looking for a last ``nn.Softmax`` is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,27 @@ _KINDS: dict[Callable[..., Any], Kind] = {
 _IN_PLACE = {torch.sigmoid_, Tensor.sigmoid_}
 
 
+@dataclass
+class _Seen:
+    """What one softmax or sigmoid was given, and gave."""
+
+    given: Tensor
+    result: Tensor | None
+    reference: ReferenceType[Tensor]
+    version: int
+    kind: Kind
+
+
 class _Watch(TorchFunctionMode):
-    """Remembers what the last softmax or sigmoid of a forward pass was given, and gave."""
+    """Remembers what the softmaxes and sigmoids of a forward pass were given, and gave.
+
+    The last one is held; of earlier ones only those whose result something else still holds, such
+    as the tuple the network is about to return. Attention maps go as the network lets them go.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.last: tuple[Tensor, Tensor, Kind] | None = None
+        self.seen: list[_Seen] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -58,8 +73,30 @@ class _Watch(TorchFunctionMode):
         if func in _IN_PLACE:
             given = given.clone()
         result = func(*args, **kwargs)
-        self.last = (given, result, kind)
+        if self.seen:
+            self.seen[-1].result = None
+        self.seen = [each for each in self.seen if each.reference() is not None]
+        version = 0 if result.is_inference() else result._version
+        self.seen.append(_Seen(given, result, ref(result), version, kind))
         return result
+
+    def final(self, raw: Tensor) -> _Seen | None:
+        """The softmax or sigmoid that made ``raw``, if one did and nothing was done to it since.
+
+        The same numbers, at most reshaped: ``sigmoid(x).squeeze(1)`` still ends in the sigmoid.
+        """
+        for each in reversed(self.seen):
+            result = each.reference()
+            if result is None or (not result.is_inference() and result._version != each.version):
+                continue
+            if result is raw or (
+                result.numel() == raw.numel()
+                and result.data_ptr() == raw.data_ptr()
+                and result.is_contiguous()
+                and raw.is_contiguous()
+            ):
+                return each
+        return None
 
 
 @dataclass(frozen=True)
@@ -76,11 +113,24 @@ class Output:
     logits: Tensor
     kind: Kind | None
 
+    def rows(self, start: int, stop: int) -> Output:
+        """The same for some of the images."""
+        return Output(self.raw[start:stop], self.logits[start:stop], self.kind)
+
     def probabilities(self) -> Tensor:
         """The network's own final softmax or sigmoid, else the one its output calls for."""
         if self.kind in ("softmax", "sigmoid"):
             return self.raw
         return probabilities(self.logits, self.kind)
+
+
+def joined(outputs: Sequence[Output]) -> Output:
+    """Outputs for several batches as one."""
+    return Output(
+        torch.cat([each.raw for each in outputs]),
+        torch.cat([each.logits for each in outputs]),
+        outputs[0].kind,
+    )
 
 
 def probabilities(logits: Tensor, kind: Kind | None) -> Tensor:
@@ -109,7 +159,9 @@ def _graph_ends_in_activation(output: Tensor) -> bool:
     return node is not None and node.name().startswith(("Softmax", "LogSoftmax", "Sigmoid"))
 
 
-def run(module: nn.Module, inputs: Tensor, *, sure: bool = False) -> Output:
+def run(
+    module: nn.Module, inputs: Tensor, *, sure: bool = False, variants_of: Tensor | None = None
+) -> Output:
     """One forward pass, and the scores before its final softmax or sigmoid.
 
     Args:
@@ -117,6 +169,8 @@ def run(module: nn.Module, inputs: Tensor, *, sure: bool = False) -> Output:
         inputs: ``(N, C, H, W)`` or ``(N, H, W)``.
         sure: always watch. Needed where no graph is recorded, from which it could be seen
             afterwards that watching was left out wrongly.
+        variants_of: the user's images, where ``inputs`` are variants made of them. Those the
+            network may have; otherwise it gets a copy, as some networks write into their input.
 
     Raises:
         InputError: when the network returns no tensor, or not one row an image.
@@ -124,28 +178,23 @@ def run(module: nn.Module, inputs: Tensor, *, sure: bool = False) -> Output:
     watching = sure or _ENDS_IN.get(module, True)
     watch = _Watch()
     with watch if watching else nullcontext():
-        raw = _tensor(module(inputs))
+        raw = _tensor(module(inputs.clone() if variants_of is None else inputs))
     if raw.ndim == 0 or raw.shape[0] != inputs.shape[0]:
+        images = inputs if variants_of is None else variants_of
+        variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
         raise InputError(
-            f"the network returned {_described(raw)} for {inputs.shape[0]} images given as "
-            f"{_described(inputs)}; it must return one row an image, and inputs must have a batch "
+            f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
+            f"{_described(images)}; it must return one row an image, and inputs must have a batch "
             "axis: (N, C, H, W)"
         )
     if not watching and raw.grad_fn is not None and _graph_ends_in_activation(raw):
         _ENDS_IN[module] = True
         return run(module, inputs)
-    output = Output(raw, raw, None)
-    if watch.last is not None:
-        given, result, kind = watch.last
-        # The same numbers, at most reshaped: sigmoid(x).squeeze(1) still ends in the sigmoid.
-        same = result is raw or (
-            result.numel() == raw.numel()
-            and result.data_ptr() == raw.data_ptr()
-            and result.is_contiguous()
-            and raw.is_contiguous()
-        )
-        if same:
-            output = Output(raw, given.reshape(raw.shape), kind)
+    final = watch.final(raw)
+    if final is None:
+        output = Output(raw, raw, None)
+    else:
+        output = Output(raw, final.given.reshape(raw.shape), final.kind)
     if watching:
         _ENDS_IN[module] = output.kind is not None
     return output

@@ -145,7 +145,7 @@ def _by_module(module: nn.Module, wanted: nn.Module) -> str:
     )
 
 
-def _split_call(module: nn.Module, text: str) -> tuple[str, int | None]:
+def split_call(module: nn.Module, text: str) -> tuple[str, int | None]:
     """``relu@2`` -> (``relu``, 2); ``relu@*`` -> (``relu``, None); ``relu`` -> (``relu``, 0)."""
     match = _CALL.fullmatch(text)
     if match is None or text in dict(module.named_modules()):  # a module may be called so itself
@@ -180,7 +180,7 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
             continue
         if not isinstance(one, str):
             raise InputError(f"a layer is named by a string or a module, not by {one!r}")
-        base, call = _split_call(module, one)
+        base, call = split_call(module, one)
         if any(character in base for character in "*?["):
             hits = [
                 (name, child)

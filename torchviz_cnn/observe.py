@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.guard import eager, undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs
-from torchviz_cnn.naming import Layer, module_of, original_name, resolve
+from torchviz_cnn.naming import Layer, module_of, original_name, resolve, split_call
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -84,15 +84,16 @@ class Observation(Mapping[str, Tensor]):
         self._kept: dict[str, _Kept] = {}
         self.gradients = Gradients(self)
 
+    def _normal(self, name: str) -> tuple[str, int | None]:
+        base, call = split_call(self._module, name)
+        return original_name(self._module, base), call
+
     def _find(self, name: str) -> _Kept:
         if name in self._kept:
             return self._kept[name]
-        base, at, call = name.rpartition("@")
-        original = original_name(self._module, base if at else name)
+        wanted = self._normal(name)
         for key, kept in self._kept.items():  # asked for by the other of its two names
-            key_base, key_at, key_call = key.rpartition("@")
-            same = original_name(self._module, key_base if key_at else key) == original
-            if same and (key_at, key_call if key_at else "") == (at, call if at else ""):
+            if self._normal(key) == wanted:
                 return kept
         raise InputError(
             f"nothing was seen of {name!r}: it was not among the layers asked for, or did not run "
@@ -238,7 +239,7 @@ def capture(
     seen = Observation(module, gradients=gradients)
     hooks = _Hooks(seen, resolve(module, layers))
     with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eager())
         for handle in hooks.attach(module):
             stack.callback(handle.remove)
         yield seen

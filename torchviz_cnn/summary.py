@@ -123,14 +123,25 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    # A changed network must be run again: its modules' identities are part of the key.
-    key = (*inputs.shape[1:], *map(id, every_module(module)))
+    # A changed network must be run again: what it is made of is part of the key.
+    key = (*inputs.shape[1:], *map(_identity, every_module(module)))
     known = _DEFAULTS.setdefault(module, {})
     if key not in known:
         if len(known) >= 64:  # many sizes, or a network rebuilt again and again
             known.clear()
-        known[key] = _find_default_layer(module, _trace(module, inputs[:1]))
+        known[key] = _find_default_layer(module, _trace(module, inputs[:1].clone()))
     return display_name(module, known[key])
+
+
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size")
+
+
+def _identity(module: nn.Module) -> object:
+    """What tells a module from another as far as sizes are concerned."""
+    own = module.__dict__
+    if "kernel_size" in own or "output_size" in own:
+        return id(module), str([own.get(name) for name in _GEOMETRY])
+    return id(module)
 
 
 def _find_default_layer(module: nn.Module, trace: _Trace) -> str:
@@ -228,8 +239,11 @@ class LayerTable(Sequence[LayerInfo]):
         return self.format()
 
     def format(self, width: int | None = None) -> str:
-        """The table as text of at most ``width`` columns (the terminal's by default)."""
-        width = max(48, width or shutil.get_terminal_size((100, 24)).columns)
+        """The table as text of at most ``width`` columns (the terminal's by default).
+
+        Where that is narrow, names are cut in the middle and the last columns left out.
+        """
+        width = width or shutil.get_terminal_size((100, 24)).columns
         titles = ("Layer (type)", "Output shape", "Params", "MACs", "Calls")
         cells = [
             (
@@ -242,17 +256,22 @@ class LayerTable(Sequence[LayerInfo]):
             for row in self.rows
         ]
         widths = [max(len(row[i]) for row in [titles, *cells]) for i in range(len(titles))]
-        if sum(widths) + 2 * (len(widths) - 1) > width:  # names give way, numbers do not
-            widths[0] = max(12, width - sum(widths[1:]) - 2 * (len(widths) - 1))
-        rule_width = min(width, sum(widths) + 2 * (len(widths) - 1))
+        gap = 2
+        while len(widths) > 1 and _NARROWEST + sum(widths[1:]) + gap * (len(widths) - 1) > width:
+            widths.pop()
+        room = width - sum(widths[1:]) - gap * (len(widths) - 1)
+        widths[0] = max(1, min(widths[0], room))  # names give way, numbers do not
+        rule_width = sum(widths) + gap * (len(widths) - 1)
         shape_of_input = (
             "" if self.input_size is None else f", input {'×'.join(map(str, self.input_size))}"
         )
         lines = [f"{self.network}{shape_of_input}", "─" * rule_width]
         for index, row in enumerate([titles, *cells]):
             first = row[0].ljust(widths[0]) if len(row[0]) <= widths[0] else _cut(row[0], widths[0])
-            rest = [row[1].ljust(widths[1])]
-            rest += [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+            rest = [
+                cell.ljust(w) if column == 0 else cell.rjust(w)
+                for column, (cell, w) in enumerate(zip(row[1:], widths[1:], strict=False))
+            ]
             lines.append("  ".join([first, *rest]).rstrip())
             if index == 0:
                 lines.append("═" * rule_width)
@@ -263,6 +282,9 @@ class LayerTable(Sequence[LayerInfo]):
         if self.macs is not None:
             lines.append(f"Multiply-adds for one image: {human(self.macs)}")
         return "\n".join(lines)
+
+
+_NARROWEST = 12  # columns a name needs to be told from others
 
 
 def human(count: int) -> str:

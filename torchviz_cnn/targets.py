@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,7 @@ def class_index(name: str, classes: Sequence[str] | None) -> int:
         >>> class_index("Tabby", ["tabby", "lynx"])
         0
     """
-    if name.strip().lstrip("-").isdigit():
+    if re.fullmatch(r"\s*-?[0-9]+\s*", name):
         return int(name)
     if not classes:
         raise InputError(

@@ -73,7 +73,12 @@ class _Maps:
 
     def taken(self) -> Tensor:
         if self.maps is None:
-            raise InputError(f"the layer {self.layer.name!r} does not run in eval mode")
+            raise InputError(
+                f"the layer {self.layer.name!r} runs {self.calls} times in this forward pass, "
+                f"counted from 0; there is no call {self.only_call}"
+                if self.calls
+                else f"the layer {self.layer.name!r} does not run in eval mode"
+            )
         return self.maps
 
 
@@ -212,7 +217,7 @@ def guided_grad_cam(
         held = _Maps(chosen, layer, cut=False)
         leaf = examination.inputs.requires_grad_()
         with torch.enable_grad(), held.held(), clamps_as_relus():
-            output = run(examination.module, leaf.clone())
+            output = run(examination.module, leaf)
             explained = examination.question.put(output)
         maps = held.taken()
         gradient = gradients(explained, maps, of=f"the layer {name!r}", keep_graph=True)

@@ -51,7 +51,8 @@ def examine(
     module = module_of(model)
     images = check_inputs(model, module, inputs)
     classes = classes if classes is not None else getattr(model, "classes", None)
-    question = Question(target, images.shape[0], score=score, classes=classes)
+    with torch.inference_mode(False):
+        question = Question(target, images.shape[0], score=score, classes=classes)
     with undisturbed(module, images), batch_axis_required(module, images):
         yield Examination(module, images, question, classes)
 

@@ -30,8 +30,7 @@ def input_gradient(examination: Examination, rule: Rule | None = None) -> tuple[
     leaf = examination.inputs.requires_grad_()
     with torch.enable_grad():
         with clamps_as_relus() if rule else nullcontext():
-            # A clone, because some networks write into their input, which a leaf forbids.
-            output = run(examination.module, leaf.clone())
+            output = run(examination.module, leaf)
         explained = examination.question.put(output)
     with ReLURule(rule) if rule else nullcontext() as overridden:
         gradient = gradients(explained, leaf, of="the picture")
@@ -178,7 +177,8 @@ def guided_backprop(
     .. math:: R^l = [f^l > 0] \cdot [R^{l+1} > 0] \cdot R^{l+1}
 
     Every ReLU and ReLU6 is overridden, however it is spelled: a module, in-place, re-used,
-    ``F.relu``, ``x.relu_()``, ``x.clamp(min=0)``. Sharp, but says little about the class (Adebayo
+    ``F.relu``, ``x.relu_()``, ``x.clamp(min=0)`` (but not one composed of other operations, such as
+    ``torch.maximum(x, zero)`` or ``x * (x > 0)``). Sharp, but says little about the class (Adebayo
     et al. 2018, "Sanity Checks for Saliency Maps"): read it together with Grad-CAM.
 
     Args:

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import is_single, run
+from torchviz_cnn.head import Output, is_single, joined, run
 from torchviz_cnn.methods.examine import examine
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.targets import ScoreKind, Target
+from torchviz_cnn.targets import Explained, ScoreKind, Target
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -76,6 +76,46 @@ def _fill(fill: Fill, images: Tensor) -> Tensor:
             f"fill of shape {tuple(values.shape)} does not fit pictures of shape "
             f"{tuple(images.shape)}; give one value, one a channel, or a picture"
         ) from None
+
+
+class _Grid:
+    """The pictures themselves, then every variant of each with one window hidden, by number."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        filling: Tensor,
+        window: tuple[int, int],
+        stride: tuple[int, int],
+        positions: tuple[int, int],
+    ) -> None:
+        self.images = images
+        self.filling = filling
+        self.window = window
+        self.stride = stride
+        self.columns = positions[1]
+        self.count = positions[0] * positions[1]
+        self.ys, self.xs = (torch.arange(n, device=images.device) for n in images.shape[2:])
+
+    def image_of(self, start: int, stop: int) -> Tensor:
+        """Which image each of the variants belongs to; numbers count the images themselves too."""
+        numbers = torch.arange(start, stop, device=self.images.device)
+        return (numbers - len(self.images)) // self.count
+
+    def pictures(self, start: int, size: int) -> Tensor:
+        """``size`` pictures from number ``start`` on; the last one again where there are no more."""
+        numbers = torch.arange(start, start + size, device=self.images.device)
+        numbers = numbers.clamp(max=len(self.images) * (1 + self.count) - 1)
+        variant = numbers - len(self.images)
+        untouched = variant < 0
+        image = torch.where(untouched, numbers, variant // self.count)
+        position = variant % self.count
+        top = (position // self.columns * self.stride[0])[:, None]
+        left = (position % self.columns * self.stride[1])[:, None]
+        hidden_rows = (self.ys >= top) & (self.ys < top + self.window[0]) & ~untouched[:, None]
+        hidden_columns = (self.xs >= left) & (self.xs < left + self.window[1])
+        hidden = (hidden_rows[:, :, None] & hidden_columns[:, None, :])[:, None]
+        return torch.where(hidden, self.filling[image], self.images[image])
 
 
 def _default_batch(images: Tensor) -> int:
@@ -148,42 +188,52 @@ def occlusion(
         elif batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
 
-        output = run(examination.module, examination.inputs, sure=True)
-        whole = examination.question.put(output)
-        positions = rows * columns
-        ys, xs = (torch.arange(n, device=images.device) for n in size)
-        hidden_scores, every_score = [], []
+        grid = _Grid(images, filling, (wh, ww), (sh, sw), (rows, columns))
+        # The untouched pictures come first, then the variants, all in chunks of one size: the
+        # same picture in a batch of another size may differ in its last bits, and hiding nothing
+        # must cost exactly nothing.
+        count = len(images) * (1 + rows * columns)
+        chunks = math.ceil(count / batch_size)
+        size_of_chunk = math.ceil(count / chunks)
         bar = tqdm(
-            total=len(images) * positions,
+            total=count,
             desc="occlusion",
             unit="window",
             delay=2,
             leave=False,
             disable=None if progress else True,
         )
-        for start in range(0, len(images) * positions, batch_size):
-            stop = min(start + batch_size, len(images) * positions)
-            variant = torch.arange(start, stop, device=images.device)
-            image, position = variant // positions, variant % positions
-            top, left = (position // columns * sh)[:, None], (position % columns * sw)[:, None]
-            hidden_rows = (ys >= top) & (ys < top + wh)
-            hidden_columns = (xs >= left) & (xs < left + ww)
-            hidden = (hidden_rows[:, :, None] & hidden_columns[:, None, :])[:, None]
-            variants = torch.where(hidden, filling[image], images[image])
+        references: list[Output] = []
+        whole: Explained | None = None
+        hidden_scores, every_score = [], []
+        for start in range(0, count, size_of_chunk):
+            pictures = grid.pictures(start, size_of_chunk)
             output = run(
-                examination.module, variants if has_channels else variants[:, 0], sure=True
+                examination.module,
+                pictures if has_channels else pictures[:, 0],
+                sure=True,
+                variants_of=examination.inputs,
             )
-            chosen = None if whole.target is None else whole.target[image]
-            hidden_scores.append(
-                examination.question.again(chosen, len(variants)).put(output).score
-            )
-            if all_scores:
-                every_score.append(_rows(output.logits))
-            bar.update(stop - start)
+            untouched = min(max(len(images) - start, 0), size_of_chunk)
+            stop = min(count - start, size_of_chunk)
+            if untouched:
+                references.append(output.rows(0, untouched))
+            if stop > untouched:
+                if whole is None:
+                    whole = examination.question.put(joined(references))
+                output = output.rows(untouched, stop)
+                image = grid.image_of(start + untouched, start + stop)
+                chosen = None if whole.target is None else whole.target[image]
+                question = examination.question.again(chosen, stop - untouched)
+                hidden_scores.append(question.put(output).score)
+                if all_scores:
+                    every_score.append(_rows(output.logits))
+            bar.update(stop)
         bar.close()
+        assert whole is not None  # there is at least one window
 
         score_shape = whole.score.shape
-        scores = torch.cat(hidden_scores).reshape(score_shape[0], positions, *score_shape[1:])
+        scores = torch.cat(hidden_scores).reshape(len(images), rows * columns, *score_shape[1:])
         scores = scores.movedim(1, -1).reshape(*score_shape, rows, columns)
         keep = None
         if all_scores:
@@ -205,7 +255,7 @@ def occlusion(
             window=(wh, ww),
             stride=(sh, sw),
             scores=keep,
-            kind=output.kind,
+            kind=references[0].kind,
         )
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.render.colormaps import colormap_for, limits
+from torchviz_cnn.render.colormaps import check_colormap, colormap_for, limits
 from torchviz_cnn.render.overlays import overlay
 from torchviz_cnn.render.text import INK, PAPER, font, wrap
 
@@ -39,6 +39,7 @@ def attribution_figure(
     """
     low, high = span or limits(values)
     name = colormap_for(values, colormap)
+    check_colormap(name)
     panels = 1 if picture is None else 3
     ratio = values.shape[0] / values.shape[1]
     figure = Figure(figsize=(4.0 * panels + 0.9, 3.6 * min(2.0, max(0.5, ratio)) + 0.7))
