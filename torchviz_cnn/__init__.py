@@ -25,7 +25,8 @@ from torchviz_cnn.methods import (
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
 from torchviz_cnn.observe import Observation, activations, capture
-from torchviz_cnn.summary import LayerInfo, LayerTable, default_layer, layers
+from torchviz_cnn.summary import LayerInfo, LayerTable, layers
+from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
 
 __all__ = [

@@ -6,9 +6,9 @@ What the command line and the demo write; each function returns pictures and wri
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchviz_cnn import render
-from torchviz_cnn.attribution import Attribution, PixelAttribution, WindowAttribution
+from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, WindowAttribution
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
@@ -128,57 +128,91 @@ def explain_with(
     return results
 
 
-def map_picture(result: Attribution, *, index: int = 0, target: int = 0) -> Image.Image:
+def map_picture(heatmap: np.ndarray, *, gray: bool) -> Image.Image:
     """A heat map alone: gray for gradients, as in their papers; else coloured.
 
     A few pixels have gradients many times those of all others, beside which everything would be
     black: the hundredth part with the largest magnitudes is clipped.
     """
-    values = result.one_heatmap(index, target)
-    colormap, top = None, 1.0
-    if isinstance(result, PixelAttribution):
-        colormap = None if result.signed else "gray"
-        top = float(np.quantile(np.abs(values), 0.99)) or 1.0
-    low = -top if (values < 0).any() else 0.0
-    colors = render.colorize(values, colormap or ("seismic" if low < 0 else "jet"), low, top)
-    return Image.fromarray(colors)
+    signed = bool((heatmap < 0).any())
+    top = float(np.quantile(np.abs(heatmap), 0.99)) or 1.0 if gray else 1.0
+    colormap = "seismic" if signed else "gray" if gray else "jet"
+    return Image.fromarray(render.colorize(heatmap, colormap, -top if signed else 0.0, top))
 
 
-def explanation_sheet(
+@dataclass(frozen=True)
+class Drawing:
+    """How explanations are drawn.
+
+    Attributes:
+        colormap: of the overlays, any matplotlib name; by default as suits the map.
+        alpha: weight of the map in an overlay.
+        keep: the share that stays visible in masked pictures; ``None`` for none of them.
+        align: how Grad-CAM's cells are laid over the picture.
+    """
+
+    colormap: str | None = None
+    alpha: float = 0.4
+    keep: float | None = None
+    align: str = "stretch"
+
+    def check(self) -> None:
+        """Say before any work what cannot be drawn.
+
+        Raises:
+            InputError: for what is out of range or unknown.
+        """
+        if self.colormap is not None:
+            render.check_colormap(self.colormap)
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"--alpha must lie between 0 and 1, not {self.alpha}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise InputError(f"--keep must lie above 0 and at most at 1, not {self.keep}")
+        if self.align not in get_args(Align):
+            raise InputError(f"--align must be one of {get_args(Align)}, not {self.align!r}")
+
+
+def explanation_pictures(
     view: Image.Image,
-    results: Sequence[Attribution],
+    results: Mapping[str, Attribution],
     *,
     title: str,
-    index: int = 0,
-    target: int = 0,
-    colormap: str | None = None,
-    alpha: float = 0.4,
-) -> Image.Image:
-    """Overlays above, maps below, a column a method.
+    target: int,
+    drawing: Drawing,
+) -> Iterator[tuple[str, Image.Image]]:
+    """Every picture of one image's explanations: overlays, masks, probabilities, and a sheet.
 
     Args:
         view: what the network saw, at a size to look at.
-        results: of the methods, in order.
-        title: a line above.
-        index, target: which image and which of its targets.
-        colormap, alpha: of the overlays.
+        results: by method, each of one image.
+        title: of the sheet.
+        target: which of the image's targets.
+        drawing: how.
+
+    Yields:
+        A name with a place ``{mark}`` for what tells targets apart, and the picture.
     """
-    overlays = [
-        render.overlay(view, result.one_heatmap(index, target), colormap=colormap, alpha=alpha)
-        for result in results
-    ]
-    maps = [
-        map_picture(result, index=index, target=target).resize(view.size, Image.Resampling.BILINEAR)
-        for result in results
-    ]
+    overlays, maps = [], []
+    for name, result in results.items():
+        heatmap = result.one_heatmap(0, target, cast("Align", drawing.align))
+        over = render.overlay(view, heatmap, colormap=drawing.colormap, alpha=drawing.alpha)
+        overlays.append(over)
+        alone = map_picture(heatmap, gray=isinstance(result, PixelAttribution))
+        maps.append(alone.resize(view.size, Image.Resampling.BILINEAR))
+        yield f"{name}{{mark}}", over
+        if drawing.keep is not None:
+            yield f"{name}{{mark}}_masked", render.masked(view, heatmap, keep=drawing.keep)
+        if isinstance(result, WindowAttribution):
+            yield f"{name}{{mark}}_probability", probability_picture(view, result, target=target)
     blank = Image.new("RGB", view.size, "white")
-    names = [f"{r.method} ({r.layer})" if r.layer else r.method for r in results]
-    return render.sheet(
+    names = [f"{r.method} ({r.layer})" if r.layer else r.method for r in results.values()]
+    sheet = render.sheet(
         [[view, *overlays], [blank, *maps]],
         ["picture", *names],
         ["over the picture", "maps (of gradients without the largest hundredth)"],
         title=title,
     )
+    yield "sheet{mark}", sheet
 
 
 def probability_picture(

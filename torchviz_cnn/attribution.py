@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from torchviz_cnn.pictures import Picture
+    from torchviz_cnn.tracing import Place
 
 MANIFEST_VERSION = 1
+
+Align = Literal["stretch", "receptive_field"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +87,17 @@ class Attribution:
         """Whether a map's sign means something: for the score, or against it."""
         return bool((self.values < 0).any())
 
-    def maps(self) -> Tensor:
+    def maps(self, align: Align = "stretch") -> Tensor:
         """Maps at the input's size in the unit of the values: ``(N, H, W)`` or ``(N, K, H, W)``."""
         raise NotImplementedError
 
-    def heatmap(self) -> Tensor:
+    def heatmap(self, align: Align = "stretch") -> Tensor:
         """Maps at the input's size, scaled to be looked at.
+
+        Args:
+            align: how a layer's cells are laid over the picture. ``"stretch"``: over the whole of
+                it, as the papers do. ``"receptive_field"``: each at the middle of what it sees;
+                after convolutions without padding the two differ most at the border.
 
         Returns:
             ``(N, H, W)`` or ``(N, K, H, W)``. Maps without negative values are divided by their
@@ -97,19 +105,19 @@ class Attribution:
             magnitude, so that they lie in −1…1 around 0. Each map on its own. A constant map has
             nothing to show and gives zeros.
         """
-        maps = self.maps()
+        maps = self.maps(align)
         scale = maps.abs().amax((-2, -1), keepdim=True)
         varies = maps.amax((-2, -1), keepdim=True) > maps.amin((-2, -1), keepdim=True)
         tiny = torch.finfo(maps.dtype).tiny
         return torch.where(varies, maps / scale.clamp_min(tiny), torch.zeros_like(maps))
 
-    def one_map(self, index: int = 0, target: int = 0) -> np.ndarray:
+    def one_map(self, index: int = 0, target: int = 0, align: Align = "stretch") -> np.ndarray:
         """The map of one image and target, ``(H, W)``, in the unit of the values."""
-        return self._pick(self.maps(), index, target).float().cpu().numpy()
+        return self._pick(self.maps(align), index, target).float().cpu().numpy()
 
-    def one_heatmap(self, index: int = 0, target: int = 0) -> np.ndarray:
+    def one_heatmap(self, index: int = 0, target: int = 0, align: Align = "stretch") -> np.ndarray:
         """The scaled map of one image and target, ``(H, W)``."""
-        return self._pick(self.heatmap(), index, target).float().cpu().numpy()
+        return self._pick(self.heatmap(align), index, target).float().cpu().numpy()
 
     def _pick(self, tensor: Tensor, index: int, target: int) -> Tensor:
         if not -len(self) <= index < len(self):
@@ -188,6 +196,7 @@ class Attribution:
         *,
         index: int = 0,
         target: int = 0,
+        align: Align = "stretch",
     ) -> Image.Image:
         """The heat map laid over the picture.
 
@@ -198,11 +207,15 @@ class Attribution:
             colormap: any matplotlib name.
             alpha: weight of the map; the picture has 1 − alpha.
             index, target: which image and which of its targets.
+            align: as for :meth:`heatmap`.
         """
         from torchviz_cnn import render
 
         return render.overlay(
-            self._seen(picture), self.one_heatmap(index, target), colormap=colormap, alpha=alpha
+            self._seen(picture),
+            self.one_heatmap(index, target, align),
+            colormap=colormap,
+            alpha=alpha,
         )
 
     def masked(
@@ -226,12 +239,13 @@ class Attribution:
         colormap: str | None = None,
         target: int = 0,
         index: int = 0,
+        align: Align = "stretch",
     ) -> Figure:
         """Picture, map with a colour bar in the unit of the values, and overlay, side by side."""
         from torchviz_cnn import render
 
         return render.attribution_figure(
-            self.one_map(index, target),
+            self.one_map(index, target, align),
             picture=None if picture is None else self._seen(picture),
             title=self.title(index, target),
             unit=self.unit,
@@ -310,7 +324,7 @@ class PixelAttribution(Attribution):
     def signed(self) -> bool:
         return self.channels == "sum" and super().signed
 
-    def maps(self) -> Tensor:
+    def maps(self, align: Align = "stretch") -> Tensor:
         values = self.values
         if values.ndim == 3 + (self.score.ndim - 1):  # no channel axis
             return values.abs() if self.channels == "magnitude" else values
@@ -327,10 +341,26 @@ class PixelAttribution(Attribution):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CellAttribution(Attribution):
-    """A value for every cell of a layer's output: ``(N, h, w)``, stretched over the picture."""
+    """A value for every cell of a layer's output: ``(N, h, w)``.
 
-    def maps(self) -> Tensor:
-        return upsample(self.values, self.input_size)
+    Attributes:
+        place: tells where the cells lie on the picture; ``None`` where that is not known.
+    """
+
+    place: Callable[[], Place | None] | None = field(default=None, repr=False)
+
+    def maps(self, align: Align = "stretch") -> Tensor:
+        if align == "stretch":
+            return upsample(self.values, self.input_size)
+        if align != "receptive_field":
+            raise InputError(f"align must be 'stretch' or 'receptive_field', not {align!r}")
+        place = self.place() if self.place is not None else None
+        if place is None:
+            raise InputError(
+                f"where the cells of {self.layer!r} lie on the picture is not known (something "
+                "before it resizes or reorders the map); use align='stretch'"
+            )
+        return _at_places(self.values, place, self.input_size)
 
     @property
     def unit(self) -> str:
@@ -346,6 +376,30 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     base = flat[..., :1, :1]
     grown = base + F.interpolate(flat - base, size=size, mode="bilinear", align_corners=False)
     return grown.to(maps.dtype).reshape(*maps.shape[:-2], *size)
+
+
+def _at_places(maps: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation of ``(…, h, w)`` between the cells' places.
+
+    A cell reaches half a step beyond its place; pixels that no cell reaches are 0.
+    """
+    rows, columns = (
+        _between(count, centre, step, length).to(maps.device, torch.float64)
+        for count, centre, step, length in zip(
+            maps.shape[-2:], place.centre, place.step, size, strict=True
+        )
+    )
+    return torch.einsum("yh,...hw,xw->...yx", rows, maps.double(), columns).to(maps.dtype)
+
+
+def _between(count: int, centre: float, step: float, length: int) -> Tensor:
+    """``(length, count)``: how much each cell has to do with each pixel along one axis."""
+    pixels = torch.arange(length, dtype=torch.float64) + 0.5
+    position = (pixels - centre) / step
+    reached = (position >= -0.5) & (position <= count - 0.5)
+    position = position.clamp(0, count - 1)
+    distance = (position[:, None] - torch.arange(count, dtype=torch.float64)[None, :]).abs()
+    return (1 - distance).clamp(min=0) * reached[:, None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -364,7 +418,7 @@ class WindowAttribution(Attribution):
     scores: Tensor | None = field(default=None, repr=False)
     kind: Kind | None = None
 
-    def maps(self) -> Tensor:
+    def maps(self, align: Align = "stretch") -> Tensor:
         """At each pixel the mean over the windows that hid it."""
         return self._spread(self.values)
 

@@ -13,11 +13,25 @@ import typer
 from tqdm import tqdm
 
 from torchviz_cnn import album, demo, models, render
-from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
+from torchviz_cnn.options import (
+    ClassFile,
+    Colormap,
+    Device,
+    Images,
+    InputSize,
+    ModelName,
+    Out,
+    PreprocessMode,
+    Weights,
+    fill_of,
+    pair_of,
+    scale_of,
+    size_of,
+)
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.summary import layers as layer_table
@@ -36,40 +50,6 @@ app = typer.Typer(
     "  torchviz-cnn explain cat.jpg --model resnet50 --method all",
 )
 
-Images = Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A torchvision classifier, mnist_convnet, cat_dog, cat_dog_small, "
-        "or package.module:factory.",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="default (published ones, downloaded once), none (random), or a file."),
-]
-PreprocessMode = Annotated[
-    str | None,
-    typer.Option(
-        "--preprocess",
-        help="Prepare pictures as Keras does: rescale, tf, torch, caffe or none; "
-        "otherwise as the network's publisher does.",
-    ),
-]
-ClassFile = Annotated[
-    Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
-]
-InputSize = Annotated[
-    str | None, typer.Option(help="Of one image, such as 3x224x224, for your own factory.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")]
-Colormap = Annotated[
-    str | None, typer.Option(help="Any matplotlib colour map, such as jet, viridis, gray.")
-]
-
 
 def _tell(sentence: str) -> None:
     typer.echo(sentence)
@@ -77,15 +57,6 @@ def _tell(sentence: str) -> None:
 
 def _note(sentence: str) -> None:
     typer.echo(f"note: {sentence}", err=True)
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = re.split(r"[x×,]", text)
-    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (2, 3):
-        raise InputError(f"--input-size must be like 3x224x224, not {text!r}")
-    return tuple(int(part) for part in parts)
 
 
 def _model(
@@ -102,7 +73,7 @@ def _model(
         weights,
         preprocess=preprocess,
         classes=None if classes is None else models.read_classes(classes),
-        input_size=_size(input_size),
+        input_size=size_of(input_size),
         device=chosen,
     )
     for note in model.notes:
@@ -149,7 +120,7 @@ def layers_command(
       torchviz-cnn layers cat_dog --all
       torchviz-cnn layers mypackage.nets:build --input-size 1x64x64 --json
     """
-    loaded = models.load(model, weights, input_size=_size(input_size))
+    loaded = models.load(model, weights, input_size=size_of(input_size))
     table = layer_table(loaded, nested=every)
     if as_json:
         typer.echo(json.dumps(table.to_dicts(), indent=1))
@@ -195,7 +166,7 @@ def activations_command(
     """
     pictures = [read_picture(path) for path in images]
     render.check_colormap(colormap or "viridis")
-    chosen_scale = _scale(scale)
+    chosen_scale = scale_of(scale)
     network = _model(model, weights, preprocess, classes, input_size, device)
     names = layers or album.layers_to_walk(network)
     at = next(network.module.parameters()).device
@@ -222,20 +193,6 @@ def activations_command(
         _tell(f"{drawn} pictures of layers in {out}")
 
 
-def _scale(text: str) -> render.Scale:
-    if text == "channel":
-        return "channel"
-    if text == "layer":
-        return "layer"
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--scale must be channel, layer or LOW,HIGH, not {text!r}") from None
-    if low >= high:
-        raise InputError(f"--scale needs a lower number first, not {text!r}")
-    return (low, high)
-
-
 def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
     """The methods meant, and whether those that cannot be used may be left out."""
     if "all" in wished:
@@ -247,15 +204,6 @@ def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
                 f" Choose from {', '.join(demo.methods_in_order())}, or all"
             )
     return list(dict.fromkeys(wished)), False
-
-
-def _pair(text: str | None, option: str) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = re.split(r"[x×,]", text)
-    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (1, 2):
-        raise InputError(f"{option} must be like 32 or 32x16 (height x width), not {text!r}")
-    return int(parts[0]), int(parts[-1])
 
 
 @app.command("explain")
@@ -295,6 +243,10 @@ def explain_command(
         float | None,
         typer.Option(help="Also draw the picture with only this share visible, such as 0.25."),
     ] = None,
+    align: Annotated[
+        str,
+        typer.Option(help="Grad-CAM over the picture: stretch (as the papers) or receptive_field."),
+    ] = "stretch",
     numbers: Annotated[
         bool, typer.Option("--npz", help="Also write the values with a manifest, as .npz.")
     ] = False,
@@ -313,13 +265,14 @@ def explain_command(
       torchviz-cnn explain cat.jpg -m resnet50 --method occlusion --window 48 --stride 16 --keep 0.2
     """
     names, skip = _methods(method or ["grad_cam"])
-    _check_drawing(colormap, alpha, keep)
+    drawing = album.Drawing(colormap, alpha, keep, align)
+    drawing.check()
     options = {
         "layer": layer,
         "score": score,
-        "window": _pair(window, "--window"),
-        "stride": _pair(stride, "--stride"),
-        "fill": _fill(fill),
+        "window": pair_of(window, "--window"),
+        "stride": pair_of(stride, "--stride"),
+        "fill": fill_of(fill),
         "batch_size": batch_size,
         "progress": True,
     }
@@ -344,54 +297,23 @@ def explain_command(
             names, network, inputs, question, options, skip=skip, tell=_note
         )
         tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
-        view = render.viewable(network.view(picture))
-        several = len(target or [None]) if question is not None else 1
-        for which in range(several):
-            mark = "" if several == 1 else f"_{_file_name((target or [''])[which])}"
-            for name, result in results.items():
-                heatmap = result.one_heatmap(0, which)
-                over = render.overlay(view, heatmap, colormap=colormap, alpha=alpha)
-                write_picture(out, f"{stem}_{name}{mark}.png", over)
-                if keep is not None:
-                    seen = render.masked(view, heatmap, keep=keep)
-                    write_picture(out, f"{stem}_{name}{mark}_masked.png", seen)
-                if isinstance(result, WindowAttribution):
-                    chance = album.probability_picture(view, result, target=which)
-                    write_picture(out, f"{stem}_{name}{mark}_probability.png", chance)
-            first = next(iter(results.values()))
-            label = first.label(0, which)
+        marks = [""] if len(target or []) < 2 else [f"_{_file_name(t)}" for t in target or []]
+        for which, mark in enumerate(marks):
+            label = next(iter(results.values())).label(0, which)
             tqdm.write(f"  explained: class {label}")
-            sheet = album.explanation_sheet(
-                view,
-                list(results.values()),
+            drawn = album.explanation_pictures(
+                render.viewable(network.view(picture)),
+                results,
                 title=f"{path.name}, {network.source}, class {label}",
                 target=which,
-                colormap=colormap,
-                alpha=alpha,
+                drawing=drawing,
             )
-            write_picture(out, f"{stem}_sheet{mark}.png", sheet)
+            for name, image in drawn:
+                write_picture(out, f"{stem}_{name.format(mark=mark)}.png", image)
         if numbers:
             for name, result in results.items():
                 result.save(out / f"{stem}_{name}.npz")
     _tell(f"pictures in {out}")
-
-
-def _fill(text: str) -> float | str:
-    if text in ("mean", "blur"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--fill must be a number, mean or blur, not {text!r}") from None
-
-
-def _check_drawing(colormap: str | None, alpha: float, keep: float | None) -> None:
-    if colormap is not None:
-        render.check_colormap(colormap)
-    if not 0 <= alpha <= 1:
-        raise InputError(f"--alpha must lie between 0 and 1, not {alpha}")
-    if keep is not None and not 0 < keep <= 1:
-        raise InputError(f"--keep must lie above 0 and at most at 1, not {keep}")
 
 
 def _check_used(names: Sequence[str], given: dict[str, str | None]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchviz_cnn import album, render
-from torchviz_cnn.attribution import Attribution, WindowAttribution
+from torchviz_cnn.attribution import Align, Attribution, CellAttribution, WindowAttribution
 from torchviz_cnn.data import Digits, digits
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import summary
@@ -78,7 +78,13 @@ def digits_demo(
     picture = as_picture(data.test[chosen[digit]])
     inputs = data.test[chosen[digit]][None].to(device)
     sections = picture_sections(
-        model, picture, inputs, None, tell=tell, options={"progress": progress, **WINDOWS}
+        model,
+        picture,
+        inputs,
+        None,
+        tell=tell,
+        options={"progress": progress, **WINDOWS},
+        align="receptive_field",
     )
     sections.append(_ten_digits(model, data, chosen))
     return write_page(
@@ -112,7 +118,7 @@ def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
         view = render.viewable(as_picture(data.test[which]), 168)
         row = [view]
         for result in results:
-            heatmap = result.one_heatmap(index)
+            heatmap = result.one_heatmap(index, align="receptive_field")
             row.append(render.overlay(view, heatmap, alpha=0.55))
         rows.append(row)
     sheet = render.sheet(rows, ["picture", *names], cell=140)
@@ -167,6 +173,7 @@ def picture_sections(
     *,
     tell: Callable[[str], None],
     options: dict[str, Any],
+    align: Align = "stretch",
 ) -> list[Section]:
     """Input, layers and explanations of one picture, as sections of a page.
 
@@ -177,6 +184,7 @@ def picture_sections(
         target: the class to explain; ``None`` for the top class.
         tell: is given a sentence about each step.
         options: for the methods that know them.
+        align: how Grad-CAM's cells are laid over the picture.
     """
     view = render.viewable(picture)
     guesses = album.predict(model, inputs)[0]
@@ -215,7 +223,7 @@ def picture_sections(
             "are smaller, sparser, and answer to parts.",
             layer_plates,
         ),
-        _explanations(view, results, label),
+        _explanations(view, results, label, align),
     ]
 
 
@@ -229,11 +237,16 @@ def _layer_words(kind: str, output: Tensor) -> str:
     return f"{kind}: {output.shape[0]} units; {100 * silent:.0f} % are exactly 0."
 
 
-def _explanations(view: Image.Image, results: dict[str, Attribution], label: str) -> Section:
+def _explanations(
+    view: Image.Image, results: dict[str, Attribution], label: str, align: Align
+) -> Section:
     plates = []
     for name, result in results.items():
-        figure = album.figure_picture(_figure(result, view))
-        plates.append(Plate(f"{name}.png", figure, summary(name)))
+        figure = album.figure_picture(_figure(result, view, align))
+        words = summary(name)
+        if isinstance(result, CellAttribution) and align == "receptive_field":
+            words += " Each cell is drawn at the middle of what it sees."
+        plates.append(Plate(f"{name}.png", figure, words))
         if isinstance(result, WindowAttribution) and result.target is not None:
             plates.append(
                 Plate(
@@ -245,7 +258,7 @@ def _explanations(view: Image.Image, results: dict[str, Attribution], label: str
                 )
             )
         if name in ("grad_cam", "occlusion"):
-            heatmap = result.one_heatmap()
+            heatmap = result.one_heatmap(align=align)
             plates.append(
                 Plate(
                     f"{name}_masked.png",
@@ -261,7 +274,7 @@ def _explanations(view: Image.Image, results: dict[str, Attribution], label: str
     )
 
 
-def _figure(result: Attribution, view: Image.Image) -> object:
+def _figure(result: Attribution, view: Image.Image, align: Align) -> object:
     return render.attribution_figure(
-        result.one_map(), picture=view, title=result.title(), unit=result.unit
+        result.one_map(align=align), picture=view, title=result.title(), unit=result.unit
     )

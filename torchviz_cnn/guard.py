@@ -72,20 +72,6 @@ def eager() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
-def _copies(buffers: list[Tensor]) -> dict[int, Tensor]:
-    """Copies by identity, of many small tensors at the price of one for each device and dtype."""
-    groups: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
-    for buffer in buffers:
-        groups.setdefault((buffer.device, buffer.dtype), {})[id(buffer)] = buffer
-    copies: dict[int, Tensor] = {}
-    for members in groups.values():
-        flat = torch.cat([buffer.detach().reshape(-1) for buffer in members.values()])
-        parts = flat.split([buffer.numel() for buffer in members.values()])
-        for (key, buffer), part in zip(members.items(), parts, strict=True):
-            copies[key] = part.view(buffer.shape)
-    return copies
-
-
 @contextmanager
 def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     """Let the network work on copies of its buffers, and give it its own back.
@@ -94,26 +80,24 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     statistics, leaves no version behind; and writing back what did not change would spoil a graph
     that the caller still wants to differentiate.
     """
-    owners = [(m, dict(m._buffers)) for m in modules]
-    # Inference tensors cannot be written outside inference mode; sparse ones cannot be joined.
-    copies = _copies(
-        [
-            buffer
-            for _, buffers in owners
-            for buffer in buffers.values()
-            if buffer is not None and buffer.layout is torch.strided and not buffer.is_inference()
-        ]
-    )
+    owners = [(m, m._buffers, dict(m._buffers)) for m in modules]
+    copies: dict[Tensor, Tensor] = {}  # a buffer that two layers share stays shared
     try:
-        for m, buffers in owners:
-            for key, buffer in buffers.items():
-                m._buffers[key] = copies.get(id(buffer), buffer)
+        for _, live, kept in owners:
+            for key, buffer in kept.items():
+                # Inference tensors cannot be written outside inference mode anyway.
+                if buffer is not None and not buffer.is_inference():
+                    if buffer not in copies:
+                        copies[buffer] = buffer.detach().clone()
+                    live[key] = copies[buffer]
         yield
     finally:
-        for m, buffers in owners:
-            if m._buffers or buffers:
-                m._buffers.clear()
-                m._buffers.update(buffers)
+        for m, live, kept in owners:
+            if live or kept:
+                live.clear()
+                live.update(kept)
+                if m._buffers is not live:
+                    m._buffers = live
 
 
 @contextmanager

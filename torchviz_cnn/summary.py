@@ -1,7 +1,4 @@
-"""Which layers a network has, what each puts out and costs, and which one Grad-CAM should look at.
-
-Everything here is found by running the network once, never by guessing from names.
-"""
+"""The table of layers: names, shapes, parameters and costs, found by running the network once."""
 
 from __future__ import annotations
 
@@ -9,159 +6,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, overload
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
 from torchviz_cnn.errors import InputError, closest
-from torchviz_cnn.guard import every_module, undisturbed
 from torchviz_cnn.naming import display_name, module_of
+from torchviz_cnn.tracing import Run, watch
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
-
-
-@dataclass
-class _Run:
-    """One run of one module."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    macs: int = 0
-
-
-@dataclass
-class _Trace:
-    """One forward pass: module runs in the order they finished, and what the convolutions made."""
-
-    runs: list[_Run] = field(default_factory=list)
-    convolutions: list[tuple[int, ...]] = field(default_factory=list)
-
-
-class _CostMode(TorchDispatchMode):
-    """Counts multiply-adds into the innermost module that is running; notes convolutions.
-
-    Seeing operators rather than modules, it does not miss ``F.conv2d`` or ``x @ w``.
-    """
-
-    def __init__(self, trace: _Trace, running: list[_Run]) -> None:
-        super().__init__()
-        self.trace = trace
-        self.running = running
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            # Two floating-point operations, one multiplication and one addition, make a MAC.
-            macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
-            for run in self.running:
-                run.macs += macs
-        if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
-            self.trace.convolutions.append(tuple(out.shape))
-        return out
-
-
-def _shape(output: object) -> tuple[int, ...] | None:
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    return tuple(output.shape) if isinstance(output, Tensor) else None
-
-
-def _trace(module: nn.Module, inputs: Tensor) -> _Trace:
-    """Run ``module`` once, undisturbed and without a graph, and note every module's runs."""
-    trace, running = _Trace(), list[_Run]()
-    handles = []
-
-    def enter(name: str) -> Any:
-        return lambda _module, _inputs: running.append(_Run(name, None))
-
-    def leave(_module: nn.Module, _inputs: object, output: object) -> None:
-        run = running.pop()
-        run.shape = _shape(output)
-        trace.runs.append(run)
-
-    try:
-        with undisturbed(module, inputs), _CostMode(trace, running):
-            for name, child in module.named_modules():
-                handles.append(child.register_forward_pre_hook(enter(name)))
-                handles.append(child.register_forward_hook(leave))
-            module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return trace
-
-
-# network -> (input shape, its modules) -> default layer
-_DEFAULTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], str]] = WeakKeyDictionary()
-
-
-def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
-    """The layer Grad-CAM looks at when none is named.
-
-    The last named module to finish whose output has the spatial size of the last convolution's
-    output. That is after the convolution's batch norm, activation and skip connection: ``layer4``
-    of a ResNet, ``features.29`` of VGG16. Convolutions that put out a single cell (the gates of
-    squeeze-and-excitation, classifiers written as 1×1 convolutions after pooling) do not count, nor
-    does a container that holds every convolution of the network: it is the trunk, not a layer.
-
-    Args:
-        model: any network.
-        inputs: ``(N, C, H, W)`` or ``(N, H, W)``; one image of it is run, the answer is remembered.
-
-    Raises:
-        InputError: when no convolution with more than one output cell runs.
-
-    Example:
-        >>> import torch, torchvision, torchviz_cnn as tvc
-        >>> tvc.default_layer(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64))
-        'layer4'
-    """
-    module = module_of(model)
-    # A changed network must be run again: what it is made of is part of the key.
-    key = (*inputs.shape[1:], *map(_identity, every_module(module)))
-    known = _DEFAULTS.setdefault(module, {})
-    if key not in known:
-        if len(known) >= 64:  # many sizes, or a network rebuilt again and again
-            known.clear()
-        known[key] = _find_default_layer(module, _trace(module, inputs[:1].clone()))
-    return display_name(module, known[key])
-
-
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size")
-
-
-def _identity(module: nn.Module) -> object:
-    """What tells a module from another as far as sizes are concerned."""
-    own = module.__dict__
-    if "kernel_size" in own or "output_size" in own:
-        return id(module), str([own.get(name) for name in _GEOMETRY])
-    return id(module)
-
-
-def _find_default_layer(module: nn.Module, trace: _Trace) -> str:
-    sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
-    if not sizes:
-        raise InputError(
-            "no convolution of this network puts out a map, so there is nothing for Grad-CAM to "
-            "weigh; name a layer with a spatial output, or use saliency or occlusion"
-        )
-    convolutions = {m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    for run in reversed(trace.runs):
-        if not run.name or run.shape is None or run.shape[2:] != sizes[-1]:
-            continue
-        inside = {m for m in module.get_submodule(run.name).modules() if m in convolutions}
-        if len(convolutions) > 1 and inside == convolutions:
-            continue
-        return run.name
-    raise InputError(
-        "the last convolution of this network belongs to no named module; name a layer"
-    )
 
 
 @dataclass(frozen=True)
@@ -353,14 +207,14 @@ def layers(
     """
     module = module_of(model)
     size = input_size if input_size is not None else getattr(model, "input_size", None)
-    runs: dict[str, list[_Run]] = {}
+    runs: dict[str, list[Run]] = {}
     total_macs = None
     if size is not None:
         size = tuple(int(n) for n in size)
         if len(size) not in (2, 3) or min(size) < 1:
             raise InputError(f"input_size must be (channels, height, width), not {size}")
         like = next(module.parameters(), torch.zeros(()))
-        trace = _trace(module, torch.zeros(1, *size, dtype=like.dtype, device=like.device))
+        trace = watch(module, torch.zeros(1, *size, dtype=like.dtype, device=like.device))
         for run in trace.runs:
             runs.setdefault(run.name, []).append(run)
         total_macs = sum(run.macs for run in runs.get("", []))
@@ -389,7 +243,7 @@ def layers(
     )
 
 
-def _info(root: nn.Module, name: str, module: nn.Module, runs: list[_Run] | None) -> LayerInfo:
+def _info(root: nn.Module, name: str, module: nn.Module, runs: list[Run] | None) -> LayerInfo:
     parameters = list(module.parameters())
     shape = runs[0].shape if runs else None
     return LayerInfo(

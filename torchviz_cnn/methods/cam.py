@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.relu import ReLURule, clamps_as_relus
 from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
-from torchviz_cnn.summary import default_layer
 from torchviz_cnn.targets import Explained, ScoreKind, Target
+from torchviz_cnn.tracing import Place, default_layer, place_of_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +106,19 @@ def _head_only(
     return maps.taken(), explained
 
 
+def _placer(examination: Examination, layer: str) -> Callable[[], Place | None]:
+    """Finds the layer's place when it is asked for; a result keeps neither network nor pictures."""
+    network = ref(examination.module)
+    shape = (1, *examination.inputs.shape[1:])
+    like = examination.inputs.new_empty(0)
+
+    def find() -> Place | None:
+        module = network()
+        return None if module is None else place_of_layer(module, layer, like.new_zeros(shape))
+
+    return find
+
+
 def _grad_cam(maps: Tensor, gradient: Tensor) -> Tensor:
     """``(N, C, h, w)`` maps and ``(N[, K], C, h, w)`` gradients -> ``(N[, K], h, w)``."""
     weights = gradient.mean((-2, -1))
@@ -171,6 +185,7 @@ def grad_cam(
             classes=examination.classes,
             parameters={"score": score, "relu": relu},
             view=getattr(model, "view", None),
+            place=_placer(examination, name),
         )
 
 

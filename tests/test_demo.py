@@ -1,0 +1,126 @@
+"""The demo: real digits, a trained network, a page; and Grad-CAM that lies on the strokes."""
+
+import re
+import time
+
+import pytest
+import torch
+from torch.nn.functional import max_pool2d
+
+import torchviz_cnn as tvc
+from torchviz_cnn import demo
+from torchviz_cnn.data import digits
+from torchviz_cnn.methods import METHODS
+from torchviz_cnn.training import accuracy, digits_model, train_digits
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of its own, shared by these tests: one training for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("TORCHVIZ_CNN_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(cache):
+    return digits_model()[0]
+
+
+def test_the_digits_are_framed_and_split_without_overlap():
+    data = digits()
+    assert len(data.train) + len(data.test) == 1797
+    assert data.train.min() == 0
+    assert data.train.max() == 1
+    assert (data.train[:, :, :4] == 0).all()
+    assert (data.train[..., -4:] == 0).all()
+    train = {tuple(image.flatten().tolist()) for image in data.train}
+    shared = [image for image in data.test if tuple(image.flatten().tolist()) in train]
+    assert not shared
+    assert data.test_labels.bincount(minlength=10).min() > 20
+
+
+def test_at_least_97_of_100_held_out_digits_are_read(model):
+    data = digits()
+    assert accuracy(model.module, data.test, data.test_labels) >= 0.97
+
+
+def test_training_is_the_same_every_time_and_leaves_the_random_state_alone():
+    data = digits()
+    few = type(data)(data.train[:128], data.train_labels[:128], data.test, data.test_labels)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = train_digits(few, epochs=2).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    second = train_digits(few, epochs=2).state_dict()
+    other = train_digits(few, epochs=2, seed=1).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["conv_1.conv.weight"], other["conv_1.conv.weight"])
+
+
+def test_grad_cam_of_a_digit_lies_on_its_strokes(model):
+    """Almost all of it within the two pixels a unit sees around the ink."""
+    data = digits()
+    result = tvc.grad_cam(model, data.test, target=data.test_labels.tolist())
+    assert result.layer == "conv_1"
+    heat = result.heatmap("receptive_field")
+    ink = max_pool2d((data.test > 0.2).float(), 5, 1, 2)[:, 0]
+    share = (heat * ink).sum((1, 2)) / heat.sum((1, 2)).clamp(min=1e-9)
+    assert share.median() > 0.95
+    assert ink.mean() < 0.6  # so that lying on the ink means something
+    assert (share > ink.mean((1, 2))).float().mean() > 0.98
+
+
+def test_occlusion_and_grad_cam_say_nothing_about_empty_paper(model):
+    data = digits()
+    result = tvc.occlusion(model, data.test[:20], window=6, stride=2)
+    empty = max_pool2d(data.test[:20], 13, 1, 6)[:, 0] == 0
+    assert empty.any()
+    assert (result.maps().abs()[empty]).max() <= 1e-6
+
+
+def test_the_page_shows_every_layer_and_every_method(model, tmp_path):
+    said = []
+    page = demo.digits_demo(tmp_path / "out", tell=said.append)
+    html = page.read_text(encoding="utf-8")
+    shown = set(re.findall(r'src="([^"]+)"', html))
+    written = {path.name for path in page.parent.iterdir()}
+    assert shown | {"index.html"} == written
+    assert {f"{name}.png" for name in METHODS} <= shown
+    for row in tvc.layers(model):
+        assert any(name.endswith(f"_{row.name}.png") for name in shown)
+    assert "% of 360 held-out digits" in said[0]
+    assert said[0].startswith("loaded")
+    captions = re.findall(r"<figcaption>([^<]+)</figcaption>", html)
+    assert len(captions) == len(shown)
+    assert all(caption.strip().endswith((".", "?")) for caption in captions)
+    assert not re.search(r"https?://|<script", html)
+
+
+def test_a_damaged_cache_is_replaced(cache, model, monkeypatch, tmp_path):
+    import torchviz_cnn.training as training
+
+    (tmp_path / "c").mkdir()
+    monkeypatch.setenv("TORCHVIZ_CNN_CACHE", str(tmp_path / "c"))
+    name = next(cache.glob("*.pt")).name
+    (tmp_path / "c" / name).write_bytes(b"damaged")
+    monkeypatch.setattr(
+        training, "train_digits", lambda progress: training.MnistConvNet()
+    )  # training itself is tested above
+    again, trained = digits_model()
+    assert trained
+    loaded, trained = digits_model()
+    assert not trained
+    x = torch.rand(1, 1, 28, 28)
+    assert torch.equal(again(x), loaded(x))
+
+
+def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    start = time.monotonic()
+    with pytest.raises(tvc.InputError, match=r"torchviz-cnn\[demo\]"):
+        digits()
+    assert time.monotonic() - start < 10

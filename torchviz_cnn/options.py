@@ -1,0 +1,87 @@
+"""The options several commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render import Scale
+
+Images = Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A torchvision classifier, mnist_convnet, cat_dog, cat_dog_small, "
+        "or package.module:factory.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="default (published ones, downloaded once), none (random), or a file."),
+]
+PreprocessMode = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="Prepare pictures as Keras does: rescale, tf, torch, caffe or none; "
+        "otherwise as the network's publisher does.",
+    ),
+]
+ClassFile = Annotated[
+    Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
+]
+InputSize = Annotated[
+    str | None, typer.Option(help="Of one image, such as 3x224x224, for your own factory.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")]
+Colormap = Annotated[
+    str | None, typer.Option(help="Any matplotlib colour map, such as jet, viridis, gray.")
+]
+
+
+def size_of(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[x×,]", text)
+    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (2, 3):
+        raise InputError(f"--input-size must be like 3x224x224, not {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def scale_of(text: str) -> Scale:
+    if text == "channel":
+        return "channel"
+    if text == "layer":
+        return "layer"
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--scale must be channel, layer or LOW,HIGH, not {text!r}") from None
+    if low >= high:
+        raise InputError(f"--scale needs a lower number first, not {text!r}")
+    return (low, high)
+
+
+def pair_of(text: str | None, option: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[x×,]", text)
+    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (1, 2):
+        raise InputError(f"{option} must be like 32 or 32x16 (height x width), not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def fill_of(text: str) -> float | str:
+    if text in ("mean", "blur"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--fill must be a number, mean or blur, not {text!r}") from None
