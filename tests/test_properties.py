@@ -1028,3 +1028,26 @@ def test_a_network_that_writes_into_its_input_is_explained_as_one_that_does_not(
         close(found.score, wanted.score)
         close(found.values, wanted.values)
         assert (x == kept).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_grad_cam_in_batches_of_any_size_is_the_same(batch_size: int) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).double()
+    images = torch.randn(5, 3, 9, 11, dtype=torch.float64)
+    targets = [[i % 5, (i + 2) % 5] for i in range(5)]
+    for target in (None, 3, targets, lambda out: out[torch.arange(5), torch.arange(5)]):
+        whole = tvc.grad_cam(net, images, target, relu=False, batch_size=100)
+        parts = tvc.grad_cam(net, images, target, relu=False, batch_size=batch_size)
+        torch.testing.assert_close(parts.values, whole.values, rtol=0, atol=1e-12)
+        torch.testing.assert_close(parts.score, whole.score, rtol=0, atol=1e-12)
+        assert (parts.target is None) == (whole.target is None)
+        assert parts.target is None or torch.equal(parts.target, whole.target)
+    with pytest.raises(tvc.InputError, match="batch_size must be at least 1, not 0"):
+        tvc.grad_cam(net, images, batch_size=0)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from torchviz_cnn.demo import methods_in_order
 from torchviz_cnn.methods import METHODS
@@ -35,6 +36,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert blocks
     monkeypatch.chdir(tmp_path)
+    Image.effect_noise((320, 240), 60).convert("RGB").save("cat.jpg")
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"ROOT": ROOT})
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from torchviz_cnn import render
 from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, WindowAttribution
@@ -112,19 +113,32 @@ def explain_with(
         InputError: when a method fails and ``skip`` is off, or when all do.
     """
     results: dict[str, Attribution] = {}
-    for name in names:
+    failures: dict[str, InputError] = {}
+    bar = tqdm(
+        names,
+        desc="methods",
+        unit="method",
+        delay=2,
+        leave=False,
+        disable=None if options.get("progress") else True,
+    )
+    for name in bar:
         known = {key: value for key, value in options.items() if accepts(name, key)}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 results[name] = METHODS[name](model, inputs, target, **known)
             except InputError as error:
-                if not skip or (name == names[-1] and not results):
+                if not skip:
                     raise
-                tell(f"{name} is left out: {error}")
+                failures[name] = error
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 tell(f"{name}: {warning.message}")
+    if not results:  # the question is at fault, not the methods
+        raise next(iter(failures.values()))
+    for name, failure in failures.items():
+        tell(f"{name} is left out: {failure}")
     return results
 
 

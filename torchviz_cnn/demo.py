@@ -113,21 +113,23 @@ def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
     results = [
         METHODS[name](model, inputs, **(WINDOWS if name == "occlusion" else {})) for name in names
     ]
-    rows = []
-    for index, which in enumerate(chosen):
-        view = render.viewable(as_picture(data.test[which]), 168)
-        row = [view]
-        for result in results:
-            heatmap = result.one_heatmap(index, align="receptive_field")
-            row.append(render.overlay(view, heatmap, alpha=0.55))
-        rows.append(row)
-    sheet = render.sheet(rows, ["picture", *names], cell=140)
+    views = [render.viewable(as_picture(data.test[which]), 112) for which in chosen]
+    rows = [views]
+    for result in results:
+        heatmaps = [result.one_heatmap(i, align="receptive_field") for i in range(len(views))]
+        rows.append(
+            [
+                render.overlay(view, heatmap, alpha=0.55)
+                for view, heatmap in zip(views, heatmaps, strict=True)
+            ]
+        )
+    sheet = render.sheet(rows, row_titles=["picture", *names], cell=112)
     return Section(
         "Ten digits",
         "One held-out example of every digit, and what speaks for it.",
         [
             Plate(
-                "ten_digits.png", sheet, "Each row a digit, each column a method, over the picture."
+                "ten_digits.png", sheet, "Each column a digit, each row a method, over the picture."
             )
         ],
     )

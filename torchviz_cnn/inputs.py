@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) -> Tensor:
-    """The images as a tensor of their own, out of any graph and out of inference mode.
+    """The images out of any graph and out of inference mode; the numbers are still the caller's.
 
     Raises:
         InputError: unless they are a floating-point tensor ``(N, C, H, W)`` or ``(N, H, W)`` with
@@ -51,8 +51,10 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
                 f"the network is {parameter.dtype} and the inputs are {inputs.dtype}; "
                 f"convert them with inputs.to({parameter.dtype})"
             )
+    if not inputs.is_inference():
+        return inputs.detach()
     with torch.inference_mode(False), torch.no_grad():
-        return inputs.clone()  # some networks normalise their input in place
+        return inputs.clone()
 
 
 @contextmanager

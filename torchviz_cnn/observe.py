@@ -292,7 +292,7 @@ def activations(
         for handle in hooks.attach(module):
             stack.callback(handle.remove)
         with suppress(_Enough):
-            module(inputs)
+            module(inputs.clone())  # some networks write into their input
     for layer in chosen:
         name = layer.key(layer.call or 0)
         if layer.explicit and name not in seen._kept:

@@ -65,6 +65,17 @@ class Explained:
     score: Tensor
     target: Tensor | None
 
+    def detached(self) -> Explained:
+        """The same without its graph."""
+        return Explained(self.score.detach(), self.target)
+
+
+def joined(answers: Sequence[Explained]) -> Explained:
+    """The answers for several batches as one."""
+    score = torch.cat([each.score for each in answers])
+    targets = [each.target for each in answers if each.target is not None]
+    return Explained(score, torch.cat(targets) if targets else None)
+
 
 class Question:
     """A target that has been checked against the number of images, ready to be put to an output.
@@ -144,6 +155,12 @@ class Question:
             raise InputError(
                 f"class {wrong} is out of range: the network has {count} classes, 0 to {count - 1}"
             )
+
+    def part(self, start: int, stop: int) -> Question:
+        """The same question about some of the images."""
+        question = Question(self.callable, stop - start, score=self.score_kind)
+        question.indexes = None if self.indexes is None else self.indexes[start:stop]
+        return question
 
     def again(self, chosen: Tensor | None, images: int) -> Question:
         """The same question with its classes settled, for ``images`` variants of the pictures.

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution, upsample
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.head import run
-from torchviz_cnn.methods.examine import Examination, examine, gradients
+from torchviz_cnn.methods.examine import Examination, examine, gradients, parts
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.relu import ReLURule, clamps_as_relus
 from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
-from torchviz_cnn.targets import Explained, ScoreKind, Target
+from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
 from torchviz_cnn.tracing import Place, default_layer, place_of_layer
 
 if TYPE_CHECKING:
@@ -46,12 +46,20 @@ class _Maps:
         self.maps: Tensor | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        handle = self.layer.module.register_forward_hook(self._hold)
+    def held(self, root: nn.Module) -> Iterator[None]:
+        handles = [
+            root.register_forward_pre_hook(self._begin),
+            self.layer.module.register_forward_hook(self._hold),
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, *_: object) -> None:
+        self.calls = 0
+        self.maps = None
 
     def _hold(self, _module: nn.Module, _inputs: object, output: Any) -> object:
         call, self.calls = self.calls, self.calls + 1
@@ -95,13 +103,13 @@ def _head_only(
 ) -> tuple[Tensor, Explained]:
     """One forward pass whose graph begins at the layer."""
     maps = _Maps(layer, spec, cut=True)
-    with maps.held(), torch.no_grad():
+    with maps.held(examination.module), torch.no_grad():
         explained = examination.question.put(run(examination.module, examination.inputs))
     if not explained.score.requires_grad:
         # The layer lies inside a no_grad block of the network's own (a frozen backbone, say), and
         # leaving that block turned gradients off again: have them on all along.
         maps = _Maps(layer, spec, cut=True)
-        with maps.held(), torch.enable_grad():
+        with maps.held(examination.module), torch.enable_grad():
             explained = examination.question.put(run(examination.module, examination.inputs))
     return maps.taken(), explained
 
@@ -136,6 +144,7 @@ def grad_cam(
     layer: LayerChoice = None,
     score: ScoreKind = "logit",
     relu: bool = True,
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> CellAttribution:
     r"""Where the network sees the class: feature maps weighted by their mean gradient.
@@ -152,6 +161,8 @@ def grad_cam(
             last run, unless the name says which (``"relu@1"``). By default the layer that
             :func:`~torchviz_cnn.default_layer` finds.
         relu: the ReLU of the paper; ``False`` keeps what speaks against the class.
+        batch_size: images in one forward pass; bounds the memory. By default as many as have the
+            pixels of 4 pictures of 224×224, on a GPU of 64; a callable target sees all at once.
 
     Returns:
         ``values``: ``(N, h, w)`` at the layer's size; ``(N, K, h, w)`` for K targets an image. The
@@ -172,13 +183,17 @@ def grad_cam(
     """
     with examine(model, inputs, target, score, classes) as examination:
         chosen, name = _choose(examination.module, layer, examination.inputs)
-        maps, explained = _head_only(examination, chosen, layer)
-        gradient = gradients(explained, maps, of=f"the layer {name!r}")
-        values = _grad_cam(maps.detach(), gradient)
+        explained, values = [], []
+        for part in parts(examination, batch_size, 4):
+            maps, answer = _head_only(part, chosen, layer)
+            gradient = gradients(answer, maps, of=f"the layer {name!r}")
+            values.append(_grad_cam(maps.detach(), gradient))
+            explained.append(answer.detached())
+        whole, value = joined(explained), torch.cat(values)
         return CellAttribution(
-            values=(values.relu() if relu else values).to(examination.inputs.dtype),
-            score=explained.score,
-            target=explained.target,
+            values=(value.relu() if relu else value).to(examination.inputs.dtype),
+            score=whole.score,
+            target=whole.target,
             method="grad_cam",
             input_size=examination.size,
             layer=name,
@@ -231,7 +246,7 @@ def guided_grad_cam(
         chosen, name = _choose(examination.module, layer, examination.inputs)
         held = _Maps(chosen, layer, cut=False)
         leaf = examination.inputs.requires_grad_()
-        with torch.enable_grad(), held.held(), clamps_as_relus():
+        with torch.enable_grad(), held.held(examination.module), clamps_as_relus():
             output = run(examination.module, leaf)
             explained = examination.question.put(output)
         maps = held.taken()

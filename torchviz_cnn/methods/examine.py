@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -55,6 +55,39 @@ def examine(
         question = Question(target, images.shape[0], score=score, classes=classes)
     with undisturbed(module, images), batch_axis_required(module, images):
         yield Examination(module, images, question, classes)
+
+
+def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:
+    """How many pictures go through the network at once.
+
+    Args:
+        images: ``(N, C, H, W)`` or ``(N, H, W)``.
+        wish: the user's word; without it as many as have the pixels of ``cpu`` or ``cuda`` pictures
+            of 224×224, at most 256.
+
+    Raises:
+        InputError: for a wish below 1.
+    """
+    if wish is None:
+        pixels = (cuda if images.is_cuda else cpu) * 224 * 224
+        return min(256, max(1, pixels // (images.shape[-2] * images.shape[-1])))
+    if wish < 1:
+        raise InputError(f"batch_size must be at least 1, not {wish}")
+    return wish
+
+
+def parts(examination: Examination, batch_size: int | None, cpu: int) -> Iterator[Examination]:
+    """The examination in batches of about equal size; whole for a callable, which expects all."""
+    count = len(examination.inputs)
+    size = batch_of(examination.inputs, batch_size, cpu)
+    size = count if examination.question.callable else -(-count // -(-count // size))
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        yield replace(
+            examination,
+            inputs=examination.inputs[start:stop],
+            question=examination.question.part(start, stop),
+        )
 
 
 def gradients(explained: Explained, at: Tensor, *, of: str, keep_graph: bool = False) -> Tensor:

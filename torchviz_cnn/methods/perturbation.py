@@ -15,7 +15,7 @@ from tqdm import tqdm
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.head import Output, is_single, joined, run
-from torchviz_cnn.methods.examine import examine
+from torchviz_cnn.methods.examine import batch_of, examine
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.targets import Explained, ScoreKind, Target
 
@@ -118,11 +118,6 @@ class _Grid:
         return torch.where(hidden, self.filling[image], self.images[image])
 
 
-def _default_batch(images: Tensor) -> int:
-    pixels = (64 if images.is_cuda else 8) * 224 * 224
-    return min(256, max(1, pixels // (images.shape[2] * images.shape[3])))
-
-
 @attribution_method
 def occlusion(
     model: nn.Module | Model,
@@ -183,10 +178,7 @@ def occlusion(
         size = examination.size
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
         filling = _fill(fill, images).expand(images.shape)
-        if batch_size is None:
-            batch_size = _default_batch(images)
-        elif batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        batch_size = batch_of(images, batch_size, 8)
 
         grid = _Grid(images, filling, (wh, ww), (sh, sw), (rows, columns))
         # The untouched pictures come first, then the variants, all in chunks of one size: the
