@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.head import Kind, is_single, probabilities
+from torchviz_cnn.resample import at_places, spread, upsample
 from torchviz_cnn.version import __version__
 
 if TYPE_CHECKING:
@@ -360,46 +360,11 @@ class CellAttribution(Attribution):
                 f"where the cells of {self.layer!r} lie on the picture is not known (something "
                 "before it resizes or reorders the map); use align='stretch'"
             )
-        return _at_places(self.values, place, self.input_size)
+        return at_places(self.values, place, self.input_size)
 
     @property
     def unit(self) -> str:
         return "class activation"
-
-
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation of ``(…, h, w)`` to ``(…, H, W)``; cells keep their places."""
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    dtype = flat.dtype if flat.dtype in (torch.float32, torch.float64) else torch.float32
-    flat = flat.to(dtype)
-    # Interpolating differences keeps a constant map constant to the last bit.
-    base = flat[..., :1, :1]
-    grown = base + F.interpolate(flat - base, size=size, mode="bilinear", align_corners=False)
-    return grown.to(maps.dtype).reshape(*maps.shape[:-2], *size)
-
-
-def _at_places(maps: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation of ``(…, h, w)`` between the cells' places.
-
-    A cell reaches half a step beyond its place; pixels that no cell reaches are 0.
-    """
-    rows, columns = (
-        _between(count, centre, step, length).to(maps.device, torch.float64)
-        for count, centre, step, length in zip(
-            maps.shape[-2:], place.centre, place.step, size, strict=True
-        )
-    )
-    return torch.einsum("yh,...hw,xw->...yx", rows, maps.double(), columns).to(maps.dtype)
-
-
-def _between(count: int, centre: float, step: float, length: int) -> Tensor:
-    """``(length, count)``: how much each cell has to do with each pixel along one axis."""
-    pixels = torch.arange(length, dtype=torch.float64) + 0.5
-    position = (pixels - centre) / step
-    reached = (position >= -0.5) & (position <= count - 0.5)
-    position = position.clamp(0, count - 1)
-    distance = (position[:, None] - torch.arange(count, dtype=torch.float64)[None, :]).abs()
-    return (1 - distance).clamp(min=0) * reached[:, None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -420,19 +385,10 @@ class WindowAttribution(Attribution):
 
     def maps(self, align: Align = "stretch") -> Tensor:
         """At each pixel the mean over the windows that hid it."""
-        return self._spread(self.values)
+        return self._over_pixels(self.values)
 
-    def _spread(self, grid: Tensor) -> Tensor:
-        # One matrix an axis, 1 where a window covers a pixel: a sum over windows is two products.
-        covers = [
-            _coverage(count, window, step, length).to(grid.device, torch.float64)
-            for count, window, step, length in zip(
-                grid.shape[-2:], self.window, self.stride, self.input_size, strict=True
-            )
-        ]
-        total = torch.einsum("hr,...rc,wc->...hw", covers[0], grid.double(), covers[1])
-        hits = covers[0].sum(1)[:, None] * covers[1].sum(1)[None, :]
-        return (total / hits).to(grid.dtype)
+    def _over_pixels(self, grid: Tensor) -> Tensor:
+        return spread(grid, self.window, self.stride, self.input_size)
 
     def hidden_score(self) -> Tensor:
         """The score with each window hidden: ``(N, rows, columns)`` or ``(N, K, …)``."""
@@ -463,7 +419,7 @@ class WindowAttribution(Attribution):
 
     def probability_map(self) -> Tensor:
         """:meth:`hidden_probability` at the input's size, ``(N, H, W)`` or ``(N, K, H, W)``."""
-        return self._spread(self.hidden_probability())
+        return self._over_pixels(self.hidden_probability())
 
     @property
     def unit(self) -> str:
@@ -475,10 +431,3 @@ class WindowAttribution(Attribution):
         if self.scores is not None:
             arrays["scores"] = _array(self.scores)
         return arrays
-
-
-def _coverage(count: int, window: int, step: int, length: int) -> Tensor:
-    """``(length, count)``: 1 where the window at ``i * step`` covers the pixel."""
-    pixels = torch.arange(length)[:, None]
-    starts = torch.arange(count)[None, :] * step
-    return (pixels >= starts) & (pixels < starts + window)

@@ -10,7 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.attribution import CellAttribution, PixelAttribution, upsample
+from torchviz_cnn.attribution import CellAttribution, PixelAttribution
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.head import run
 from torchviz_cnn.methods.examine import Examination, examine, gradients, parts
@@ -18,6 +18,7 @@ from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.relu import ReLURule, clamps_as_relus
 from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
+from torchviz_cnn.resample import upsample
 from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
 from torchviz_cnn.tracing import Place, default_layer, place_of_layer
 
@@ -192,15 +193,9 @@ def grad_cam(
         whole, value = joined(explained), torch.cat(values)
         return CellAttribution(
             values=(value.relu() if relu else value).to(examination.inputs.dtype),
-            score=whole.score,
-            target=whole.target,
-            method="grad_cam",
-            input_size=examination.size,
             layer=name,
-            classes=examination.classes,
-            parameters={"score": score, "relu": relu},
-            view=getattr(model, "view", None),
             place=_placer(examination, name),
+            **examination.about(whole, "grad_cam", {"relu": relu}),
         )
 
 
@@ -259,12 +254,6 @@ def guided_grad_cam(
             cam = cam.unsqueeze(-3)
         return PixelAttribution(
             values=(guided * cam).to(examination.inputs.dtype),
-            score=explained.score,
-            target=explained.target,
-            method="guided_grad_cam",
-            input_size=examination.size,
             layer=name,
-            classes=examination.classes,
-            parameters={"score": score},
-            view=getattr(model, "view", None),
+            **examination.about(explained, "guided_grad_cam", {}),
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torchviz_cnn.naming import module_of
 from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from torchviz_cnn.models import Model
 
 
@@ -28,6 +30,21 @@ class Examination:
     inputs: Tensor
     question: Question
     classes: Sequence[str] | None
+    view: Callable[[Image.Image], Image.Image] | None
+
+    def about(
+        self, explained: Explained, method: str, parameters: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What every result tells of how it was made: arguments of an ``Attribution``."""
+        return {
+            "score": explained.score,
+            "target": explained.target,
+            "method": method,
+            "input_size": self.size,
+            "classes": self.classes,
+            "parameters": {"score": self.question.score_kind, **parameters},
+            "view": self.view,
+        }
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,7 +71,7 @@ def examine(
     with torch.inference_mode(False):
         question = Question(target, images.shape[0], score=score, classes=classes)
     with undisturbed(module, images), batch_axis_required(module, images):
-        yield Examination(module, images, question, classes)
+        yield Examination(module, images, question, classes, getattr(model, "view", None))
 
 
 def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:

@@ -39,33 +39,13 @@ def input_gradient(examination: Examination, rule: Rule | None = None) -> tuple[
     return gradient, explained
 
 
-def _result(
-    model: nn.Module | Model,
-    examination: Examination,
-    explained: Explained,
-    values: Tensor,
-    method: str,
-    score: ScoreKind,
-    *,
-    channels: str = "magnitude",
-    positive: bool | None = None,
-    layer: str | None = None,
+def _answer(
+    examination: Examination, explained: Explained, gradient: Tensor, method: str, positive: bool
 ) -> PixelAttribution:
-    parameters: dict[str, object] = {"score": score}
-    if positive is not None:
-        parameters["positive"] = positive
-        values = values.clamp(min=0) if positive else values
+    values = gradient.clamp(min=0) if positive else gradient
     return PixelAttribution(
         values=values.to(examination.inputs.dtype),
-        score=explained.score,
-        target=explained.target,
-        method=method,
-        input_size=examination.size,
-        layer=layer,
-        classes=examination.classes,
-        parameters=parameters,
-        view=getattr(model, "view", None),
-        channels="sum" if channels == "sum" else "magnitude",
+        **examination.about(explained, method, {"positive": positive}),
     )
 
 
@@ -109,9 +89,7 @@ def saliency(
     """
     with examine(model, inputs, target, score, classes) as examination:
         gradient, explained = input_gradient(examination)
-        return _result(
-            model, examination, explained, gradient, "saliency", score, positive=positive
-        )
+        return _answer(examination, explained, gradient, "saliency", positive)
 
 
 @attribution_method
@@ -151,14 +129,10 @@ def input_x_gradient(
         pixels = examination.inputs.detach()
         if explained.score.ndim == 2:
             pixels = pixels[:, None]
-        return _result(
-            model,
-            examination,
-            explained,
-            gradient * pixels,
-            "input_x_gradient",
-            score,
+        return PixelAttribution(
+            values=(gradient * pixels).to(pixels.dtype),
             channels="sum",
+            **examination.about(explained, "input_x_gradient", {}),
         )
 
 
@@ -204,9 +178,7 @@ def guided_backprop(
     """
     with examine(model, inputs, target, score, classes) as examination:
         gradient, explained = input_gradient(examination, "guided")
-        return _result(
-            model, examination, explained, gradient, "guided_backprop", score, positive=positive
-        )
+        return _answer(examination, explained, gradient, "guided_backprop", positive)
 
 
 @attribution_method
@@ -248,6 +220,4 @@ def deconvnet(
     """
     with examine(model, inputs, target, score, classes) as examination:
         gradient, explained = input_gradient(examination, "deconvnet")
-        return _result(
-            model, examination, explained, gradient, "deconvnet", score, positive=positive
-        )
+        return _answer(examination, explained, gradient, "deconvnet", positive)

@@ -232,22 +232,19 @@ def occlusion(
             keep = torch.cat(every_score).reshape(len(images), rows, columns, -1)
         return WindowAttribution(
             values=(whole.score[..., None, None] - scores).to(images.dtype),
-            score=whole.score,
-            target=whole.target,
-            method="occlusion",
-            input_size=size,
-            classes=examination.classes,
-            parameters={
-                "score": score,
-                "window": [wh, ww],
-                "stride": [sh, sw],
-                "fill": fill if isinstance(fill, str | int | float) else "array",
-            },
-            view=getattr(model, "view", None),
             window=(wh, ww),
             stride=(sh, sw),
             scores=keep,
             kind=references[0].kind,
+            **examination.about(
+                whole,
+                "occlusion",
+                {
+                    "window": [wh, ww],
+                    "stride": [sh, sw],
+                    "fill": fill if isinstance(fill, str | int | float) else "array",
+                },
+            ),
         )
 
 
