@@ -687,3 +687,17 @@ def test_a_saved_file_replaces_the_old_one_and_is_as_readable_as_any(tmp_path: P
     assert set(_npz(path)) >= {"values", "manifest"}
     assert path.stat().st_mode == plain.stat().st_mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.npz", "plain"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_heat_map_of_tiny_half_precision_values_still_reaches_1(dtype: torch.dtype) -> None:
+    values = torch.tensor([[[[1e-6, 5e-7], [0.0, 2e-6]]]]).to(dtype)
+    result = tvc.PixelAttribution(
+        values=values,
+        score=torch.zeros(1),
+        target=torch.zeros(1, dtype=torch.long),
+        method="saliency",
+        input_size=(2, 2),
+    )
+    assert result.heatmap().dtype is dtype
+    assert float(result.heatmap().max()) == 1.0

@@ -1051,3 +1051,29 @@ def test_grad_cam_in_batches_of_any_size_is_the_same(batch_size: int) -> None:
         assert parts.target is None or torch.equal(parts.target, whole.target)
     with pytest.raises(tvc.InputError, match="batch_size must be at least 1, not 0"):
         tvc.grad_cam(net, images, batch_size=0)
+
+
+def test_occlusion_shows_a_callable_all_images_in_their_order() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).double()
+    images = torch.randn(3, 3, 12, 10, dtype=torch.float64)
+    by_index = tvc.occlusion(net, images, [3, 5, 1], window=5, stride=3)
+    for batch_size in (1, 2, 4, 50):
+        own = tvc.occlusion(
+            net,
+            images,
+            lambda out: out[torch.arange(3), [3, 5, 1]],
+            window=5,
+            stride=3,
+            batch_size=batch_size,
+        )
+        torch.testing.assert_close(own.values, by_index.values, rtol=0, atol=1e-12)
+        torch.testing.assert_close(own.scores, by_index.scores, rtol=0, atol=1e-12)
+
+
+def test_occlusion_keeps_no_grid_of_scores_for_a_network_that_is_no_classifier() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 7, 3, padding=1))
+    result = tvc.occlusion(net, torch.randn(1, 3, 8, 8), lambda out: out[:, 2].mean((1, 2)))
+    assert result.scores is None
+    assert result.values.abs().max() > 0

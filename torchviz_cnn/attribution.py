@@ -105,11 +105,14 @@ class Attribution:
             magnitude, so that they lie in −1…1 around 0. Each map on its own. A constant map has
             nothing to show and gives zeros.
         """
-        maps = self.maps(align)
+        given = self.maps(align)
+        # Half precision has no room for the quotient of two small gradients.
+        maps = given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
         scale = maps.abs().amax((-2, -1), keepdim=True)
         varies = maps.amax((-2, -1), keepdim=True) > maps.amin((-2, -1), keepdim=True)
         tiny = torch.finfo(maps.dtype).tiny
-        return torch.where(varies, maps / scale.clamp_min(tiny), torch.zeros_like(maps))
+        scaled = torch.where(varies, maps / scale.clamp_min(tiny), torch.zeros_like(maps))
+        return scaled.to(given.dtype)
 
     def one_map(self, index: int = 0, target: int = 0, align: Align = "stretch") -> np.ndarray:
         """The map of one image and target, ``(H, W)``, in the unit of the values."""

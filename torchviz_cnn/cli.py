@@ -83,11 +83,12 @@ def _model(
 
 def _stems(paths: Iterable[Path]) -> list[str]:
     """File stems, made different where two pictures have the same one."""
-    seen: dict[str, int] = {}
-    stems = []
+    stems: list[str] = []
     for path in paths:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        stems.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
     return stems
 
 

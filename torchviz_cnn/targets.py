@@ -162,14 +162,14 @@ class Question:
         question.indexes = None if self.indexes is None else self.indexes[start:stop]
         return question
 
-    def again(self, chosen: Tensor | None, images: int) -> Question:
+    def again(self, chosen: Tensor, images: int) -> Question:
         """The same question with its classes settled, for ``images`` variants of the pictures.
 
         Args:
-            chosen: the classes, ``(images,)`` or ``(images, K)``; ``None`` for a callable.
+            chosen: the classes, ``(images,)`` or ``(images, K)``.
             images: how many variants.
         """
-        question = Question(self.callable, images, score=self.score_kind)
+        question = Question(None, images, score=self.score_kind)
         question.indexes = chosen
         question.settled = True  # by an output of this network: in range, and on its device
         return question

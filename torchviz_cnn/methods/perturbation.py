@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Output, is_single, joined, run
+from torchviz_cnn.head import Output, joined, run
 from torchviz_cnn.methods.examine import batch_of, examine
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.targets import Explained, ScoreKind, Target
+from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -79,7 +79,7 @@ def _fill(fill: Fill, images: Tensor) -> Tensor:
 
 
 class _Grid:
-    """The pictures themselves, then every variant of each with one window hidden, by number."""
+    """All pictures untouched, then all with the first window hidden, and so on, by number."""
 
     def __init__(
         self,
@@ -97,19 +97,12 @@ class _Grid:
         self.count = positions[0] * positions[1]
         self.ys, self.xs = (torch.arange(n, device=images.device) for n in images.shape[2:])
 
-    def image_of(self, start: int, stop: int) -> Tensor:
-        """Which image each of the variants belongs to; numbers count the images themselves too."""
-        numbers = torch.arange(start, stop, device=self.images.device)
-        return (numbers - len(self.images)) // self.count
-
     def pictures(self, start: int, size: int) -> Tensor:
         """``size`` pictures from number ``start`` on; the last one again where there are no more."""
         numbers = torch.arange(start, start + size, device=self.images.device)
         numbers = numbers.clamp(max=len(self.images) * (1 + self.count) - 1)
-        variant = numbers - len(self.images)
-        untouched = variant < 0
-        image = torch.where(untouched, numbers, variant // self.count)
-        position = variant % self.count
+        image, position = numbers % len(self.images), numbers // len(self.images) - 1
+        untouched = position < 0
         top = (position // self.columns * self.stride[0])[:, None]
         left = (position % self.columns * self.stride[1])[:, None]
         hidden_rows = (self.ys >= top) & (self.ys < top + self.window[0]) & ~untouched[:, None]
@@ -149,7 +142,7 @@ def occlusion(
         batch_size: hidden variants in one forward pass; bounds the memory. By default as many as
             have the pixels of 8 pictures of 224×224, on a GPU of 64; at most 256.
         all_scores: keep the scores of all classes for every window,
-            ``N · rows · columns · classes`` numbers.
+            ``N · rows · columns · classes`` numbers; of classifiers only.
         progress: show a progress bar in a terminal, when it takes over two seconds.
 
     Returns:
@@ -185,8 +178,9 @@ def occlusion(
         # same picture in a batch of another size may differ in its last bits, and hiding nothing
         # must cost exactly nothing.
         count = len(images) * (1 + rows * columns)
-        chunks = math.ceil(count / batch_size)
-        size_of_chunk = math.ceil(count / chunks)
+        chunk = math.ceil(count / math.ceil(count / batch_size))
+        if examination.question.callable:  # which expects all images, in their order
+            chunk = math.ceil(chunk / len(images)) * len(images)
         bar = tqdm(
             total=count,
             desc="occlusion",
@@ -198,38 +192,37 @@ def occlusion(
         references: list[Output] = []
         whole: Explained | None = None
         hidden_scores, every_score = [], []
-        for start in range(0, count, size_of_chunk):
-            pictures = grid.pictures(start, size_of_chunk)
+        for start in range(0, count, chunk):
+            pictures = grid.pictures(start, chunk)
             output = run(
                 examination.module,
                 pictures if has_channels else pictures[:, 0],
                 sure=True,
                 variants_of=examination.inputs,
             )
-            untouched = min(max(len(images) - start, 0), size_of_chunk)
-            stop = min(count - start, size_of_chunk)
+            untouched = min(max(len(images) - start, 0), chunk)
+            stop = min(count - start, chunk)
             if untouched:
                 references.append(output.rows(0, untouched))
             if stop > untouched:
                 if whole is None:
                     whole = examination.question.put(joined(references))
                 output = output.rows(untouched, stop)
-                image = grid.image_of(start + untouched, start + stop)
-                chosen = None if whole.target is None else whole.target[image]
-                question = examination.question.again(chosen, stop - untouched)
-                hidden_scores.append(question.put(output).score)
-                if all_scores:
-                    every_score.append(_rows(output.logits))
+                hidden_scores.append(
+                    _scores(examination.question, whole, output, start + untouched)
+                )
+                if all_scores and output.logits.ndim <= 2:
+                    every_score.append(output.logits.reshape(stop - untouched, -1))
             bar.update(stop)
         bar.close()
         assert whole is not None  # there is at least one window
 
-        score_shape = whole.score.shape
-        scores = torch.cat(hidden_scores).reshape(len(images), rows * columns, *score_shape[1:])
-        scores = scores.movedim(1, -1).reshape(*score_shape, rows, columns)
+        several = whole.score.shape[1:]
+        scores = torch.cat(hidden_scores).reshape(rows, columns, len(images), *several)
+        scores = scores.movedim((0, 1), (-2, -1))
         keep = None
-        if all_scores:
-            keep = torch.cat(every_score).reshape(len(images), rows, columns, -1)
+        if every_score:
+            keep = torch.cat(every_score).reshape(rows, columns, len(images), -1).movedim(2, 0)
         return WindowAttribution(
             values=(whole.score[..., None, None] - scores).to(images.dtype),
             window=(wh, ww),
@@ -248,6 +241,13 @@ def occlusion(
         )
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """``(N, classes)`` of any output: one number an image is one class."""
-    return logits.reshape(len(logits), 1) if is_single(logits) else logits.flatten(1)
+def _scores(question: Question, whole: Explained, output: Output, start: int) -> Tensor:
+    """The explained scores of the variants from number ``start`` on."""
+    images = question.images
+    if question.callable:
+        groups = range(0, len(output.logits), images)
+        return torch.cat([question.put(output.rows(at, at + images)).score for at in groups])
+    count = len(output.logits)
+    assert whole.target is not None
+    numbers = torch.arange(start, start + count, device=output.logits.device)
+    return question.again(whole.target[numbers % images], count).put(output).score
