@@ -184,6 +184,11 @@ def bad_pictures(folder):
         (["explain", "cut.jpg", "-m", "cat_dog"], "'cut.jpg' is damaged"),
         (["explain", "text.png", "-m", "cat_dog"], "'text.png' is not a picture"),
         (["explain", "photo.png", "cut.jpg", "-m", "cat_dog"], "'cut.jpg' is damaged"),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--out", "photo.png"],
+            "is a file; name a folder",
+        ),
+        (["demo", "--out", "photo.png/deep"], "'photo.png' is a file; name a folder"),
         (["explain", "photo.png", "-m", "resnet5O"], "did you mean 'resnet50'"),
         (["explain", "photo.png", "-m", "cat_dog", "--layer", "conv2d_9"], "did you mean 'conv2d_"),
         (["explain", "photo.png", "-m", "cat_dog", "--layer", "dense_1"], "weighs feature maps"),
@@ -324,7 +329,25 @@ def test_out_of_disk_is_a_sentence_and_leaves_no_half_file(picture, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "torchviz-cnn: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert files(tmp_path / "o") == []
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_old_result_survives_a_failure_and_other_files_stay(picture, tmp_path):
+    from torchviz_cnn.files import all_or_nothing
+
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "old.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="full"), all_or_nothing(tmp_path / "o") as staging:
+        (staging / "old.png").write_bytes(b"new")
+        raise OSError("full")
+    assert files(tmp_path / "o") == ["old.png"]
+    assert (tmp_path / "o" / "old.png").read_bytes() == b"old"
+    with pytest.raises(KeyboardInterrupt), all_or_nothing(tmp_path / "a" / "b"):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "a").exists()
+    with all_or_nothing(tmp_path / "a" / "b") as staging:
+        (staging / "x.png").write_bytes(b"x")
+    assert files(tmp_path / "a") == ["b", "x.png"]
 
 
 def test_help_teaches_by_example(run):

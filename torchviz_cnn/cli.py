@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import album, demo, models, render
 from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.files import all_or_nothing, check_folder
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
@@ -165,6 +166,7 @@ def activations_command(
       torchviz-cnn activations cat.jpg --model vgg16 --layers 'features.*'
       torchviz-cnn activations cat.jpg -m resnet50 -l conv1 -l layer1 --top 16 --colormap gray
     """
+    check_folder(out)
     pictures = [read_picture(path) for path in images]
     render.check_colormap(colormap or "viridis")
     chosen_scale = scale_of(scale)
@@ -176,21 +178,23 @@ def activations_command(
         _tell(f"{path}\n{album.predictions_table(album.predict(network, inputs)[0])}")
         walk = album.walk_layers(network, inputs, names)
         drawn = 0
-        for number, (info, output) in enumerate(
-            tqdm(walk, desc="layers", unit="layer", delay=2, leave=False, disable=None)
-        ):
-            image = album.layer_picture(
-                info,
-                output,
-                columns=columns,
-                colormap=colormap or "viridis",
-                scale=chosen_scale,
-                top=top,
-                classes=network.classes,
-            )
-            if image is not None:
-                write_picture(out, f"{stem}_{number:03d}_{_file_name(info.name)}.png", image)
-                drawn += 1
+        with all_or_nothing(out) as staging:
+            for number, (info, output) in enumerate(
+                tqdm(walk, desc="layers", unit="layer", delay=2, leave=False, disable=None)
+            ):
+                image = album.layer_picture(
+                    info,
+                    output,
+                    columns=columns,
+                    colormap=colormap or "viridis",
+                    scale=chosen_scale,
+                    top=top,
+                    classes=network.classes,
+                )
+                if image is not None:
+                    file = f"{stem}_{number:03d}_{_file_name(info.name)}.png"
+                    write_picture(staging, file, image)
+                    drawn += 1
         _tell(f"{drawn} pictures of layers in {out}")
 
 
@@ -278,6 +282,7 @@ def explain_command(
         "progress": True,
     }
     _check_used(names, {"layer": layer, "window": window, "stride": stride})
+    check_folder(out)
     pictures = [read_picture(path) for path in images]
     network = _model(model, weights, preprocess, classes, input_size, device)
     at = next(network.module.parameters()).device
@@ -299,21 +304,22 @@ def explain_command(
         )
         tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
         marks = [""] if len(target or []) < 2 else [f"_{_file_name(t)}" for t in target or []]
-        for which, mark in enumerate(marks):
-            label = next(iter(results.values())).label(0, which)
-            tqdm.write(f"  explained: class {label}")
-            drawn = album.explanation_pictures(
-                render.viewable(network.view(picture)),
-                results,
-                title=f"{path.name}, {network.source}, class {label}",
-                target=which,
-                drawing=drawing,
-            )
-            for name, image in drawn:
-                write_picture(out, f"{stem}_{name.format(mark=mark)}.png", image)
-        if numbers:
-            for name, result in results.items():
-                result.save(out / f"{stem}_{name}.npz")
+        with all_or_nothing(out) as staging:
+            for which, mark in enumerate(marks):
+                label = next(iter(results.values())).label(0, which)
+                tqdm.write(f"  explained: class {label}")
+                drawn = album.explanation_pictures(
+                    render.viewable(network.view(picture)),
+                    results,
+                    title=f"{path.name}, {network.source}, class {label}",
+                    target=which,
+                    drawing=drawing,
+                )
+                for name, image in drawn:
+                    write_picture(staging, f"{stem}_{name.format(mark=mark)}.png", image)
+            if numbers:
+                for name, result in results.items():
+                    result.save(staging / f"{stem}_{name}.npz")
     _tell(f"pictures in {out}")
 
 
@@ -371,6 +377,7 @@ def demo_command(
       torchviz-cnn demo --picture cat.jpg --model resnet50
       torchviz-cnn demo --picture cat.jpg --model vgg16 --weights vgg16-397923af.pth
     """
+    check_folder(out)
     if picture is None:
         page = demo.digits_demo(
             out, digit=digit, device=models.choose_device(device), progress=True, tell=_tell
@@ -390,8 +397,8 @@ def main() -> None:
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}")
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"cannot write{where}: {error.strerror or error}")
 
 
 def _fail(sentence: str) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from torchviz_cnn.errors import InputError
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -39,3 +43,48 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Say before any work that files cannot go to a folder, because something else is there.
+
+    Raises:
+        InputError: when it, or a folder it would be in, is a file.
+    """
+    for place in (Path(folder), *Path(folder).parents):
+        if place.exists():
+            if not place.is_dir():
+                raise InputError(f"{str(place)!r} is a file; name a folder to write to")
+            return
+
+
+@contextmanager
+def all_or_nothing(folder: str | Path) -> Iterator[Path]:
+    """Write several files that belong together, or none of them.
+
+    Args:
+        folder: where the files shall be; made where it is missing.
+
+    Yields:
+        A folder beside them to write into. Its files move to ``folder`` when the block ends well;
+        otherwise they go, and so does ``folder`` if it was made for them.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+        try:
+            yield staging
+            for file in sorted(staging.iterdir()):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except BaseException:
+        with suppress(OSError):  # not empty: somebody else's files are in it
+            for place in missing:
+                place.rmdir()
+        raise

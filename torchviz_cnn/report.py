@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from torchviz_cnn.files import write_atomically
+from torchviz_cnn.files import all_or_nothing, write_atomically
 from torchviz_cnn.version import __version__
 
 _STYLE = """
@@ -104,9 +104,10 @@ def write_page(folder: str | Path, title: str, lead: str, sections: Sequence[Sec
     Raises:
         OSError: when the folder cannot be written or the disk is full.
     """
-    folder = Path(folder)
-    for section in sections:
-        for plate in section.plates:
-            write_picture(folder, plate.file, plate.image)
     html = page(title, lead, sections).encode()
-    return write_atomically(folder / "index.html", lambda file: file.write(html))
+    with all_or_nothing(folder) as staging:
+        for section in sections:
+            for plate in section.plates:
+                write_picture(staging, plate.file, plate.image)
+        write_atomically(staging / "index.html", lambda file: file.write(html))
+    return Path(folder) / "index.html"
