@@ -91,7 +91,7 @@ def test_the_page_shows_every_layer_and_every_method(model, tmp_path):
     for row in tvc.layers(model):
         assert any(name.endswith(f"_{row.name}.png") for name in shown)
     assert "% of 360 held-out digits" in said[0]
-    assert said[0].startswith("loaded")
+    assert said[0].startswith("loaded from the cache")
     captions = re.findall(r"<figcaption>([^<]+)</figcaption>", html)
     assert len(captions) == len(shown)
     assert all(caption.strip().endswith((".", "?")) for caption in captions)

@@ -1077,3 +1077,11 @@ def test_occlusion_keeps_no_grid_of_scores_for_a_network_that_is_no_classifier()
     result = tvc.occlusion(net, torch.randn(1, 3, 8, 8), lambda out: out[:, 2].mean((1, 2)))
     assert result.scores is None
     assert result.values.abs().max() > 0
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), [0.0, 1.0, float("nan")]])
+def test_a_fill_that_is_no_number_is_refused(fill: object) -> None:
+    with pytest.raises(tvc.InputError, match="finite"):
+        tvc.occlusion(
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.zeros(1, 3, 4, 4), fill=fill
+        )

@@ -199,3 +199,15 @@ def test_figures_have_a_colour_bar_in_the_unit_and_nothing_overlaps():
     width, height = figure.canvas.get_width_height()
     assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 for box in boxes)
     assert title.y1 <= height
+
+
+def test_a_tall_map_keeps_its_place_beside_the_colour_bar():
+    figure = render.attribution_figure(
+        np.random.default_rng(0).random((600, 12)), picture=Image.new("RGB", (12, 600)), unit="x"
+    )
+    figure.canvas.draw()
+    boxes = [axis.get_tightbbox() for axis in figure.axes]
+    assert all(box.width > 1 and box.height > 1 for box in boxes)
+    for index, box in enumerate(boxes):
+        for other in boxes[index + 1 :]:
+            assert box.x1 <= other.x0 + 1 or other.x1 <= box.x0 + 1

@@ -699,3 +699,9 @@ def test_a_model_refuses_another_number_of_channels(method: str) -> None:
 def test_what_is_no_network_is_refused(method: str) -> None:
     with pytest.raises(tvc.InputError, match=r"Module.*function"):
         explain(method, lambda x: x, pictures(), 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_too_few_class_names_are_refused_with_both_numbers(method: str) -> None:
+    with pytest.raises(tvc.InputError, match="2 class names are known for a network of 5 classes"):
+        tvc.METHODS[method](Net(), pictures(), classes=["a", "b"])

@@ -183,7 +183,7 @@ class Drawing:
         if self.keep is not None and not 0 < self.keep <= 1:
             raise InputError(f"--keep must lie above 0 and at most at 1, not {self.keep}")
         if self.align not in get_args(Align):
-            raise InputError(f"--align must be one of {get_args(Align)}, not {self.align!r}")
+            raise InputError(f"--align must be {' or '.join(get_args(Align))}, not {self.align!r}")
 
 
 def explanation_pictures(
@@ -223,7 +223,7 @@ def explanation_pictures(
     sheet = render.sheet(
         [[view, *overlays], [blank, *maps]],
         ["picture", *names],
-        ["over the picture", "maps (of gradients without the largest hundredth)"],
+        ["overlays", "maps alone (gradients: the largest 1 % clipped)"],
         title=title,
     )
     yield "sheet{mark}", sheet
@@ -235,13 +235,16 @@ def probability_picture(
     """The probability of the class with each place hidden, with numbers."""
     maps = result.probability_map()
     one = maps[index, target] if result.score.ndim == 2 else maps[index]
+    low, high = float(one.min()), float(one.max())
+    if high - low > 0.5 or high == low:  # else there would be nothing to see
+        low, high = 0.0, 1.0
     figure = render.attribution_figure(
         one.float().cpu().numpy(),
         picture=view,
         title=f"occlusion: probability of class {result.label(index, target)}",
         unit="probability with the window hidden",
         colormap="viridis",
-        span=(0.0, 1.0),
+        span=(low, high),
     )
     return figure_picture(figure)
 
@@ -285,6 +288,8 @@ def layer_picture(
         return render.feature_maps(output, columns, colormap, scale, channels=channels, title=title)
     if output.ndim == 1:
         labels = classes if classes is not None and len(classes) == len(output) else None
+        if classes is not None and len(classes) == 2 and len(output) == 1:
+            labels = [classes[1]]  # one sigmoid: the probability of the second class
         return render.units(output, colormap, labels=labels, title=title)
     return None
 

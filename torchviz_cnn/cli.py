@@ -240,7 +240,7 @@ def explain_command(
     stride: Annotated[str | None, typer.Option(help="For occlusion, likewise.")] = None,
     fill: Annotated[str, typer.Option(help="For occlusion: a value, mean or blur.")] = "0",
     batch_size: Annotated[
-        int | None, typer.Option(help="For occlusion: variants in one pass.", min=1)
+        int | None, typer.Option(help="For occlusion and grad_cam: pictures in one pass.", min=1)
     ] = None,
     colormap: Colormap = None,
     alpha: Annotated[float, typer.Option(help="Weight of the map, 0 to 1.")] = 0.4,
@@ -369,7 +369,7 @@ def demo_command(
     """Show everything at once: a folder of pictures and a page, index.html.
 
     Without a picture it needs no network: it trains a small CNN on the handwritten digits that come
-    with scikit-learn (once, under a minute) and looks inside it.
+    with scikit-learn (once, in about a minute) and looks inside it.
 
     \b
     Examples:

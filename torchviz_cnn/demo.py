@@ -70,7 +70,7 @@ def digits_demo(
     model, trained = digits_model(progress=progress)
     share = accuracy(model.module, data.test, data.test_labels)
     tell(
-        f"{'trained' if trained else 'loaded'} {model.source}: "
+        f"{'trained' if trained else 'loaded from the cache'}: {model.source}; "
         f"{100 * share:.1f} % of {len(data.test)} held-out digits are read correctly"
     )
     model = model.to(device)
@@ -236,7 +236,7 @@ def _layer_words(kind: str, output: Tensor) -> str:
             f"{kind}: {output.shape[0]} channels of {output.shape[1]}×{output.shape[2]}; "
             f"{100 * silent:.0f} % of the values are exactly 0."
         )
-    return f"{kind}: {output.shape[0]} units; {100 * silent:.0f} % are exactly 0."
+    return f"{kind}: {output.shape[0]} unit{'s' * (len(output) > 1)}; {100 * silent:.0f} % are exactly 0."
 
 
 def _explanations(
@@ -265,7 +265,7 @@ def _explanations(
                 Plate(
                     f"{name}_masked.png",
                     render.masked(view, heatmap, keep=0.25),
-                    f"The quarter of the picture that matters most to {name}; the rest is hidden.",
+                    f"What matters most to {name}, at most a quarter of the picture; the rest is hidden.",
                 )
             )
     return Section(

@@ -107,6 +107,7 @@ class Question:
         self.score_kind = score
         self.images = images
         self.settled = False
+        self.names = None if classes is None else len(classes)
         self.callable = target if callable(target) else None
         self.indexes = None if callable(target) else self._indexes(target, classes)
         if classes is not None and self.indexes is not None:
@@ -160,6 +161,7 @@ class Question:
         """The same question about some of the images."""
         question = Question(self.callable, stop - start, score=self.score_kind)
         question.indexes = None if self.indexes is None else self.indexes[start:stop]
+        question.names = self.names
         return question
 
     def again(self, chosen: Tensor, images: int) -> Question:
@@ -193,6 +195,12 @@ class Question:
                     f"but gave {shape} for an output of shape {tuple(values.shape)}"
                 )
             return Explained(score, None)
+        count = 2 if is_single(values) else values.shape[1] if values.ndim == 2 else None
+        if self.names is not None and count is not None and self.names != count:
+            raise InputError(
+                f"{self.names} class names are known for a network of {count} classes; give one "
+                "name a class"
+            )
         if is_single(values):
             return self._two_classes(output.logits.reshape(-1), values.reshape(-1))
         if values.ndim != 2:

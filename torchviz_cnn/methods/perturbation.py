@@ -67,6 +67,8 @@ def _fill(fill: Fill, images: Tensor) -> Tensor:
             return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
         raise InputError(f"fill must be a value, 'mean', 'blur' or an array, not {fill!r}")
     values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    if not bool(values.isfinite().all()):
+        raise InputError("fill must be made of finite numbers")
     if values.ndim == 1:  # one value a channel
         values = values[:, None, None]
     try:

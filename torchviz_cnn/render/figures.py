@@ -56,7 +56,7 @@ def attribution_figure(
     drawn = middle.imshow(
         values, cmap=name, vmin=low, vmax=high, extent=frame, interpolation="nearest"
     )
-    figure.colorbar(drawn, ax=middle, fraction=0.046 * max(1.0, ratio), label=unit)
+    figure.colorbar(drawn, ax=middle, fraction=min(0.2, 0.046 * max(1.0, ratio)), label=unit)
     if picture is not None:
         axes[0].imshow(np.asarray(picture), extent=frame)
         scaled = values / max(abs(low), high)
