@@ -705,3 +705,15 @@ def test_what_is_no_network_is_refused(method: str) -> None:
 def test_too_few_class_names_are_refused_with_both_numbers(method: str) -> None:
     with pytest.raises(tvc.InputError, match="2 class names are known for a network of 5 classes"):
         tvc.METHODS[method](Net(), pictures(), classes=["a", "b"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_networks_own_attributes_are_not_taken_for_a_models(method: str) -> None:
+    plain, own = Net(), Net()
+    own.load_state_dict(plain.state_dict())
+    own.classes, own.input_size, own.source, own.view = 10, 28, "mine", nn.Flatten()
+    expected = tvc.METHODS[method](plain, pictures(), 1)
+    result = tvc.METHODS[method](own, pictures(), 1)
+    torch.testing.assert_close(result.values, expected.values)
+    assert result.view is None
+    assert tvc.layers(own).network == "Net"

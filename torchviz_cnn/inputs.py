@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.naming import known
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -35,7 +36,7 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
             f"inputs must be floating point, not {inputs.dtype}; scale and normalise the pictures "
             "as the network was trained, model.preprocess(picture) does"
         )
-    size = getattr(model, "input_size", None)
+    size = known(model, "input_size")
     if size is not None and (inputs.ndim != len(size) + 1 or inputs.shape[1:-2] != size[:-2]):
         expected = ", ".join(["N", *map(str, size)])
         raise InputError(f"this network takes ({expected}), not {shape}")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -39,6 +39,11 @@ def module_of(model: nn.Module | Model) -> nn.Module:
             f"expected a torch.nn.Module or a Model from models.load, got {type(model).__name__}"
         )
     return unwrap(inner)
+
+
+def known(model: nn.Module | Model, attribute: str) -> Any:
+    """What a Model knows about itself; a bare network's own attributes are its own affair."""
+    return None if isinstance(model, nn.Module) else getattr(model, attribute, None)
 
 
 def aliases(module: nn.Module) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchviz_cnn.errors import InputError, closest
-from torchviz_cnn.naming import display_name, module_of
+from torchviz_cnn.naming import display_name, known, module_of
 from torchviz_cnn.tracing import Run, watch
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def layers(
         Multiply-adds for one image: 8.35 k
     """
     module = module_of(model)
-    size = input_size if input_size is not None else getattr(model, "input_size", None)
+    size = input_size if input_size is not None else known(model, "input_size")
     runs: dict[str, list[Run]] = {}
     total_macs = None
     if size is not None:
@@ -233,7 +233,7 @@ def layers(
     )
     parameters = list(module.parameters())
     return LayerTable(
-        network=getattr(model, "source", None) or type(module).__name__,
+        network=known(model, "source") or type(module).__name__,
         rows=rows,
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs
-from torchviz_cnn.naming import module_of
+from torchviz_cnn.naming import known, module_of
 from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ def examine(
     """
     module = module_of(model)
     images = check_inputs(model, module, inputs)
-    classes = classes if classes is not None else getattr(model, "classes", None)
+    classes = classes if classes is not None else known(model, "classes")
     with torch.inference_mode(False):
         question = Question(target, images.shape[0], score=score, classes=classes)
     with undisturbed(module, images), batch_axis_required(module, images):
-        yield Examination(module, images, question, classes, getattr(model, "view", None))
+        yield Examination(module, images, question, classes, known(model, "view"))
 
 
 def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:
