@@ -194,7 +194,7 @@ def bad_pictures(folder):
         (["explain", "photo.png", "-m", "cat_dog", "--layer", "dense_1"], "weighs feature maps"),
         (
             ["explain", "photo.png", "-m", "cat_dog", "-t", "2"],
-            "class 2 is out of range: the network has 2",
+            "class 2 is out of range: there are names of 2",
         ),
         (["explain", "photo.png", "-m", "cat_dog", "-t", "bird"], "no class is called 'bird'"),
         (

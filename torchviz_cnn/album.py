@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import render
 from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, WindowAttribution
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
 from torchviz_cnn.inputs import check_inputs
@@ -106,14 +106,15 @@ def explain_with(
         names: keys of ``METHODS``.
         model, inputs, target: as for every method.
         options: keyword arguments; each method gets those it knows.
-        skip: leave out methods that cannot explain this network, and tell why.
+        skip: leave out methods that this network is not made for, and tell why.
         tell: is given a sentence for everything the user should know.
 
     Raises:
-        InputError: when a method fails and ``skip`` is off, or when all do.
+        InputError: when the question is wrong; when a method does not apply and ``skip`` is off,
+            or when none does.
     """
     results: dict[str, Attribution] = {}
-    failures: dict[str, InputError] = {}
+    failures: dict[str, NotApplicable] = {}
     bar = tqdm(
         names,
         desc="methods",
@@ -128,14 +129,14 @@ def explain_with(
             warnings.simplefilter("always")
             try:
                 results[name] = METHODS[name](model, inputs, target, **known)
-            except InputError as error:
+            except NotApplicable as error:
                 if not skip:
                     raise
                 failures[name] = error
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 tell(f"{name}: {warning.message}")
-    if not results:  # the question is at fault, not the methods
+    if not results:
         raise next(iter(failures.values()))
     for name, failure in failures.items():
         tell(f"{name} is left out: {failure}")

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -82,11 +82,6 @@ class Attribution:
 
     # ---- numbers to look at -------------------------------------------------------------------
 
-    @property
-    def signed(self) -> bool:
-        """Whether a map's sign means something: for the score, or against it."""
-        return bool((self.values < 0).any())
-
     def maps(self, align: Align = "stretch") -> Tensor:
         """Maps at the input's size in the unit of the values: ``(N, H, W)`` or ``(N, K, H, W)``."""
         raise NotImplementedError
@@ -105,6 +100,8 @@ class Attribution:
             magnitude, so that they lie in −1…1 around 0. Each map on its own. A constant map has
             nothing to show and gives zeros.
         """
+        if align not in get_args(Align):
+            raise InputError(f"align must be {' or '.join(get_args(Align))}, not {align!r}")
         given = self.maps(align)
         # Half precision has no room for the quotient of two small gradients.
         maps = given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
@@ -194,7 +191,7 @@ class Attribution:
     def overlay(
         self,
         picture: Picture,
-        colormap: str = "jet",
+        colormap: str | None = None,
         alpha: float = 0.4,
         *,
         index: int = 0,
@@ -207,7 +204,7 @@ class Attribution:
             picture: a file, PIL image, or array ``(H, W[, 3])``: the original, any size. Where the
                 result was made with a ``Model``, it is cut exactly as the network saw it; with a
                 bare module the map covers the whole of it.
-            colormap: any matplotlib name.
+            colormap: any matplotlib name; ``jet`` by default, a diverging one for signed maps.
             alpha: weight of the map; the picture has 1 − alpha.
             index, target: which image and which of its targets.
             align: as for :meth:`heatmap`.
@@ -319,13 +316,11 @@ class PixelAttribution(Attribution):
     Attributes:
         channels: how the map is made of the channels: the largest magnitude over them (Simonyan et
             al. 2013, section 3.1), or their sum.
+        quantity: what a value is.
     """
 
     channels: Literal["magnitude", "sum"] = "magnitude"
-
-    @property
-    def signed(self) -> bool:
-        return self.channels == "sum" and super().signed
+    quantity: str = "gradient of the score"
 
     def maps(self, align: Align = "stretch") -> Tensor:
         values = self.values
@@ -335,11 +330,9 @@ class PixelAttribution(Attribution):
 
     @property
     def unit(self) -> str:
-        value = {
-            "input_x_gradient": "input × gradient",
-            "guided_grad_cam": "guided gradient × Grad-CAM",
-        }.get(self.method, "gradient of the score")
-        return f"largest |{value}| over channels" if self.channels == "magnitude" else value
+        if self.channels == "magnitude":
+            return f"largest |{self.quantity}| over channels"
+        return self.quantity
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -355,8 +348,6 @@ class CellAttribution(Attribution):
     def maps(self, align: Align = "stretch") -> Tensor:
         if align == "stretch":
             return upsample(self.values, self.input_size)
-        if align != "receptive_field":
-            raise InputError(f"align must be 'stretch' or 'receptive_field', not {align!r}")
         place = self.place() if self.place is not None else None
         if place is None:
             raise InputError(

@@ -13,6 +13,14 @@ class InputError(ValueError):
     """
 
 
+class NotApplicable(InputError):  # noqa: N818 - it is a finding about a network, not a fault
+    """The network lacks what a method needs: a ReLU, a convolution, a gradient.
+
+    Other methods may still answer; a question that is wrong for all of them is an
+    :class:`InputError` proper.
+    """
+
+
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause that offers the known names most like ``name``; empty when nothing is near.
 

@@ -72,6 +72,32 @@ def eager() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
+def check_ready(module: nn.Module) -> None:
+    """Say what cannot be looked into, before anything is done.
+
+    Raises:
+        InputError: when parameters have no shape yet, were created under ``torch.inference_mode``,
+            or a part is TorchScript.
+    """
+    for each in every_module(module):
+        if isinstance(each, torch.jit.ScriptModule):
+            raise InputError(
+                "a part of this network is TorchScript, whose layers cannot be observed; build the "
+                "network with the nn.Module it was scripted or traced from"
+            )
+        for parameter in each._parameters.values():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise InputError(
+                    f"the {type(each).__name__} of this network is lazy and has no weights yet; "
+                    "run the network once on an input of its size first"
+                )
+            if parameter is not None and parameter.is_inference():
+                raise InputError(
+                    "the network's parameters were created under torch.inference_mode() and "
+                    "cannot take part in a gradient; build or load the network outside of it"
+                )
+
+
 @contextmanager
 def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     """Let the network work on copies of its buffers, and give it its own back.
@@ -141,15 +167,11 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
         inputs: what it will be run on; only its device matters.
 
     Raises:
-        InputError: if the parameters were created under ``torch.inference_mode``.
+        InputError: for a network that is not ready, see :func:`check_ready`.
     """
+    check_ready(module)
     modules = every_module(module)
     parameters = _parameters(modules)
-    if any(p.is_inference() for p in parameters):
-        raise InputError(
-            "the network's parameters were created under torch.inference_mode() and cannot take "
-            "part in a gradient; build or load the network outside of it"
-        )
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

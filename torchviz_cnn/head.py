@@ -8,6 +8,7 @@ so looking for a last ``nn.Softmax`` is not needed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,62 +42,169 @@ _KINDS: dict[Callable[..., Any], Kind] = {
 }
 _IN_PLACE = {torch.sigmoid_, Tensor.sigmoid_}
 
+# What may be done to probabilities on their way out, and is then done to the scores as well …
+_CARRIED: set[Callable[..., Any]] = {
+    torch.clone,
+    torch.flatten,
+    torch.narrow,
+    torch.permute,
+    torch.reshape,
+    torch.select,
+    torch.squeeze,
+    torch.t,
+    torch.transpose,
+    torch.unsqueeze,
+    Tensor.__getitem__,
+    Tensor.bfloat16,
+    Tensor.clone,
+    Tensor.contiguous,
+    Tensor.cpu,
+    Tensor.cuda,
+    Tensor.double,
+    Tensor.flatten,
+    Tensor.float,
+    Tensor.half,
+    Tensor.narrow,
+    Tensor.permute,
+    Tensor.reshape,
+    Tensor.select,
+    Tensor.squeeze,
+    Tensor.t,
+    Tensor.T.__get__,  # type: ignore[attr-defined]
+    Tensor.to,
+    Tensor.transpose,
+    Tensor.type,
+    Tensor.type_as,
+    Tensor.unsqueeze,
+    Tensor.view,
+}
+# … and what changes a probability a little at its ends, which scores do not have.
+_ENDS_CUT: set[Callable[..., Any]] = {
+    torch.clamp,
+    torch.clamp_max,
+    torch.clamp_min,
+    torch.clip,
+    Tensor.clamp,
+    Tensor.clamp_max,
+    Tensor.clamp_min,
+    Tensor.clip,
+}
 
-@dataclass
+
+@dataclass(frozen=True)
 class _Seen:
-    """What one softmax or sigmoid was given, and gave."""
+    """What one softmax or sigmoid was given, and gave; or what was made of that since.
+
+    Attributes:
+        given: its input, the scores.
+        reference: what it gave, as long as somebody holds it.
+        version: of that, to see whether something was written into it.
+        kind: which function it was.
+        carried: what has been done to the result since and is to be done to the scores.
+    """
 
     given: Tensor
-    result: Tensor | None
     reference: ReferenceType[Tensor]
     version: int
     kind: Kind
+    carried: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def logits(self) -> Tensor:
+        return self._carry(self.given)
+
+    def _carry(self, scores: Tensor) -> Tensor:
+        for step in self.carried:
+            scores = step(scores)
+        return scores
+
+    def output(self, raw: Tensor, logits: Tensor) -> Output | None:
+        if self.kind != "sigmoid" and raw.numel() != self.given.numel():
+            if is_single(raw) and self.given.ndim == 2 and len(self.given) == len(raw):
+                # softmax(z)[:, 1]: one probability, whose score is its odds.
+                return Output(raw, self._carry(_log_odds(self.given)), self.kind)
+            return None  # some of the classes: their softmax is not the softmax of their scores
+        return Output(raw, logits, self.kind)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Watch(TorchFunctionMode):
     """Remembers what the softmaxes and sigmoids of a forward pass were given, and gave.
 
-    The last one is held; of earlier ones only those whose result something else still holds, such
+    The last result is held; of earlier ones only those which something else still holds, such
     as the tuple the network is about to return. Attention maps go as the network lets them go.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[_Seen] = []
+        self.last: Tensor | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         kind = _KINDS.get(func)
-        if kind is None:
-            return func(*args, **kwargs)
-        given = args[0] if args else kwargs["input"]
-        if func in _IN_PLACE:
-            given = given.clone()
-        result = func(*args, **kwargs)
-        if self.seen:
-            self.seen[-1].result = None
+        if kind is not None:
+            given = args[0] if args else kwargs["input"]
+            if func in _IN_PLACE:
+                given = given.clone()
+            result = func(*args, **kwargs)
+            self._remember(_Seen(given, ref(result), _version(result), kind), result)
+            return result
+        if self.seen and (func in _CARRIED or func in _ENDS_CUT):
+            source = self._found(args[0] if args else kwargs.get("input"))
+            result = func(*args, **kwargs)
+            if source is not None and isinstance(result, Tensor):
+                steps = source.carried
+                if func in _CARRIED and args:
+                    steps = (*steps, lambda scores: func(scores, *args[1:], **kwargs))
+                elif func in _CARRIED:
+                    rest = {key: value for key, value in kwargs.items() if key != "input"}
+                    steps = (*steps, lambda scores: func(scores, **rest))
+                made = _Seen(source.given, ref(result), _version(result), source.kind, steps)
+                self._remember(made, result)
+            return result
+        return func(*args, **kwargs)
+
+    def _remember(self, seen: _Seen, result: Tensor) -> None:
+        self.last = result
         self.seen = [each for each in self.seen if each.reference() is not None]
-        version = 0 if result.is_inference() else result._version
-        self.seen.append(_Seen(given, result, ref(result), version, kind))
-        return result
+        self.seen.append(seen)
 
-    def final(self, raw: Tensor) -> _Seen | None:
-        """The softmax or sigmoid that made ``raw``, if one did and nothing was done to it since.
-
-        The same numbers, at most reshaped: ``sigmoid(x).squeeze(1)`` still ends in the sigmoid.
-        """
+    def _found(self, tensor: object) -> _Seen | None:
         for each in reversed(self.seen):
-            result = each.reference()
-            if result is None or (not result.is_inference() and result._version != each.version):
-                continue
-            if result is raw or (
-                result.numel() == raw.numel()
-                and result.data_ptr() == raw.data_ptr()
-                and result.is_contiguous()
-                and raw.is_contiguous()
-            ):
+            if each.reference() is tensor and each.version == _version(tensor):  # type: ignore[arg-type]
                 return each
         return None
+
+    def output(self, raw: Tensor) -> Output | None:
+        """``raw`` with the scores it was made of, if it is a softmax's or sigmoid's result."""
+        found = self._found(raw)
+        if found is None:  # the same numbers in another shape, by a way that could not be watched
+            found = next((each for each in reversed(self.seen) if _same_numbers(each, raw)), None)
+            return None if found is None else found.output(raw, found.logits().reshape(raw.shape))
+        return found.output(raw, found.logits())
+
+
+def _same_numbers(seen: _Seen, raw: Tensor) -> bool:
+    result = seen.reference()
+    return (
+        result is not None
+        and seen.version == _version(result)
+        and result.numel() == raw.numel()
+        and result.data_ptr() == raw.data_ptr()
+        and result.is_contiguous()
+        and raw.is_contiguous()
+    )
+
+
+def _log_odds(scores: Tensor) -> Tensor:
+    """``log p/(1 − p)`` of each class against all others, from scores ``(N, classes)``."""
+    classes = scores.shape[1]
+    itself = torch.eye(classes, dtype=torch.bool, device=scores.device)
+    others = scores[:, None, :].expand(-1, classes, -1).masked_fill(itself, -torch.inf)
+    return scores - others.logsumexp(2)
 
 
 @dataclass(frozen=True)
@@ -145,16 +253,20 @@ def is_single(output: Tensor) -> bool:
     return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 
 
-# Whether the last run of a network ended in a softmax or sigmoid. Watching costs some microseconds
-# an operator, so it is left out where it is known to find nothing; a wrong memory only costs time.
-_ENDS_IN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# How the last run of a network ended. Watching costs some microseconds an operator, so it is left
+# out where it is known to find nothing; a wrong memory only costs time.
+_Ending = Literal["watched", "plain", "probabilities", "looks watched"]
+_ENDS: WeakKeyDictionary[nn.Module, _Ending] = WeakKeyDictionary()
 
-_VIEWS = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Select", "Alias", "Slice")
+_PASSING = (
+    *("Alias", "Clamp", "Clone", "Permute", "Reshape", "Select", "Slice", "Squeeze"),
+    *("ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+)
 
 
 def _graph_ends_in_activation(output: Tensor) -> bool:
     node = output.grad_fn
-    while node is not None and node.name().startswith(_VIEWS) and node.next_functions:
+    while node is not None and node.name().startswith(_PASSING) and node.next_functions:
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith(("Softmax", "LogSoftmax", "Sigmoid"))
 
@@ -174,30 +286,64 @@ def run(
 
     Raises:
         InputError: when the network returns no tensor, or not one row an image.
+
+    Warns:
+        UserWarning: once a network, where its outputs are probabilities of which it cannot be seen
+            what they were made of. Their logarithm is then taken for the scores.
     """
-    watching = sure or _ENDS_IN.get(module, True)
+    ending = _ENDS.get(module)
+    watching = sure or ending in (None, "watched")
     watch = _Watch()
     with watch if watching else nullcontext():
         raw = _tensor(module(inputs.clone() if variants_of is None else inputs))
-    if raw.ndim == 0 or raw.shape[0] != inputs.shape[0]:
-        images = inputs if variants_of is None else variants_of
-        variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
-        raise InputError(
-            f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
-            f"{_described(images)}; it must return one row an image, and inputs must have a batch "
-            "axis: (N, C, H, W)"
-        )
-    if not watching and raw.grad_fn is not None and _graph_ends_in_activation(raw):
-        _ENDS_IN[module] = True
-        return run(module, inputs)
-    final = watch.final(raw)
-    if final is None:
-        output = Output(raw, raw, None)
-    else:
-        output = Output(raw, final.given.reshape(raw.shape), final.kind)
-    if watching:
-        _ENDS_IN[module] = output.kind is not None
-    return output
+    _check_rows(raw, inputs, variants_of)
+    if ending == "plain" and not watching and _graph_ends_in_activation(raw):
+        _ENDS[module] = "watched"
+        output = run(module, inputs, sure=True)
+        if _ENDS[module] == "plain":
+            _ENDS[module] = "looks watched"  # and is not: do not look again
+        return output
+    found = watch.output(raw) if watching else None
+    if found is not None:
+        _ENDS[module] = "watched"
+    elif ending is None or ending == "watched":
+        _ENDS[module] = "probabilities" if _are_probabilities(raw) else "plain"
+        if _ENDS[module] == "probabilities":
+            warnings.warn(
+                "this network puts out probabilities, and what they were made of could not be "
+                "seen (the softmax is spelled out, or something follows it); the logarithm of the "
+                "probability is explained in place of the score before the softmax",
+                stacklevel=5,
+            )
+    if found is None and _ENDS[module] == "probabilities":
+        tiny = torch.finfo(raw.dtype).tiny
+        found = Output(raw, raw.clamp_min(tiny).log(), "softmax")
+    output = found or Output(raw, raw, None)
+    return output if raw.ndim else Output(raw[None], output.logits.reshape(1), output.kind)
+
+
+def _are_probabilities(raw: Tensor) -> bool:
+    values = raw.detach()
+    if values.ndim != 2 or values.shape[1] < 2 or not values.is_floating_point():
+        return False
+    off = (values.sum(1, dtype=torch.float32) - 1).abs().amax()
+    room = 0.02 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    return bool((values >= 0).all() & (off < room))
+
+
+def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None:
+    """Refuse an output that has not one row an image."""
+    if raw.ndim and raw.shape[0] == inputs.shape[0]:
+        return
+    if not raw.ndim and len(inputs) == 1:  # squeeze() of a batch of one took its axis, too
+        return
+    images = inputs if variants_of is None else variants_of
+    variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
+    raise InputError(
+        f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
+        f"{_described(images)}; it must return one row an image, and inputs must have a batch "
+        "axis: (N, C, H, W)"
+    )
 
 
 def _described(tensor: Tensor) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.naming import known
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
 
     Raises:
         InputError: unless they are a floating-point tensor ``(N, C, H, W)`` or ``(N, H, W)`` with
-            at least one image, on the network's device and of its dtype and channel count.
+            at least one image, of finite numbers, on the network's device and of its dtype; of
+            the size of a Model. What a bare module's layers cannot take is told when they run,
+            see :func:`misfits_explained`.
     """
     if not isinstance(inputs, Tensor):
         raise InputError(
@@ -52,10 +56,102 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
                 f"the network is {parameter.dtype} and the inputs are {inputs.dtype}; "
                 f"convert them with inputs.to({parameter.dtype})"
             )
+    if not bool(inputs.isfinite().all()):
+        raise InputError(
+            "inputs hold NaN or infinite numbers, of which every map would be made; "
+            "look at how the pictures were scaled"
+        )
     if not inputs.is_inference():
         return inputs.detach()
     with torch.inference_mode(False), torch.no_grad():
         return inputs.clone()
+
+
+def checked_size(size: object) -> tuple[int, ...]:
+    """The size of one image as plain numbers.
+
+    Raises:
+        InputError: unless it is two or three positive whole numbers.
+    """
+    if (
+        isinstance(size, str | Tensor)
+        or not isinstance(size, Sequence)
+        or len(size) not in (2, 3)
+        or not all(isinstance(n, int | np.integer) and n >= 1 for n in size)
+    ):
+        raise InputError(
+            "input_size must be (channels, height, width) of one image, or (height, width) for a "
+            f"network without a channel axis, all positive whole numbers, not {size!r}"
+        )
+    return tuple(int(n) for n in size)
+
+
+def place_and_kind(module: nn.Module) -> dict[str, Any]:
+    """Device and floating-point dtype of what a network takes: those of its first parameter."""
+    tensors = [*module.parameters(), *module.buffers()]
+    like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+    return {"device": like.device, "dtype": like.dtype}
+
+
+def blank(module: nn.Module, size: Sequence[int]) -> Tensor:
+    """One empty picture of a size that a network can be run on."""
+    return torch.zeros(1, *size, **place_and_kind(module))
+
+
+def _misfit(name: str, module: nn.Module, given: Tensor) -> str | None:
+    """Why a layer cannot take a tensor, if it cannot."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        axis, takes, unit = -3, module.in_channels, "channels"
+    elif isinstance(module, nn.BatchNorm2d):
+        axis, takes, unit = -3, module.num_features, "channels"
+    elif isinstance(module, nn.Linear):
+        axis, takes, unit = -1, module.in_features, "features"
+    else:
+        return None
+    has = given.shape[axis] if given.ndim >= -axis else None
+    if has is None or has == takes:
+        return None
+    return f"the layer {name!r} takes {takes} {unit} and is reached by {has}"
+
+
+@contextmanager
+def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Turn torch's error about shapes into a sentence that names the layer and the inputs.
+
+    Costs nothing unless something fails: only then the network is run again, and each layer asked
+    whether it can take what reaches it.
+
+    Raises:
+        InputError: in place of a ``RuntimeError`` that comes from inputs of a wrong size.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        found: list[str] = []
+        handles = []
+        for name, child in module.named_modules():
+
+            def ask(layer: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                given = args[0] if args else None
+                if isinstance(given, Tensor) and (sentence := _misfit(name, layer, given)):
+                    found.append(sentence)
+
+            handles.append(child.register_forward_pre_hook(ask))
+        try:
+            with undisturbed(module, inputs), suppress(RuntimeError, ValueError):
+                module(inputs[:1].detach().clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            raise
+        shape = ", ".join(["N", *map(str, inputs.shape[1:])])
+        raise InputError(
+            f"the network cannot take inputs of shape ({shape}): {found[0]}; give pictures with "
+            "the channels and the size it was built for"
+        ) from error
 
 
 @contextmanager

@@ -52,8 +52,9 @@ def aliases(module: nn.Module) -> Mapping[str, str]:
 
 
 def display_name(module: nn.Module, name: str) -> str:
-    """The alias of a layer where it has one, else its name."""
-    return aliases(module).get(name, name)
+    """The alias of a layer where it has one, else its name as written before ``torch.compile``."""
+    alias = aliases(module).get(name)
+    return name.replace("._orig_mod", "") if alias is None else alias
 
 
 def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
@@ -109,6 +110,10 @@ def original_name(module: nn.Module, name: str) -> str:
     for prefix in ("", "_orig_mod.", "module."):  # as a wrapper would have called it
         if prefix == name[: len(prefix)] and name[len(prefix) :] in known and name != prefix:
             return name[len(prefix) :]
+    written = name.split(".")
+    for known_name in known:  # parts that torch.compile wrapped have one name more in between
+        if [part for part in known_name.split(".") if part != "_orig_mod"] == written:
+            return known_name
     candidates = [display_name(module, known_name) for known_name in known if known_name]
     offer = closest(name, candidates) or "; layers() lists them all"
     raise InputError(f"the network has no layer {name!r}{offer}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import eager, undisturbed
-from torchviz_cnn.inputs import batch_axis_required, check_inputs
+from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import Layer, module_of, original_name, resolve, split_call
 
 if TYPE_CHECKING:
@@ -287,6 +287,7 @@ def activations(
     endless = any(layer.call is None for layer in chosen)
     hooks = _Hooks(seen, chosen, None if endless else stop)
     with ExitStack() as stack:
+        stack.enter_context(misfits_explained(module, inputs))
         stack.enter_context(undisturbed(module, inputs))
         stack.enter_context(batch_axis_required(module, inputs))
         for handle in hooks.attach(module):

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
-import torch
 from torch import nn
 
 from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.guard import check_ready
+from torchviz_cnn.inputs import blank, checked_size
 from torchviz_cnn.naming import display_name, known, module_of
 from torchviz_cnn.tracing import Run, watch
 
@@ -206,15 +207,13 @@ def layers(
         Multiply-adds for one image: 8.35 k
     """
     module = module_of(model)
+    check_ready(module)
     size = input_size if input_size is not None else known(model, "input_size")
     runs: dict[str, list[Run]] = {}
     total_macs = None
     if size is not None:
-        size = tuple(int(n) for n in size)
-        if len(size) not in (2, 3) or min(size) < 1:
-            raise InputError(f"input_size must be (channels, height, width), not {size}")
-        like = next(module.parameters(), torch.zeros(()))
-        trace = watch(module, torch.zeros(1, *size, dtype=like.dtype, device=like.device))
+        size = checked_size(size)
+        trace = watch(module, blank(module, size))
         for run in trace.runs:
             runs.setdefault(run.name, []).append(run)
         total_macs = sum(run.macs for run in runs.get("", []))

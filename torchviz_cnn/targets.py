@@ -49,7 +49,10 @@ def class_index(name: str, classes: Sequence[str] | None) -> int:
     if len(hits) > 1:
         raise InputError(f"{len(hits)} classes are called {name!r}; give one of the indexes {hits}")
     if not hits:
-        raise InputError(f"no class is called {name!r}{closest(name, classes)}")
+        offer = closest(name, classes)
+        if not offer and len(classes) <= 10:
+            offer = "; they are called " + ", ".join(classes)
+        raise InputError(f"no class is called {name!r}{offer}")
     return hits[0]
 
 
@@ -111,7 +114,7 @@ class Question:
         self.callable = target if callable(target) else None
         self.indexes = None if callable(target) else self._indexes(target, classes)
         if classes is not None and self.indexes is not None:
-            self._check_range(self.indexes, len(classes))
+            self._check_range(self.indexes, len(classes), "there are names of")
 
     def _indexes(self, target: object, classes: Sequence[str] | None) -> Tensor | None:
         """``(N,)`` or ``(N, K)`` class indexes; ``None`` for the top class."""
@@ -146,7 +149,7 @@ class Question:
             )
         return torch.tensor(rows)
 
-    def _check_range(self, indexes: Tensor, count: int) -> None:
+    def _check_range(self, indexes: Tensor, count: int, there_are: str = "the network has") -> None:
         if self.settled:
             return
         count = max(count, 2)  # one output: the classes 0 and 1
@@ -154,7 +157,7 @@ class Question:
         wrong = low if low < 0 else high
         if low < 0 or high >= count:
             raise InputError(
-                f"class {wrong} is out of range: the network has {count} classes, 0 to {count - 1}"
+                f"class {wrong} is out of range: {there_are} {count} classes, 0 to {count - 1}"
             )
 
     def part(self, start: int, stop: int) -> Question:
@@ -232,7 +235,9 @@ class Question:
 
 def _one(target: object, classes: Sequence[str] | None) -> int:
     if isinstance(target, str):
-        return class_index(target, classes)
+        target = class_index(target, classes)
     if isinstance(target, bool) or not isinstance(target, int | np.integer):
         raise InputError(f"a class is an index or a name, not {target!r}")
+    if abs(int(target)) >= 2**31:
+        raise InputError(f"class {target} is out of range: no network has so many classes")
     return int(target)

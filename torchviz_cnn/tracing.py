@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import every_module, undisturbed
+from torchviz_cnn.inputs import blank, check_inputs, misfits_explained
 from torchviz_cnn.naming import display_name, module_of, original_name, split_call
+from torchviz_cnn.observe import first_tensor
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -142,18 +145,12 @@ class _CostMode(TorchDispatchMode):
                 run.macs += macs
         if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
             self.trace.convolutions.append(tuple(out.shape))
-        first = out[0] if isinstance(out, tuple | list) and out else out
-        if isinstance(first, Tensor) and first.ndim >= 2:
+        first = first_tensor(out)
+        if first is not None and first.ndim >= 2:
             place = _place_after(packet, args, first)
             if place is not None:
                 first._torchviz_cnn_place = place  # type: ignore[attr-defined]
         return out
-
-
-def _shape(output: object) -> tuple[int, ...] | None:
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    return tuple(output.shape) if isinstance(output, Tensor) else None
 
 
 def watch(module: nn.Module, inputs: Tensor) -> Trace:
@@ -166,13 +163,17 @@ def watch(module: nn.Module, inputs: Tensor) -> Trace:
 
     def leave(_module: nn.Module, _inputs: object, output: object) -> None:
         run = running.pop()
-        run.shape = _shape(output)
-        tensor = output[0] if isinstance(output, tuple | list) and output else output
-        run.place = _place_of(tensor) if isinstance(tensor, Tensor) else None
+        tensor = first_tensor(output)
+        run.shape = None if tensor is None else tuple(tensor.shape)
+        run.place = None if tensor is None else _place_of(tensor)
         trace.runs.append(run)
 
     try:
-        with undisturbed(module, inputs), _CostMode(trace, running):
+        with (
+            misfits_explained(module, inputs),
+            undisturbed(module, inputs),
+            _CostMode(trace, running),
+        ):
             for name, child in module.named_modules():
                 handles.append(child.register_forward_pre_hook(enter(name)))
                 handles.append(child.register_forward_hook(leave))
@@ -189,9 +190,17 @@ def watch(module: nn.Module, inputs: Tensor) -> Trace:
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
+def _trace_key(module: nn.Module, size: Sequence[int]) -> tuple[object, ...]:
+    return (*size, *map(_identity, every_module(module)))
+
+
+def _known_trace(module: nn.Module, size: Sequence[int]) -> Trace | None:
+    return _TRACES.get(module, {}).get(_trace_key(module, size))
+
+
 def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     """What one image of ``inputs`` showed; run anew when the network has been changed."""
-    key = (*inputs.shape[1:], *map(_identity, every_module(module)))
+    key = _trace_key(module, inputs.shape[1:])
     known = _TRACES.setdefault(module, {})
     if key not in known:
         if len(known) >= 64:  # many sizes, or a network rebuilt again and again
@@ -200,20 +209,58 @@ def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     return known[key]
 
 
-def place_of_layer(module: nn.Module, layer: str, inputs: Tensor) -> Place | None:
-    """Where the cells of a layer's output lie on the picture; ``None`` where it is not known.
+def _place_of_layer(module: nn.Module, trace: Trace, layer: str) -> Place | None:
+    """Where a layer's cells lie; of several runs the last, unless the name says which."""
+    base, call = split_call(module, layer)
+    name = original_name(module, base)
+    places = [run.place for run in trace.runs if run.name == name]
+    if "@" not in layer or call is None:
+        call = -1
+    return places[call] if places and call < len(places) else None
+
+
+class Placement:
+    """Where the cells of a layer's output lie on the picture, found when it is first asked for.
+
+    Finding it runs one picture through the network, unless that has been done for another purpose;
+    a result that nobody aligns does not pay for it, and keeps neither network nor pictures.
 
     Args:
         module: an unwrapped network.
         layer: a name or alias; of several runs the last, unless it says which.
         inputs: of the size in question.
     """
-    base, call = split_call(module, layer)
-    name = original_name(module, base)
-    places = [run.place for run in _remembered(module, inputs).runs if run.name == name]
-    if "@" not in layer or call is None:
-        call = -1
-    return places[call] if places and call < len(places) else None
+
+    def __init__(self, module: nn.Module, layer: str, inputs: Tensor) -> None:
+        self._layer = layer
+        self._size = tuple(inputs.shape[1:])
+        self._network: ReferenceType[nn.Module] | None = ref(module)
+        self._place: Place | None = None
+        if (trace := _known_trace(module, self._size)) is not None:
+            self._place = _place_of_layer(module, trace, layer)
+            self._network = None
+
+    def __call__(self) -> Place | None:
+        """The place; ``None`` where something before the layer resizes or reorders the map.
+
+        Raises:
+            InputError: when the network has gone before anybody asked.
+        """
+        if self._network is not None:
+            module = self._network()
+            if module is None:
+                raise InputError(
+                    f"where the cells of {self._layer!r} lie was not asked for while the network "
+                    "was still there; keep the network, or leave the layer out"
+                )
+            trace = _remembered(module, blank(module, self._size))
+            self._place = _place_of_layer(module, trace, self._layer)
+            self._network = None
+        return self._place
+
+    def __getstate__(self) -> dict[str, Any]:
+        place = self()
+        return {**self.__dict__, "_network": None, "_place": place}
 
 
 def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
@@ -230,7 +277,8 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         inputs: ``(N, C, H, W)`` or ``(N, H, W)``; one image of it is run, the answer is remembered.
 
     Raises:
-        InputError: when no convolution with more than one output cell runs.
+        InputError: for bad inputs.
+        NotApplicable: when no convolution with more than one output cell runs.
 
     Example:
         >>> import torch, torchvision, torchviz_cnn as tvc
@@ -238,7 +286,7 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    trace = _remembered(module, inputs)
+    trace = _remembered(module, check_inputs(model, module, inputs))
     if trace.default is None:
         trace.default = _find_default_layer(module, trace)
     return display_name(module, trace.default)
@@ -258,7 +306,7 @@ def _identity(module: nn.Module) -> object:
 def _find_default_layer(module: nn.Module, trace: Trace) -> str:
     sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
     if not sizes:
-        raise InputError(
+        raise NotApplicable(
             "no convolution of this network puts out a map, so there is nothing for Grad-CAM to "
             "weigh; name a layer with a spatial output, or use saliency or occlusion"
         )
@@ -270,6 +318,6 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> str:
         if len(convolutions) > 1 and inside == convolutions:
             continue
         return run.name
-    raise InputError(
+    raise NotApplicable(
         "the last convolution of this network belongs to no named module; name a layer"
     )

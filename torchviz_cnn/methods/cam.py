@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.head import run
 from torchviz_cnn.methods.examine import Examination, examine, gradients, parts
 from torchviz_cnn.methods.registry import attribution_method
@@ -20,7 +19,7 @@ from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.resample import upsample
 from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
-from torchviz_cnn.tracing import Place, default_layer, place_of_layer
+from torchviz_cnn.tracing import Placement, default_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +91,10 @@ class _Maps:
         return self.maps
 
 
+def _fault(layer: LayerChoice) -> type[InputError]:
+    return NotApplicable if layer is None else InputError
+
+
 def _choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> tuple[Layer, str]:
     spec = layer if layer is not None else default_layer(module, inputs)
     chosen = resolve_one(module, spec)
@@ -113,19 +116,6 @@ def _head_only(
         with maps.held(examination.module), torch.enable_grad():
             explained = examination.question.put(run(examination.module, examination.inputs))
     return maps.taken(), explained
-
-
-def _placer(examination: Examination, layer: str) -> Callable[[], Place | None]:
-    """Finds the layer's place when it is asked for; a result keeps neither network nor pictures."""
-    network = ref(examination.module)
-    shape = (1, *examination.inputs.shape[1:])
-    like = examination.inputs.new_empty(0)
-
-    def find() -> Place | None:
-        module = network()
-        return None if module is None else place_of_layer(module, layer, like.new_zeros(shape))
-
-    return find
 
 
 def _grad_cam(maps: Tensor, gradient: Tensor) -> Tensor:
@@ -187,14 +177,14 @@ def grad_cam(
         explained, values = [], []
         for part in parts(examination, batch_size, 4):
             maps, answer = _head_only(part, chosen, layer)
-            gradient = gradients(answer, maps, of=f"the layer {name!r}")
+            gradient = gradients(answer, maps, of=f"the layer {name!r}", fault=_fault(layer))
             values.append(_grad_cam(maps.detach(), gradient))
             explained.append(answer.detached())
         whole, value = joined(explained), torch.cat(values)
         return CellAttribution(
-            values=(value.relu() if relu else value).to(examination.inputs.dtype),
+            values=(value.relu() if relu else value).to(examination.inputs),
             layer=name,
-            place=_placer(examination, name),
+            place=Placement(examination.module, name, examination.inputs),
             **examination.about(whole, "grad_cam", {"relu": relu}),
         )
 
@@ -245,15 +235,18 @@ def guided_grad_cam(
             output = run(examination.module, leaf)
             explained = examination.question.put(output)
         maps = held.taken()
-        gradient = gradients(explained, maps, of=f"the layer {name!r}", keep_graph=True)
+        gradient = gradients(
+            explained, maps, of=f"the layer {name!r}", keep_graph=True, fault=_fault(layer)
+        )
         with ReLURule("guided") as rule:
             guided = gradients(explained, leaf, of="the picture")
         rule.report()
-        cam = upsample(_grad_cam(maps.detach(), gradient).relu(), examination.size)
+        cam = upsample(_grad_cam(maps.detach(), gradient).relu(), examination.size).to(guided)
         if examination.inputs.ndim == 4:
             cam = cam.unsqueeze(-3)
         return PixelAttribution(
             values=(guided * cam).to(examination.inputs.dtype),
             layer=name,
+            quantity="guided gradient × Grad-CAM",
             **examination.about(explained, "guided_grad_cam", {}),
         )

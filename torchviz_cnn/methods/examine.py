@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.inputs import batch_axis_required, check_inputs
+from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import known, module_of
 from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
 
@@ -37,8 +37,9 @@ class Examination:
     ) -> dict[str, Any]:
         """What every result tells of how it was made: arguments of an ``Attribution``."""
         return {
-            "score": explained.score,
-            "target": explained.target,
+            # A network spread over several devices answers on another one than it was asked on.
+            "score": explained.score.to(self.inputs.device),
+            "target": None if explained.target is None else explained.target.to(self.inputs.device),
             "method": method,
             "input_size": self.size,
             "classes": self.classes,
@@ -67,11 +68,16 @@ def examine(
     """
     module = module_of(model)
     images = check_inputs(model, module, inputs)
-    classes = classes if classes is not None else known(model, "classes")
+    classes = known(model, "classes") if classes is None else tuple(classes)
     with torch.inference_mode(False):
         question = Question(target, images.shape[0], score=score, classes=classes)
-    with undisturbed(module, images), batch_axis_required(module, images):
-        yield Examination(module, images, question, classes, known(model, "view"))
+    view = getattr(known(model, "preprocess"), "view", None)  # of the preparation, not the network
+    with (
+        misfits_explained(module, images),
+        undisturbed(module, images),
+        batch_axis_required(module, images),
+    ):
+        yield Examination(module, images, question, classes, view)
 
 
 def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:
@@ -107,7 +113,14 @@ def parts(examination: Examination, batch_size: int | None, cpu: int) -> Iterato
         )
 
 
-def gradients(explained: Explained, at: Tensor, *, of: str, keep_graph: bool = False) -> Tensor:
+def gradients(
+    explained: Explained,
+    at: Tensor,
+    *,
+    of: str,
+    keep_graph: bool = False,
+    fault: type[InputError] = NotApplicable,
+) -> Tensor:
     """The gradient of each image's score at a tensor of the graph.
 
     Scores of different images do not depend on each other in eval mode, so one backward pass over
@@ -118,12 +131,13 @@ def gradients(explained: Explained, at: Tensor, *, of: str, keep_graph: bool = F
         at: a tensor ``(N, …)`` the scores depend on.
         of: what ``at`` is, for the error message.
         keep_graph: whether another backward pass will follow.
+        fault: what to raise; a layer the user named is the user's fault, not the network's.
 
     Returns:
         ``(N, …)``, or ``(N, K, …)`` for K targets an image, from K backward passes.
 
     Raises:
-        InputError: when the scores do not depend on ``at`` differentiably.
+        NotApplicable: when the scores do not depend on ``at`` differentiably, or ``fault``.
     """
     score = explained.score
     found: Tensor | None = None
@@ -144,7 +158,7 @@ def gradients(explained: Explained, at: Tensor, *, of: str, keep_graph: bool = F
                 break
             results.append(found)
     if found is None:
-        raise InputError(
+        raise fault(
             f"the score does not depend on {of} in a way that can be differentiated: nothing of it "
             "reaches the score, or the network detaches it or runs that part under no_grad"
         )

@@ -132,6 +132,7 @@ def input_x_gradient(
         return PixelAttribution(
             values=(gradient * pixels).to(pixels.dtype),
             channels="sum",
+            quantity="input × gradient",
             **examination.about(explained, "input_x_gradient", {}),
         )
 

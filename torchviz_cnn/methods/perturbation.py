@@ -26,13 +26,13 @@ Fill = float | Sequence[float] | str | Tensor | np.ndarray
 
 
 def _pair(value: int | Sequence[int], what: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+    pair = value if isinstance(value, Sequence | np.ndarray | Tensor) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= 1 for v in pair):
         raise InputError(
             f"{what} must be a positive number of pixels or two of them (height, width), "
             f"not {value!r}"
         )
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _windows(
@@ -54,7 +54,7 @@ def _windows(
     return w, s, (rows, columns)
 
 
-def _fill(fill: Fill, images: Tensor) -> Tensor:
+def _fill(fill: Fill, images: Tensor, *, has_channels: bool) -> Tensor:
     """What a hidden pixel becomes, broadcastable to ``images`` ``(N, C, H, W)``."""
     if isinstance(fill, str):
         if fill == "mean":
@@ -66,17 +66,25 @@ def _fill(fill: Fill, images: Tensor) -> Tensor:
                 raise InputError("a picture one pixel wide cannot be blurred; fill with a value")
             return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
         raise InputError(f"fill must be a value, 'mean', 'blur' or an array, not {fill!r}")
-    values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    try:
+        values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"fill must be a value, 'mean', 'blur' or an array, not {type(fill).__name__}"
+        ) from None
     if not bool(values.isfinite().all()):
         raise InputError("fill must be made of finite numbers")
     if values.ndim == 1:  # one value a channel
         values = values[:, None, None]
+    if values.ndim == 3 and not has_channels:  # a picture for each, given as the inputs are
+        values = values[:, None]
     try:
         return values.expand(images.shape)
     except RuntimeError:
+        shape = images.shape if has_channels else images[:, 0].shape
         raise InputError(
-            f"fill of shape {tuple(values.shape)} does not fit pictures of shape "
-            f"{tuple(images.shape)}; give one value, one a channel, or a picture"
+            f"fill of shape {tuple(torch.as_tensor(fill).shape)} does not fit pictures of shape "
+            f"{tuple(shape)}; give one value, one a channel, or a picture"
         ) from None
 
 
@@ -140,7 +148,7 @@ def occlusion(
         stride: its steps, likewise; half the window by default.
         fill: what hides: a value (0 is the data set's mean after the usual normalisation), one a
             channel, ``"mean"`` (of each picture's channels), ``"blur"`` (the picture itself,
-            blurred), or an array ``(C, H, W)`` or ``(N, C, H, W)``.
+            blurred), or an array: one picture, or one for each, of the shape of ``inputs``.
         batch_size: hidden variants in one forward pass; bounds the memory. By default as many as
             have the pixels of 8 pictures of 224×224, on a GPU of 64; at most 256.
         all_scores: keep the scores of all classes for every window,
@@ -172,7 +180,8 @@ def occlusion(
         images = examination.inputs if has_channels else examination.inputs[:, None]
         size = examination.size
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
-        filling = _fill(fill, images).expand(images.shape)
+        filling = _fill(fill, images, has_channels=has_channels)
+        filling = filling.expand(images.shape)
         batch_size = batch_of(images, batch_size, 8)
 
         grid = _Grid(images, filling, (wh, ww), (sh, sw), (rows, columns))
@@ -214,7 +223,9 @@ def occlusion(
                     _scores(examination.question, whole, output, start + untouched)
                 )
                 if all_scores and output.logits.ndim <= 2:
-                    every_score.append(output.logits.reshape(stop - untouched, -1))
+                    every_score.append(
+                        output.logits.reshape(stop - untouched, -1).to(images.device)
+                    )
             bar.update(stop)
         bar.close()
         assert whole is not None  # there is at least one window
@@ -226,7 +237,7 @@ def occlusion(
         if every_score:
             keep = torch.cat(every_score).reshape(rows, columns, len(images), -1).movedim(2, 0)
         return WindowAttribution(
-            values=(whole.score[..., None, None] - scores).to(images.dtype),
+            values=(whole.score[..., None, None] - scores).to(images),
             window=(wh, ww),
             stride=(sh, sw),
             scores=keep,

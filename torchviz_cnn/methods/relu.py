@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import NotApplicable
 
 Rule = Literal["guided", "deconvnet"]
 
@@ -69,10 +69,10 @@ class ReLURule(TorchDispatchMode):
         """Say what was not overridden.
 
         Raises:
-            InputError: when the backward pass met no ReLU at all.
+            NotApplicable: when the backward pass met no ReLU at all.
         """
         if not self.overridden:
-            raise InputError(
+            raise NotApplicable(
                 f"{self.rule} rules are about ReLUs, and between the picture and the score this "
                 "network has none; use saliency instead"
             )
