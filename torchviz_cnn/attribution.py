@@ -340,21 +340,20 @@ class CellAttribution(Attribution):
     """A value for every cell of a layer's output: ``(N, h, w)``.
 
     Attributes:
-        place: tells where the cells lie on the picture; ``None`` where that is not known.
+        place: where the cells lie on the picture; ``None`` where that is not known.
     """
 
-    place: Callable[[], Place | None] | None = field(default=None, repr=False)
+    place: Place | None = field(default=None, repr=False)
 
     def maps(self, align: Align = "stretch") -> Tensor:
         if align == "stretch":
             return upsample(self.values, self.input_size)
-        place = self.place() if self.place is not None else None
-        if place is None:
+        if self.place is None:
             raise InputError(
                 f"where the cells of {self.layer!r} lie on the picture is not known (something "
                 "before it resizes or reorders the map); use align='stretch'"
             )
-        return at_places(self.values, place, self.input_size)
+        return at_places(self.values, self.place, self.input_size)
 
     @property
     def unit(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.error import URLError
 from zipfile import BadZipFile
 
@@ -20,8 +21,16 @@ from torch import Tensor, nn
 
 from torchviz_cnn import networks
 from torchviz_cnn.errors import InputError, closest
-from torchviz_cnn.pictures import Picture
+from torchviz_cnn.inputs import checked_size, place_and_kind
+from torchviz_cnn.pictures import Picture, to_image
 from torchviz_cnn.preprocess import Preprocess, preprocess_by_name
+
+T = TypeVar("T")
+
+# What loading a file of weights raises when it is not there, not one, or damaged.
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError)
+
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,16 @@ class Model:
 
     Attributes:
         module: the network, in eval mode.
-        preprocess: picture, or list of pictures, -> ``(N, C, H, W)`` on the CPU.
-        input_size: ``(C, H, W)`` of one image.
+        preprocess: picture, or list of pictures, -> ``(N, C, H, W)`` on the CPU; any function that
+            does so will do.
+        input_size: ``(C, H, W)`` of one image, or ``(H, W)`` without a channel axis.
         classes: class names by index; ``None`` where they are not known.
         source: where it came from, in words.
         notes: what was assumed on the way, each a sentence a user should be told.
     """
 
     module: nn.Module
-    preprocess: Preprocess
+    preprocess: Callable[[Any], Tensor]
     input_size: tuple[int, ...]
     classes: tuple[str, ...] | None = None
     source: str = "network"
@@ -51,9 +61,27 @@ class Model:
         """The same with the network moved to a device (the module itself moves)."""
         return replace(self, module=self.module.to(device))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is: the device of its first parameter, the CPU without any."""
+        device: torch.device = place_and_kind(self.module)["device"]
+        return device
+
+    def prepare(self, pictures: Picture | list[Picture]) -> Tensor:
+        """Pictures ready for the network: preprocessed, on its device and of its dtype.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        return self.preprocess(pictures).to(**place_and_kind(self.module))
+
     def view(self, picture: Picture) -> Image.Image:
-        """The part of a picture that the network sees; heat maps cover exactly this."""
-        return self.preprocess.view(picture)
+        """The part of a picture that the network sees; heat maps cover exactly this.
+
+        The whole of it where ``preprocess`` is a function that does not tell.
+        """
+        view = getattr(self.preprocess, "view", to_image)
+        return view(picture)
 
 
 @dataclass(frozen=True)
@@ -98,12 +126,14 @@ def load(
             code of your own, a function or class called without arguments that gives an
             ``nn.Module`` or a :class:`Model`; or an ONNX file.
         weights: ``"default"``, torchvision's best published ones, downloaded once; ``"none"``,
-            random ones; or a file with a state dict, loaded with ``weights_only=True``. Left out:
+            random ones, the same every time; or a file with a state dict, loaded with ``weights_only=True``. Left out:
             ``"default"`` for torchvision, random for networks without published weights.
         preprocess: prepare pictures as Keras does, ``"rescale"``, ``"tf"``, ``"torch"``,
             ``"caffe"`` or ``"none"``, instead of as the network's publisher does.
         classes: class names by index.
-        input_size: ``(C, H, W)``, for a factory whose network takes another size than 3×224×224.
+        input_size: ``(C, H, W)`` of one image, where the network takes other sizes than its usual
+            one: torchvision's convolutional classifiers do, and a factory's network may. A whole
+            picture is then scaled to it, unless it is square as before.
         device: where the network shall be.
 
     Raises:
@@ -116,15 +146,22 @@ def load(
         >>> tvc.layers(model).parameters, model.classes
         (3453121, ('cat', 'dog'))
     """
+    if not isinstance(spec, str | Path):
+        raise InputError(
+            f"a network is named by a string, not by {type(spec).__name__}; a torch.nn.Module "
+            "needs no loading: give it to saliency, grad_cam, … as it is"
+        )
+    spec = str(spec)
     weights = None if weights is None else str(weights)
+    size = None if input_size is None else checked_size(input_size)
     if spec.lower().endswith(".onnx"):
-        model = _from_onnx(spec)
+        model = _of_its_size(_from_onnx(spec), size)
     elif spec in OWN:
-        model = _own(spec, weights)
+        model = _of_its_size(_own(spec, weights), size)
     elif ":" in spec:
-        model = _from_factory(spec, weights, input_size)
+        model = _from_factory(spec, weights, size)
     elif spec in torchvision.models.list_models(module=torchvision.models):
-        model = _from_torchvision(spec, weights)
+        model = _resized(_from_torchvision(spec, weights), size)
     else:
         raise InputError(
             f"there is no network {spec!r}{closest(spec, names())}"
@@ -138,13 +175,38 @@ def load(
     return model.to(device)
 
 
+def _of_its_size(model: Model, size: tuple[int, ...] | None) -> Model:
+    """A network that takes one size only."""
+    if size is not None and size != model.input_size:
+        takes, asked = ("×".join(map(str, each)) for each in (model.input_size, size))
+        raise InputError(f"{model.source} takes {takes}, not {asked}; leave the input size out")
+    return model
+
+
+def _resized(model: Model, size: tuple[int, ...] | None) -> Model:
+    """A torchvision network for pictures of another size than it was trained on."""
+    if size is None or size == model.input_size:
+        return model
+    if len(size) != 3 or size[0] != 3:
+        raise InputError(
+            f"{model.source} takes colour pictures: 3×H×W, not {'×'.join(map(str, size))}"
+        )
+    usual = model.preprocess
+    assert isinstance(usual, Preprocess)
+    resize = None
+    if size[1] == size[2] and usual.resize is not None:  # the same part of the picture, larger
+        resize = round(usual.resize * size[1] / usual.size[0])
+    preprocess = replace(usual, size=(size[1], size[2]), resize=resize)
+    return replace(model, preprocess=preprocess, input_size=size)
+
+
 def _own(name: str, weights: str | None) -> Model:
     own = OWN[name]
     if weights == "default":
         raise InputError(
             f"{name} has no published weights; train it and give the file, or use weights='none'"
         )
-    module = own.build()
+    module = _random(own.build)
     notes: tuple[str, ...] = ()
     if weights in (None, "none"):
         notes = (f"{name} has random weights: its maps show the architecture, nothing learnt",)
@@ -152,7 +214,7 @@ def _own(name: str, weights: str | None) -> Model:
         load_state(module, read_state(str(weights)), str(weights))
     return Model(
         module,
-        preprocess_by_name("rescale", own.input_size),
+        preprocess_by_name("rescale", own.input_size, nearest=own.input_size[0] == 3),
         own.input_size,
         own.classes,
         f"{name} ({own.about})",
@@ -166,7 +228,7 @@ def _from_torchvision(name: str, weights: str | None) -> Model:
     notes: tuple[str, ...] = ()
     classes = tuple(best.meta["categories"]) if best else None
     if weights == "none":
-        module = _build(name, {})
+        module = _random(lambda: _build(name, {}))
         notes = (f"{name} has random weights: its maps show the architecture, nothing learnt",)
     elif weights in (None, "default"):
         module = _published(name, best)
@@ -175,9 +237,21 @@ def _from_torchvision(name: str, weights: str | None) -> Model:
         module = _build(name, state)
         load_state(module, state, str(weights))
         count = _class_count(state)
+        if getattr(module, "transform_input", False):
+            notes = (
+                f"{name} has {IMAGENET_CLASSES} classes, so its weights are taken for published "
+                "ones, which scale pictures to −1…1 (transform_input=True)",
+            )
         if classes is not None and count != len(classes):
             classes = None
     return Model(module, _torchvision_preprocess(best), _size(best), classes, name, notes)
+
+
+def _random(build: Callable[[], T]) -> T:
+    """A network with random weights, the same ones every time; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return build()
 
 
 def _build(name: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -188,8 +262,9 @@ def _build(name: str, state: Mapping[str, Tensor]) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
         options["aux_logits"] = any(key.lower().startswith("aux") for key in state)
-        if state:  # the published weights of both were trained on another scaling of pictures
-            options["transform_input"] = True
+        # The published weights of both, ported from TensorFlow, were trained on another scaling of
+        # pictures. Whoever trained another number of classes did so on the usual one.
+        options["transform_input"] = _class_count(state) == IMAGENET_CLASSES if state else False
     return torchvision.models.get_model(name, weights=None, **options)
 
 
@@ -205,12 +280,18 @@ def _published(name: str, best: Any) -> nn.Module:
     file = best.url.rsplit("/", 1)[-1]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        return torchvision.models.get_model(name, weights=best)
-    except (URLError, OSError, RuntimeError) as error:
-        reason = str(getattr(error, "reason", None) or error).splitlines()[0]
+        return torchvision.models.get_model(name, weights=best, progress=sys.stderr.isatty())
+    except (URLError, *_UNREADABLE) as error:
+        reason = str(getattr(error, "reason", None) or error or type(error).__name__)
+        reason = reason.splitlines()[0]
+        if (folder / file).exists():
+            raise InputError(
+                f"{str(folder / file)!r}, the weights of {name}, is damaged ({reason}): delete it "
+                f"to have it downloaded again from {best.url}"
+            ) from None
         raise InputError(
-            f"the weights of {name} could not be had ({reason}): put the file {file} into "
-            f"{folder}, or name a file with --weights PATH (weights=PATH in Python), or use "
+            f"the weights of {name} could not be had from {best.url} ({reason}): put that file "
+            f"into {folder}, or name a file with --weights PATH (weights=PATH in Python), or use "
             "--weights none for random ones"
         ) from None
 
@@ -234,7 +315,7 @@ def _torchvision_preprocess(best: Any) -> Preprocess:
     )
 
 
-def _from_factory(spec: str, weights: str | None, input_size: Sequence[int] | None) -> Model:
+def _from_factory(spec: str, weights: str | None, input_size: tuple[int, ...] | None) -> Model:
     module_name, _, attribute = spec.partition(":")
     if weights == "default":
         raise InputError(f"{spec} has no published weights; leave --weights out, or give a file")
@@ -247,31 +328,43 @@ def _from_factory(spec: str, weights: str | None, input_size: Sequence[int] | No
         raise InputError(f"cannot find {spec!r}: {error}") from error
     finally:
         sys.path.pop(0)
-    if not isinstance(found, nn.Module | Model) and callable(found):
-        found = found()
+    if isinstance(found, type) or (not isinstance(found, nn.Module | Model) and callable(found)):
+        found = _made_by(found, spec)
     if not isinstance(found, nn.Module | Model):
         raise InputError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
-    if isinstance(found, nn.Module):
-        size = tuple(input_size) if input_size else (3, 224, 224)
-        mode = "torch" if size[0] == 3 and len(size) == 3 else "rescale"
-        guess = "" if input_size else f"an input of {'×'.join(map(str, size))} and "
-        found = Model(
-            found,
-            preprocess_by_name(mode, size),
-            size,
-            None,
-            spec,
-            (
-                f"{spec} does not say how it wants its pictures: {guess}the preprocessing {mode!r} "
-                "are assumed"
-                if guess
-                else f"{spec} does not say how it wants its pictures: the preprocessing {mode!r} is "
-                "assumed",
-            ),
-        )
+    if isinstance(found, Model):
+        found = _of_its_size(found, input_size)
+    else:
+        found = _assumed(found, spec, input_size)
     if weights not in (None, "none"):
         load_state(found.module, read_state(str(weights)), str(weights))
     return found
+
+
+def _made_by(factory: Callable[[], Any], spec: str) -> Any:
+    """What a factory makes, the same random weights every time."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise InputError(
+            f"{spec} must be callable without arguments ({error}); write a function that calls it"
+        ) from None
+    except ValueError:  # written in C: it has no signature to ask
+        pass
+    return _random(factory)
+
+
+def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -> Model:
+    """A bare network with what it does not say of itself."""
+    size = input_size or (3, 224, 224)
+    mode = "torch" if size[0] == 3 and len(size) == 3 else "rescale"
+    guess = "" if input_size else f"an input of {'×'.join(map(str, size))} and "
+    note = (
+        f"{spec} does not say how it wants its pictures: {guess}the preprocessing {mode!r} "
+        f"{'are' if guess else 'is'} assumed"
+    )
+    preprocess = preprocess_by_name(mode, size, nearest=False)
+    return Model(module, preprocess, size, None, spec, (note,))
 
 
 def _from_onnx(path: str) -> Model:
@@ -310,7 +403,7 @@ def read_state(path: str) -> dict[str, Tensor]:
             f"{path!r} is no state dict that can be loaded safely: it is damaged, or holds a whole "
             "pickled network; save network.state_dict() instead"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
+    except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path!r} is not a readable weights file: {reason}") from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
@@ -340,7 +433,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str) -> Non
     ]
     problems = [
         f"{what} {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-        for what, found in (("it lacks", missing), ("it also has", surplus), ("there", shapes))
+        for what, found in (("it lacks", missing), ("it also has", surplus), ("in it", shapes))
         if found
     ]
     if problems:

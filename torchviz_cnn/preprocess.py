@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -32,6 +33,7 @@ class Preprocess:
         std: then it is divided by this.
         channels: ``"RGB"``, ``"BGR"`` or ``"L"`` (gray).
         interpolation: how the picture is resized.
+        channel_axis: ``False`` for gray networks that take ``(N, H, W)``.
 
     Example:
         >>> import numpy as np
@@ -46,6 +48,7 @@ class Preprocess:
     std: tuple[float, ...] = (1.0,)
     channels: Literal["RGB", "BGR", "L"] = "RGB"
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    channel_axis: bool = True
 
     def view(self, picture: Picture) -> Image.Image:
         """What the network sees of a picture, at the picture's own resolution where that is finer.
@@ -76,17 +79,25 @@ class Preprocess:
         return int(self.resize * height / short), int(self.resize * width / short)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        size = list(self.size) if self.resize is None else [self.resize]
-        image = vision.resize(image, size, interpolation=self.interpolation, antialias=True)
-        return image if self.resize is None else vision.center_crop(image, list(self.size))
+        if self.resize is None:
+            return vision.resize(
+                image, list(self.size), interpolation=self.interpolation, antialias=True
+            )
+        image = _shortened(image, max(self.size) / self.resize)
+        image = vision.resize(
+            image, [self.resize], interpolation=self.interpolation, antialias=True
+        )
+        return vision.center_crop(image, list(self.size))
 
     def __call__(self, pictures: Picture | list[Picture]) -> Tensor:
-        """One picture or several as a batch ``(N, C, H, W)``, float32.
+        """One picture or several as a batch ``(N, C, H, W)`` or ``(N, H, W)``, float32.
 
         Raises:
-            InputError: for a picture that cannot be read.
+            InputError: for a picture that cannot be read, or no picture at all.
         """
         if isinstance(pictures, list):
+            if not pictures:
+                raise InputError("there is no picture in the list; give at least one")
             return torch.cat([self(picture) for picture in pictures])
         image = self._resized(to_image(pictures))
         if self.channels == "L":
@@ -95,11 +106,31 @@ class Preprocess:
         if self.channels == "BGR":
             tensor = tensor.flip(0)
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return ((tensor * self.scale - mean) / std)[None]
+        prepared = (tensor * self.scale - mean) / std
+        return prepared[None] if self.channel_axis else prepared
 
 
-# Keras' ways of preparing pictures, exactly: keras.applications' three modes, and ImageDataGenerator's
-# rescale=1/255. All scale the whole picture to the input's size, as load_img(target_size=…) does.
+def _shortened(image: Image.Image, needed: float) -> Image.Image:
+    """The middle of a picture a hundred times as long as wide, of which only the middle is used.
+
+    Scaled up as a whole it would take gigabytes. ``needed`` is in short sides; what is cut off is
+    far from what is seen.
+    """
+    short, long = min(image.size), max(image.size)
+    keep = math.ceil(needed + 8) * short
+    if long <= 100 * short or long <= keep:
+        return image
+    keep += (long - keep) % 2  # as much on both sides
+    start = (long - keep) // 2
+    box = (start, 0, start + keep, image.height)
+    if image.height > image.width:
+        box = (0, start, image.width, start + keep)
+    return image.crop(box)
+
+
+# Keras' ways of preparing pictures: keras.applications' three modes, and ImageDataGenerator's
+# rescale=1/255. All scale the whole picture to the input's size, taking the nearest pixel, as
+# load_img(target_size=…) does unless it is told otherwise.
 KERAS_MODES: dict[str, Preprocess] = {
     "rescale": Preprocess((0, 0)),
     "tf": Preprocess((0, 0), scale=1 / 127.5, mean=(1.0,)),
@@ -109,12 +140,14 @@ KERAS_MODES: dict[str, Preprocess] = {
 }
 
 
-def preprocess_by_name(mode: str, input_size: Sequence[int]) -> Preprocess:
+def preprocess_by_name(mode: str, input_size: Sequence[int], *, nearest: bool = True) -> Preprocess:
     """One of Keras' ways of preparing a picture, for an input of a given size.
 
     Args:
         mode: ``"rescale"``, ``"tf"``, ``"torch"``, ``"caffe"`` or ``"none"``.
         input_size: ``(C, H, W)``, or ``(H, W)`` for gray pictures without a channel axis.
+        nearest: take the nearest pixel when resizing, as Keras does; else average, which is
+            kinder to thin strokes.
 
     Raises:
         InputError: for another name, or a mode that needs colour on a gray input.
@@ -124,7 +157,13 @@ def preprocess_by_name(mode: str, input_size: Sequence[int]) -> Preprocess:
             f"there is no preprocessing {mode!r}; choose one of {', '.join(KERAS_MODES)}"
             + closest(mode, KERAS_MODES)
         )
-    chosen = replace(KERAS_MODES[mode], size=(input_size[-2], input_size[-1]))
+    how = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
+    chosen = replace(
+        KERAS_MODES[mode],
+        size=(input_size[-2], input_size[-1]),
+        interpolation=how,
+        channel_axis=len(input_size) == 3,
+    )
     if len(input_size) == 2 or input_size[0] == 1:
         if len(chosen.mean) == 3:
             raise InputError(f"the preprocessing {mode!r} needs colour, and this network is gray")

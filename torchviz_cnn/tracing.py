@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import NotApplicable
 from torchviz_cnn.guard import every_module, undisturbed
-from torchviz_cnn.inputs import blank, check_inputs, misfits_explained
+from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.naming import display_name, module_of, original_name, split_call
 from torchviz_cnn.observe import first_tensor
 
@@ -190,17 +189,9 @@ def watch(module: nn.Module, inputs: Tensor) -> Trace:
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
-def _trace_key(module: nn.Module, size: Sequence[int]) -> tuple[object, ...]:
-    return (*size, *map(_identity, every_module(module)))
-
-
-def _known_trace(module: nn.Module, size: Sequence[int]) -> Trace | None:
-    return _TRACES.get(module, {}).get(_trace_key(module, size))
-
-
 def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     """What one image of ``inputs`` showed; run anew when the network has been changed."""
-    key = _trace_key(module, inputs.shape[1:])
+    key = (*inputs.shape[1:], *map(_identity, every_module(module)))
     known = _TRACES.setdefault(module, {})
     if key not in known:
         if len(known) >= 64:  # many sizes, or a network rebuilt again and again
@@ -209,58 +200,23 @@ def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     return known[key]
 
 
-def _place_of_layer(module: nn.Module, trace: Trace, layer: str) -> Place | None:
-    """Where a layer's cells lie; of several runs the last, unless the name says which."""
-    base, call = split_call(module, layer)
-    name = original_name(module, base)
-    places = [run.place for run in trace.runs if run.name == name]
-    if "@" not in layer or call is None:
-        call = -1
-    return places[call] if places and call < len(places) else None
+def place_of_layer(module: nn.Module, layer: str, inputs: Tensor) -> Place | None:
+    """Where the cells of a layer's output lie on the picture; ``None`` where it is not known.
 
-
-class Placement:
-    """Where the cells of a layer's output lie on the picture, found when it is first asked for.
-
-    Finding it runs one picture through the network, unless that has been done for another purpose;
-    a result that nobody aligns does not pay for it, and keeps neither network nor pictures.
+    Runs one picture, unless one of that size has been run for the default layer or for this. A
+    result is told its place at once: it must not hold on to the network, nor depend on it later.
 
     Args:
         module: an unwrapped network.
         layer: a name or alias; of several runs the last, unless it says which.
         inputs: of the size in question.
     """
-
-    def __init__(self, module: nn.Module, layer: str, inputs: Tensor) -> None:
-        self._layer = layer
-        self._size = tuple(inputs.shape[1:])
-        self._network: ReferenceType[nn.Module] | None = ref(module)
-        self._place: Place | None = None
-        if (trace := _known_trace(module, self._size)) is not None:
-            self._place = _place_of_layer(module, trace, layer)
-            self._network = None
-
-    def __call__(self) -> Place | None:
-        """The place; ``None`` where something before the layer resizes or reorders the map.
-
-        Raises:
-            InputError: when the network has gone before anybody asked.
-        """
-        if self._network is not None:
-            module = self._network()
-            if module is None:
-                raise InputError(
-                    f"where the cells of {self._layer!r} lie was not asked for while the network "
-                    "was still there; keep the network, or leave the layer out"
-                )
-            trace = _remembered(module, blank(module, self._size))
-            self._place = _place_of_layer(module, trace, self._layer)
-            self._network = None
-        return self._place
-
-    def __getstate__(self) -> dict[str, Any]:
-        place = self()
-        return {**self.__dict__, "_network": None, "_place": place}
+    base, call = split_call(module, layer)
+    name = original_name(module, base)
+    places = [run.place for run in _remembered(module, inputs).runs if run.name == name]
+    if "@" not in layer or call is None:
+        call = -1
+    return places[call] if places and call < len(places) else None
 
 
 def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:

@@ -19,7 +19,7 @@ from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.resample import upsample
 from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
-from torchviz_cnn.tracing import Placement, default_layer
+from torchviz_cnn.tracing import default_layer, place_of_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,7 +184,7 @@ def grad_cam(
         return CellAttribution(
             values=(value.relu() if relu else value).to(examination.inputs),
             layer=name,
-            place=Placement(examination.module, name, examination.inputs),
+            place=place_of_layer(examination.module, name, examination.inputs),
             **examination.about(whole, "grad_cam", {"relu": relu}),
         )
 

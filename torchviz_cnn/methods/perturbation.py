@@ -76,6 +76,7 @@ def _fill(fill: Fill, images: Tensor, *, has_channels: bool) -> Tensor:
         raise InputError("fill must be made of finite numbers")
     if values.ndim == 1:  # one value a channel
         values = values[:, None, None]
+    given = tuple(values.shape)
     if values.ndim == 3 and not has_channels:  # a picture for each, given as the inputs are
         values = values[:, None]
     try:
@@ -83,7 +84,7 @@ def _fill(fill: Fill, images: Tensor, *, has_channels: bool) -> Tensor:
     except RuntimeError:
         shape = images.shape if has_channels else images[:, 0].shape
         raise InputError(
-            f"fill of shape {tuple(torch.as_tensor(fill).shape)} does not fit pictures of shape "
+            f"fill of shape {given} does not fit pictures of shape "
             f"{tuple(shape)}; give one value, one a channel, or a picture"
         ) from None
 
