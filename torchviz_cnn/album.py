@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn import render
@@ -29,6 +29,8 @@ from torchviz_cnn.naming import module_of
 from torchviz_cnn.observe import activations
 from torchviz_cnn.render.grids import Scale
 from torchviz_cnn.summary import LayerInfo, layers
+
+CELL = 224  # pixels of a picture in a sheet
 
 
 @dataclass(frozen=True)
@@ -207,11 +209,12 @@ def explanation_pictures(
     Yields:
         A name with a place ``{mark}`` for what tells targets apart, and the picture.
     """
-    overlays, maps = [], []
+    overlays, maps, scales = [], [], []
     for name, result in results.items():
         heatmap = result.one_heatmap(0, target, cast("Align", drawing.align))
         over = render.overlay(view, heatmap, colormap=drawing.colormap, alpha=drawing.alpha)
         overlays.append(over)
+        scales.append(_overlay_scale(result, heatmap, target, drawing))
         alone = map_picture(heatmap, gray=isinstance(result, PixelAttribution))
         maps.append(alone.resize(view.size, Image.Resampling.BILINEAR))
         yield f"{name}{{mark}}", over
@@ -222,12 +225,23 @@ def explanation_pictures(
     blank = Image.new("RGB", view.size, "white")
     names = [f"{r.method} ({r.layer})" if r.layer else r.method for r in results.values()]
     sheet = render.sheet(
-        [[view, *overlays], [blank, *maps]],
+        [[view, *overlays], [Image.new("RGB", (CELL, 12), "white"), *scales], [blank, *maps]],
         ["picture", *names],
-        ["overlays", "maps alone (gradients: the largest 1 % clipped)"],
+        ["overlays", "their colours", "maps alone (gradients: the largest 1 % clipped)"],
+        cell=CELL,
         title=title,
     )
     yield "sheet{mark}", sheet
+
+
+def _overlay_scale(
+    result: Attribution, heatmap: np.ndarray, target: int, drawing: Drawing
+) -> Image.Image:
+    """What the colours of an overlay mean, in the unit of the values."""
+    peak = float(np.abs(result.one_map(0, target, cast("Align", drawing.align))).max())
+    low = -peak if (heatmap < 0).any() else 0.0
+    colormap = render.colormap_for(heatmap, drawing.colormap)
+    return render.color_scale(colormap, low, peak or 1.0, result.unit, CELL)
 
 
 def probability_picture(
@@ -295,13 +309,33 @@ def layer_picture(
     return None
 
 
+MOST_TO_WALK = 40
+
+
 def layers_to_walk(model: Model) -> list[str]:
-    """The layers worth a picture each: all of a small network, the stages of a deep one."""
+    """The layers worth a picture each: all of a small network, the stages of a deep one.
+
+    The stages are the network's own children; where one of them holds nine tenths of the
+    convolutions (``features``, ``backbone``), its children, and so on.
+    """
     table = layers(model)
-    if len(table) <= 40:
-        return [row.name for row in table if row.calls]
-    every = layers(model, nested=True)
-    return [row.name for row in every if row.calls and row.depth == 0]
+    ran = [row for row in table if row.calls]
+    if len(ran) <= MOST_TO_WALK:
+        return [row.name for row in ran]
+    module = module_of(model)
+    convolutions = {m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    stages: list[str] = []
+    waiting = [name for name, _ in module.named_children()]
+    while waiting:
+        name = waiting.pop(0)
+        part = module.get_submodule(name)
+        children = [f"{name}.{child}" for child, _ in part.named_children()]
+        held = convolutions & set(part.modules())
+        if children and len(held) >= 0.9 * max(len(convolutions), 1):
+            waiting = children + waiting
+        else:
+            stages.append(name)
+    return [table[name].name for name in stages if table[name].calls]
 
 
 def walk_layers(
@@ -312,6 +346,6 @@ def walk_layers(
     Raises:
         InputError: for a layer that is not there or does not run.
     """
-    table = layers(model, nested=True)
+    table = layers(module_of(model), nested=True)  # of a bare module: read, not run
     found = activations(model, inputs, names)
     return [(table[name.partition("@")[0]], maps[0]) for name, maps in found.items()]

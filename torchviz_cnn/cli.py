@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import album, demo, models, render
 from torchviz_cnn.errors import InputError, closest
-from torchviz_cnn.files import all_or_nothing, check_folder
+from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
@@ -113,6 +113,7 @@ def layers_command(
     input_size: InputSize = None,
     every: Annotated[bool, typer.Option("--all", help="Containers and parts too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+    device: Device = "auto",
 ) -> None:
     """Print a network's layers: names, shapes, parameters, multiply-adds, calls.
 
@@ -122,7 +123,8 @@ def layers_command(
       torchviz-cnn layers cat_dog --all
       torchviz-cnn layers mypackage.nets:build --input-size 1x64x64 --json
     """
-    loaded = models.load(model, weights, input_size=size_of(input_size))
+    chosen = models.choose_device(device)
+    loaded = models.load(model, weights, input_size=size_of(input_size), device=chosen)
     table = layer_table(loaded, nested=every)
     if as_json:
         typer.echo(json.dumps(table.to_dicts(), indent=1))
@@ -172,9 +174,8 @@ def activations_command(
     chosen_scale = scale_of(scale)
     network = _model(model, weights, preprocess, classes, input_size, device)
     names = layers or album.layers_to_walk(network)
-    at = next(network.module.parameters()).device
     for path, stem, picture in zip(images, _stems(images), pictures, strict=True):
-        inputs = network.preprocess(picture).to(at)
+        inputs = network.prepare(picture)
         _tell(f"{path}\n{album.predictions_table(album.predict(network, inputs)[0])}")
         walk = album.walk_layers(network, inputs, names)
         drawn = 0
@@ -201,12 +202,12 @@ def activations_command(
 def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
     """The methods meant, and whether those that cannot be used may be left out."""
     if "all" in wished:
-        return demo.methods_in_order(), True
+        return list(METHODS), True
     for name in wished:
         if name not in METHODS:
             raise InputError(
-                f"there is no method {name!r}{closest(name, METHODS)}"
-                f" Choose from {', '.join(demo.methods_in_order())}, or all"
+                f"there is no method {name!r}"
+                + (closest(name, METHODS) or f"; choose from {', '.join(METHODS)}, or all")
             )
     return list(dict.fromkeys(wished)), False
 
@@ -238,7 +239,10 @@ def explain_command(
         str | None, typer.Option(help="For occlusion, pixels: 32 or HEIGHTxWIDTH.")
     ] = None,
     stride: Annotated[str | None, typer.Option(help="For occlusion, likewise.")] = None,
-    fill: Annotated[str, typer.Option(help="For occlusion: a value, mean or blur.")] = "0",
+    fill: Annotated[
+        str | None,
+        typer.Option(help="For occlusion: a value, mean or blur.", show_default="0"),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="For occlusion and grad_cam: pictures in one pass.", min=1)
     ] = None,
@@ -249,9 +253,12 @@ def explain_command(
         typer.Option(help="Also draw the picture with only this share visible, such as 0.25."),
     ] = None,
     align: Annotated[
-        str,
-        typer.Option(help="Grad-CAM over the picture: stretch (as the papers) or receptive_field."),
-    ] = "stretch",
+        str | None,
+        typer.Option(
+            help="Grad-CAM over the picture: stretch (as the papers) or receptive_field.",
+            show_default="stretch",
+        ),
+    ] = None,
     numbers: Annotated[
         bool, typer.Option("--npz", help="Also write the values with a manifest, as .npz.")
     ] = False,
@@ -270,22 +277,31 @@ def explain_command(
       torchviz-cnn explain cat.jpg -m resnet50 --method occlusion --window 48 --stride 16 --keep 0.2
     """
     names, skip = _methods(method or ["grad_cam"])
-    drawing = album.Drawing(colormap, alpha, keep, align)
+    drawing = album.Drawing(colormap, alpha, keep, align or "stretch")
     drawing.check()
     options = {
         "layer": layer,
         "score": score,
         "window": pair_of(window, "--window"),
         "stride": pair_of(stride, "--stride"),
-        "fill": fill_of(fill),
+        "fill": fill_of(fill or "0"),
         "batch_size": batch_size,
         "progress": True,
     }
-    _check_used(names, {"layer": layer, "window": window, "stride": stride})
+    _check_used(
+        names,
+        {
+            "layer": layer,
+            "window": window,
+            "stride": stride,
+            "fill": fill,
+            "batch_size": batch_size,
+            "align": align,
+        },
+    )
     check_folder(out)
     pictures = [read_picture(path) for path in images]
     network = _model(model, weights, preprocess, classes, input_size, device)
-    at = next(network.module.parameters()).device
     bar = tqdm(
         zip(images, _stems(images), pictures, strict=True),
         total=len(images),
@@ -296,7 +312,7 @@ def explain_command(
         disable=None,
     )
     for path, stem, picture in bar:
-        inputs = network.preprocess(picture).to(at)
+        inputs = network.prepare(picture)
         question = None if not target else [list(target)] if len(target) > 1 else target[0]
         guesses = album.predict(network, inputs)[0]
         results = album.explain_with(
@@ -323,11 +339,16 @@ def explain_command(
     _tell(f"pictures in {out}")
 
 
-def _check_used(names: Sequence[str], given: dict[str, str | None]) -> None:
+def _check_used(names: Sequence[str], given: dict[str, object]) -> None:
+    """Refuse an option that none of the methods asked for knows."""
     for option, value in given.items():
-        if value is not None and not any(accepts(name, option) for name in names):
-            takers = ", ".join(name for name in METHODS if accepts(name, option))
-            raise InputError(f"--{option} is not for {', '.join(names)}, but for {takers}")
+        drawn = ["grad_cam"] if option == "align" else []  # not the method's, but its drawing's
+        takers = drawn or [name for name in METHODS if accepts(name, option)]
+        if value is not None and not set(takers) & set(names):
+            raise InputError(
+                f"--{option.replace('_', '-')} is not for {', '.join(names)}, "
+                f"but for {', '.join(takers)}"
+            )
 
 
 @app.command("methods")
@@ -339,7 +360,7 @@ def methods_command(
     """List the explanation methods, a sentence each."""
     if markdown:
         typer.echo("| method | what it shows | source |\n|---|---|---|")
-    for name in demo.methods_in_order():
+    for name in METHODS:
         typer.echo(
             f"| `{name}` | {summary(name)} | {source(name)} |"
             if markdown
@@ -396,9 +417,11 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(str(error))
-    except OSError as error:
+    except CannotWrite as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(f"cannot write{where}: {error.strerror or error}")
+    except OSError as error:
+        _fail(str(error))
 
 
 def _fail(sentence: str) -> None:

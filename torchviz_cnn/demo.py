@@ -24,22 +24,6 @@ from torchviz_cnn.training import accuracy, digits_model
 # A digit's stroke is about three pixels wide: smaller windows hide too little of it.
 WINDOWS = {"window": 6, "stride": 2}
 
-# The documents' order: what each layer makes of the picture, then what the whole makes of it.
-ORDER = (
-    "saliency",
-    "input_x_gradient",
-    "guided_backprop",
-    "deconvnet",
-    "grad_cam",
-    "guided_grad_cam",
-    "occlusion",
-)
-
-
-def methods_in_order() -> list[str]:
-    """Every method, the tutorials' own first."""
-    return [*ORDER, *(name for name in METHODS if name not in ORDER)]
-
 
 def as_picture(image: Tensor) -> Image.Image:
     """A gray tensor ``(1, H, W)`` from 0 to 1 as a picture."""
@@ -92,23 +76,23 @@ def digits_demo(
         "What a CNN sees in a handwritten digit",
         f"The MNIST ConvNet, trained on scikit-learn's handwritten digits, reads {100 * share:.1f} "
         f"% of {len(data.test)} digits it has never seen correctly. This is one of them, on its "
-        "way through the network.",
+        "way through the network. Its training added to the usual loss a small price on what the "
+        "last convolution puts out; without it some channels answer to empty paper, and maps of "
+        "them show paper.",
         sections,
     )
 
 
 def _examples(model: Model, data: Digits) -> list[int]:
     """For each digit the first held-out picture that is read correctly."""
-    device = next(model.module.parameters()).device
     with torch.no_grad():
-        guesses = model.module(data.test.to(device)).argmax(1).cpu()
+        guesses = model.module(data.test.to(model.device)).argmax(1).cpu()
     right = guesses == data.test_labels
     return [int(torch.nonzero(right & (data.test_labels == digit))[0]) for digit in range(10)]
 
 
 def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
-    device = next(model.module.parameters()).device
-    inputs = data.test[list(chosen)].to(device)
+    inputs = data.test[list(chosen)].to(model.device)
     names = ["saliency", "guided_backprop", "grad_cam", "occlusion"]
     results = [
         METHODS[name](model, inputs, **(WINDOWS if name == "occlusion" else {})) for name in names
@@ -157,8 +141,7 @@ def picture_demo(
     Returns:
         The page's path.
     """
-    device = next(model.module.parameters()).device
-    inputs = model.preprocess(picture).to(device)
+    inputs = model.prepare(picture)
     view = model.view(picture)
     sections = picture_sections(
         model, view, inputs, target, tell=tell, options={"progress": progress}
@@ -192,7 +175,7 @@ def picture_sections(
     guesses = album.predict(model, inputs)[0]
     tell("the network says:\n" + album.predictions_table(guesses))
     results = album.explain_with(
-        methods_in_order(), model, inputs, target, options, skip=True, tell=tell
+        list(METHODS), model, inputs, target, options, skip=True, tell=tell
     )
     first = next(iter(results.values()))
     label = first.label()

@@ -13,6 +13,21 @@ from typing import BinaryIO
 from torchviz_cnn.errors import InputError
 
 
+class CannotWrite(OSError):  # noqa: N818 - OSError's own subclasses are named so
+    """A file could not be written: the disk is full, or the folder may not be written to."""
+
+
+@contextmanager
+def _told_as_writing() -> Iterator[None]:
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(error.errno, error.strerror or str(error), error.filename) from error
+
+
+@_told_as_writing()
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write a file under a temporary name beside its place, then rename it.
 
@@ -26,7 +41,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
         The path written.
 
     Raises:
-        OSError: when the disk is full or the folder cannot be written.
+        CannotWrite: an ``OSError``, when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +85,27 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
         otherwise they go, and so does ``folder`` if it was made for them.
 
     Raises:
-        OSError: when the disk is full or the folder cannot be written.
+        CannotWrite: an ``OSError``, when the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with _told_as_writing():
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+        with _told_as_writing():
+            staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
         try:
             yield staging
-            for file in sorted(staging.iterdir()):
-                file.replace(folder / file.name)
+            files = sorted(staging.iterdir())
+            for file in files:  # before the first one is moved
+                if (folder / file.name).is_dir():
+                    raise InputError(
+                        f"{str(folder / file.name)!r} is a folder where a file of that name is to "
+                        "be written; name another folder to write to"
+                    )
+            with _told_as_writing():
+                for file in files:
+                    file.replace(folder / file.name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except BaseException:

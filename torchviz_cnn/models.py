@@ -165,7 +165,12 @@ def load(
     else:
         raise InputError(
             f"there is no network {spec!r}{closest(spec, names())}"
-            + ("" if closest(spec, names()) else "; models.names() lists them")
+            + (
+                ""
+                if closest(spec, names())
+                else f"; there are {', '.join(OWN)}, torchvision's classifiers (resnet50, vgg16, …) "
+                "and package.module:factory"
+            )
         )
     if preprocess is not None:
         model = replace(model, preprocess=preprocess_by_name(preprocess, model.input_size))

@@ -37,7 +37,7 @@ ClassFile = Annotated[
     Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
 ]
 InputSize = Annotated[
-    str | None, typer.Option(help="Of one image, such as 3x224x224, for your own factory.")
+    str | None, typer.Option(help="Of one image, such as 3x448x448, where it is not the usual one.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")]
@@ -50,9 +50,13 @@ def size_of(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = re.split(r"[x×,]", text)
-    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (2, 3):
+    if not all(_is_size(part) for part in parts) or len(parts) not in (2, 3):
         raise InputError(f"--input-size must be like 3x224x224, not {text!r}")
     return tuple(int(part) for part in parts)
+
+
+def _is_size(part: str) -> bool:
+    return part.strip().isdecimal() and 0 < int(part) < 2**31
 
 
 def scale_of(text: str) -> Scale:
@@ -73,7 +77,7 @@ def pair_of(text: str | None, option: str) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = re.split(r"[x×,]", text)
-    if not all(part.strip().isdigit() for part in parts) or len(parts) not in (1, 2):
+    if not all(_is_size(part) for part in parts) or len(parts) not in (1, 2):
         raise InputError(f"{option} must be like 32 or 32x16 (height x width), not {text!r}")
     return int(parts[0]), int(parts[-1])
 

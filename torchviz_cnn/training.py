@@ -66,7 +66,7 @@ def train_digits(
     """
     data = data or digits()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # manual_seed() would reseed GPUs as well
         module = MnistConvNet().train()
         # Cross-entropy wants what goes into the softmax; the last layer's parts are named.
         first, second, *middle, last = module.children()

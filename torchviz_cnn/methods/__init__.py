@@ -1,9 +1,13 @@
 """The attribution methods: one file per idea, one function per method, one table of them all."""
 
+# isort: off
+# Methods stand in METHODS, and so in every list of them, in the order they are imported: what the
+# gradient says, where the network looks, what the score cannot do without.
+from torchviz_cnn.methods.gradient import saliency, input_x_gradient, guided_backprop, deconvnet
 from torchviz_cnn.methods.cam import grad_cam, guided_grad_cam
-from torchviz_cnn.methods.gradient import deconvnet, guided_backprop, input_x_gradient, saliency
 from torchviz_cnn.methods.perturbation import occlusion
 from torchviz_cnn.methods.registry import METHODS
+# isort: on
 
 __all__ = [
     "METHODS",

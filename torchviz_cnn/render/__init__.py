@@ -1,8 +1,8 @@
 """Arrays to pictures: colour maps, grids, overlays, figures. Knows nothing of networks."""
 
-from torchviz_cnn.render.colormaps import check_colormap, colorize
+from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
 from torchviz_cnn.render.enlarge import viewable
-from torchviz_cnn.render.figures import attribution_figure, sheet
+from torchviz_cnn.render.figures import attribution_figure, color_scale, sheet
 from torchviz_cnn.render.grids import Scale, feature_maps, units
 from torchviz_cnn.render.overlays import masked, overlay, stretch
 
@@ -10,7 +10,9 @@ __all__ = [
     "Scale",
     "attribution_figure",
     "check_colormap",
+    "color_scale",
     "colorize",
+    "colormap_for",
     "feature_maps",
     "masked",
     "overlay",

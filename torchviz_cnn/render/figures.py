@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.render.colormaps import check_colormap, colormap_for, limits
+from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for, limits
 from torchviz_cnn.render.overlays import overlay
-from torchviz_cnn.render.text import INK, PAPER, font, wrap
+from torchviz_cnn.render.text import INK, PAPER, font, number, text_width, wrap
 
 
 def attribution_figure(
@@ -28,7 +28,8 @@ def attribution_figure(
 
     Args:
         values: ``(H, W)`` in their own unit; signed ones get a diverging colour map centred at 0.
-        picture: shown beside and below the map; without it there is the map alone.
+        picture: shown before the map, and under it; without it there is the map alone. The three
+            stand side by side, or one below the other where they are much wider than high.
         title: a line above.
         unit: what the values measure, beside the colour bar.
         colormap: any matplotlib name.
@@ -42,12 +43,18 @@ def attribution_figure(
     check_colormap(name)
     panels = 1 if picture is None else 3
     ratio = values.shape[0] / values.shape[1]
-    figure = Figure(figsize=(4.0 * panels + 0.9, 3.6 * min(2.0, max(0.5, ratio)) + 0.7))
+    stacked = panels > 1 and ratio < 0.4
+    if stacked:
+        size = (9.0, panels * (0.4 + max(0.5, 8.0 * ratio)) + 0.5)
+    else:
+        size = (4.0 * panels + 0.9, 3.6 * min(2.0, max(0.1, ratio)) + 1.0)
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    grid = (panels, 1) if stacked else (1, panels)
+    axes = figure.subplots(*grid, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     middle = axes[0 if picture is None else 1]
@@ -56,7 +63,10 @@ def attribution_figure(
     drawn = middle.imshow(
         values, cmap=name, vmin=low, vmax=high, extent=frame, interpolation="nearest"
     )
-    figure.colorbar(drawn, ax=middle, fraction=min(0.2, 0.046 * max(1.0, ratio)), label=unit)
+    if ratio < 0.4:  # a bar beside it would be too short for its numbers
+        figure.colorbar(drawn, ax=middle, location="bottom", aspect=40, label=unit)
+    else:
+        figure.colorbar(drawn, ax=middle, fraction=min(0.2, 0.046 * max(1.0, ratio)), label=unit)
     if picture is not None:
         axes[0].imshow(np.asarray(picture), extent=frame)
         scaled = values / max(abs(low), high)
@@ -64,6 +74,38 @@ def attribution_figure(
         for axis, words in zip(axes, ("picture", "map", "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
     return figure
+
+
+def color_scale(colormap: str, low: float, high: float, unit: str, width: int) -> Image.Image:
+    """A colour map as a bar with its first and last number, and what they measure below.
+
+    Args:
+        colormap: any matplotlib name.
+        low, high: the numbers of the first and last colour; 0 is marked where it lies between.
+        unit: words below the bar.
+        width: in pixels.
+
+    Raises:
+        InputError: for an unknown colour map.
+
+    Example:
+        >>> color_scale("viridis", 0.0, 2.5, "logit", 120).width
+        120
+    """
+    words = wrap(unit, width, 11)
+    bar = 12
+    canvas = Image.new("RGB", (width, bar + 18 + 15 * len(words)), PAPER)
+    ramp = colorize(np.linspace(low, high, width)[None].repeat(bar, 0), colormap, low, high)
+    canvas.paste(Image.fromarray(ramp), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    marks = [(0.0, low), (1.0, high)] + ([(0.5, 0.0)] if low == -high else [])
+    for share, value in marks:
+        text = number(value)
+        left = round(share * (width - text_width(text, 11)))
+        draw.text((left, bar + 2), text, fill=INK, font=font(11))
+    for index, line in enumerate(words):
+        draw.text((0, bar + 17 + 15 * index), line, fill=INK, font=font(11))
+    return canvas
 
 
 def sheet(
