@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
@@ -103,6 +107,16 @@ SOFTMAX: dict[str, Callable[[Tensor], Any]] = {
     "of a 1×1 map": lambda x: x[:, :, None, None].softmax(1).flatten(1),
     "squeezed twice": lambda x: x[:, :, None, None].softmax(1).squeeze(-1).squeeze(-1),
     "viewed": lambda x: x.softmax(1).view(len(x), -1),
+    "cloned": lambda x: x.softmax(1).clone(),
+    "cast": lambda x: x.softmax(1).float().to(torch.float64),
+    "cast by name": lambda x: x.softmax(1).half().double(),
+    "moved": lambda x: x.softmax(1).cpu(),
+    "clamped": lambda x: x.softmax(1).clamp(1e-7, 1 - 1e-7),
+    "clipped below": lambda x: torch.clamp_min(x.softmax(1), 1e-9).contiguous(),
+    "transposed": lambda x: x.t().softmax(0).t(),
+    ".T": lambda x: x.T.softmax(0).T,
+    "one axis more, by index": lambda x: x[:, :, None].softmax(1)[:, :, 0],
+    "permuted and back": lambda x: x.softmax(1).permute(1, 0).permute(1, 0),
     "nn.LogSoftmax": nn.LogSoftmax(1),
     "F.log_softmax": lambda x: F.log_softmax(x, 1),
     "tensor.log_softmax": lambda x: x.log_softmax(1),
@@ -717,3 +731,210 @@ def test_a_networks_own_attributes_are_not_taken_for_a_models(method: str) -> No
     torch.testing.assert_close(result.values, expected.values)
     assert result.view is None
     assert tvc.layers(own).network == "Net"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_nan_or_infinity_are_refused(method: str) -> None:
+    for bad in (float("nan"), float("inf")):
+        x = pictures()
+        x[1, 2, 3, 4] = bad
+        net = Net()
+        with pytest.raises(tvc.InputError, match="NaN or infinite"):
+            explain(method, net, x, 0)
+        assert net.runs == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bare_networks_wrong_channels_are_told_with_the_layers_name(method: str) -> None:
+    for count in (1, 4):
+        told = (
+            rf"\(N, {count}, 8, 7\): the layer 'conv1' takes 3 channels and is reached by {count}"
+        )
+        with pytest.raises(tvc.InputError, match=told):
+            explain(method, Net(), pictures(2, count, 8, 7), 0)
+
+
+def test_a_size_a_dense_layer_cannot_take_is_told_with_its_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(60, 4)).double()
+    assert tvc.saliency(net, pictures(), 0).values.shape == SHAPE
+    with pytest.raises(tvc.InputError, match=r"the layer '2' takes 60 features .* by 70"):
+        tvc.saliency(net, pictures(2, 3, 9, 7), 0)
+    with pytest.raises(tvc.InputError, match=r"the layer '2' takes 60 features .* by 70"):
+        tvc.activations(net, pictures(2, 3, 9, 7))
+    with pytest.raises(tvc.InputError, match=r"the layer '2' takes 60 features .* by 70"):
+        tvc.layers(net, (3, 9, 7))
+
+
+def test_a_networks_own_error_stays_what_it_is() -> None:
+    class Failing(Net):
+        def forward(self, x: Tensor) -> Any:
+            self.logits(x)
+            raise RuntimeError("out of coffee")
+
+    with pytest.raises(RuntimeError, match="out of coffee") as caught:
+        tvc.saliency(Failing(), pictures(), 0)
+    assert not isinstance(caught.value, tvc.InputError)
+
+
+# ---- heads of which one class is taken, or whose softmax cannot be seen ---------------------------
+
+ODDS: dict[str, Callable[[Tensor], Any]] = {
+    "softmax, class 1": lambda x: x.softmax(1)[:, 1],
+    "softmax, class 1, axis kept": lambda x: F.softmax(x, 1)[:, 1:2],
+    "select": lambda x: x.softmax(1).select(1, 1),
+    "log softmax, class 1": lambda x: x.log_softmax(1)[:, 1],
+}
+
+
+@pytest.mark.parametrize("end", ODDS)
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "occlusion"])
+def test_of_one_class_of_a_softmax_the_score_is_its_log_odds(
+    method: str, classes: int, end: str
+) -> None:
+    """log p/(1 − p), which for two classes is the difference of their scores."""
+    x, net = pictures(), Net(ODDS[end], classes)
+    chance = net.logits(x).softmax(1)[:, 1].detach()
+    other = Net(None, classes)
+
+    def odds(z: Tensor) -> Tensor:
+        if classes == 2:
+            return z[:, 1] - z[:, 0]
+        return z[:, 1] - z[:, [0, 2]].exp().sum(1).log()
+
+    wanted = explain(method, other, x, odds)
+    for target, sign in ((1, 1), (0, -1)):
+        found = explain(method, net, x, target)
+        close(found.score, sign * wanted.score)
+        close(found.values, sign * wanted.values)
+    assert explain(method, net, x).target.tolist() == (chance > 0.5).long().tolist()
+    likely = explain(method, net, x, 1, score="probability").score
+    close(likely, chance)
+
+
+SPELT_OUT: dict[str, Callable[[Tensor], Any]] = {
+    "exponentials over their sum": lambda x: x.exp() / x.exp().sum(1, keepdim=True),
+    "normalised after the softmax": lambda x: (
+        x.softmax(1) * 2 / (x.softmax(1) * 2).sum(1, keepdim=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("end", SPELT_OUT)
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "occlusion"])
+def test_of_a_softmax_that_cannot_be_seen_the_log_probability_is_explained_and_said(
+    method: str, end: str
+) -> None:
+    x, net = pictures(), Net(SPELT_OUT[end])
+    wanted = explain(method, Net(), x, lambda z: z.log_softmax(1)[:, 3])
+    with pytest.warns(UserWarning, match="logarithm of the probability"):
+        found = explain(method, net, x, 3)
+    close(found.score, wanted.score)
+    close(found.values, wanted.values)
+    again = explain(method, net, x, 3)  # said once
+    close(again.values, wanted.values)
+    likely = explain(method, net, x, 3, score="probability")
+    close(likely.score, Net().logits(x).softmax(1)[:, 3].detach())
+
+
+@pytest.mark.parametrize("end", [lambda x: x.softmax(1)[:, :3], lambda x: x])
+def test_a_network_is_run_once_whatever_follows_its_softmax(end: Any) -> None:
+    x, net = pictures(), Net(end)
+    tvc.saliency(net, x, 1)
+    tvc.saliency(net, x, 1)
+    net.runs = 0
+    tvc.saliency(net, x, 1)
+    assert net.runs == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_picture_may_lose_its_batch_axis_to_squeeze(method: str) -> None:
+    x = pictures(1, 3, 8, 7)
+    squeezed = Net(lambda z: torch.sigmoid(z).squeeze(), 1)
+    wanted = explain(method, Net(torch.sigmoid, 1), x, 1)
+    found = explain(method, squeezed, x, 1)
+    close(found.score, wanted.score)
+    close(found.values, wanted.values)
+
+
+def test_a_class_number_no_network_has_is_out_of_range() -> None:
+    with pytest.raises(tvc.InputError, match=r"class 9{20} is out of range"):
+        tvc.saliency(Net(), pictures(), int("9" * 20))
+    with pytest.raises(tvc.InputError, match=r"class 9{20} is out of range"):
+        tvc.saliency(Net(), pictures(), "9" * 20)
+
+
+def test_class_names_may_come_as_an_array() -> None:
+    names = np.array(["a", "b", "c", "d", "e"])
+    assert tvc.saliency(Net(), pictures(), "c", classes=names).target.tolist() == [2, 2]
+    with pytest.raises(tvc.InputError, match="they are called a, b, c, d, e"):
+        tvc.saliency(Net(), pictures(), "zebra", classes=names)
+
+
+# ---- what a result keeps -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_result_keeps_neither_network_nor_pictures_and_can_be_stored(method: str) -> None:
+    preprocess = preprocess_by_name("rescale", SHAPE[1:])
+    big = Net()
+    big.ballast = nn.Parameter(torch.zeros(2_000_000).double())
+    model = tvc.Model(big, preprocess, SHAPE[1:])
+    options = {"layer": "conv1"} if "cam" in method else {}
+    result = explain(method, model, pictures(), 0, **options)
+    stored = pickle.dumps(result)
+    assert len(stored) < 100_000
+    gone = weakref.ref(big)
+    del big, model
+    gc.collect()
+    assert gone() is None
+    loaded = pickle.loads(stored)
+    for align in ("stretch", "receptive_field"):
+        close(loaded.heatmap(align), result.heatmap(align))
+    assert loaded.view(Image.new("RGB", (30, 20))).size == (30, 20)
+
+
+def test_a_model_may_prepare_its_pictures_by_any_function() -> None:
+    model = tvc.Model(Net(), lambda picture: pictures(1, 3, 8, 7), SHAPE[1:])
+    picture = Image.effect_noise((21, 24), 50)
+    result = tvc.grad_cam(model, model.prepare(picture), 0)
+    assert result.overlay(picture).size == (21, 24)
+    assert model.view(picture).size == (21, 24)
+
+
+# ---- networks that cannot be looked into yet -----------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lazy_network_is_asked_to_run_first(method: str) -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(5)).double()
+    with pytest.raises(tvc.InputError, match=r"Lazy\w+ of this network is lazy.*run the network"):
+        explain(method, lazy, pictures(), 0)
+    with pytest.raises(tvc.InputError, match="is lazy"):
+        tvc.layers(lazy)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_part_is_refused(method: str) -> None:
+    part = torch.jit.script(nn.Conv2d(3, 4, 3))
+    net = nn.Sequential(part, nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).double()
+    net(pictures())
+    with pytest.raises(tvc.InputError, match="a part of this network is TorchScript"):
+        explain(method, net, pictures(), 0)
+
+
+def test_the_default_layer_refuses_what_a_method_refuses() -> None:
+    for bad, told in [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point"),
+        ([[1.0]], "must be a tensor"),
+        (pictures(1, 4, 8, 7), "takes 3 channels"),
+    ]:
+        with pytest.raises(tvc.InputError, match=told):
+            tvc.default_layer(Net(), bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["3x8x8", (3,), (3, 0, 8), (3, 8.5, 8), torch.zeros(3), 8])
+def test_an_input_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(tvc.InputError, match="input_size must be"):
+        tvc.layers(Net(), size)

@@ -55,15 +55,9 @@ _CARRIED: set[Callable[..., Any]] = {
     torch.transpose,
     torch.unsqueeze,
     Tensor.__getitem__,
-    Tensor.bfloat16,
     Tensor.clone,
     Tensor.contiguous,
-    Tensor.cpu,
-    Tensor.cuda,
-    Tensor.double,
     Tensor.flatten,
-    Tensor.float,
-    Tensor.half,
     Tensor.narrow,
     Tensor.permute,
     Tensor.reshape,
@@ -71,23 +65,29 @@ _CARRIED: set[Callable[..., Any]] = {
     Tensor.squeeze,
     Tensor.t,
     Tensor.T.__get__,  # type: ignore[attr-defined]
-    Tensor.to,
     Tensor.transpose,
-    Tensor.type,
-    Tensor.type_as,
     Tensor.unsqueeze,
     Tensor.view,
 }
-# … and what changes a probability a little at its ends, which scores do not have.
-_ENDS_CUT: set[Callable[..., Any]] = {
+# … and what leaves the scores as they are: another precision or device, the ends cut off.
+_PASSED: set[Callable[..., Any]] = {
     torch.clamp,
     torch.clamp_max,
     torch.clamp_min,
     torch.clip,
+    Tensor.bfloat16,
     Tensor.clamp,
     Tensor.clamp_max,
     Tensor.clamp_min,
     Tensor.clip,
+    Tensor.cpu,
+    Tensor.cuda,
+    Tensor.double,
+    Tensor.float,
+    Tensor.half,
+    Tensor.to,
+    Tensor.type,
+    Tensor.type_as,
 }
 
 
@@ -121,9 +121,9 @@ class _Seen:
         if self.kind != "sigmoid" and raw.numel() != self.given.numel():
             if is_single(raw) and self.given.ndim == 2 and len(self.given) == len(raw):
                 # softmax(z)[:, 1]: one probability, whose score is its odds.
-                return Output(raw, self._carry(_log_odds(self.given)), self.kind)
+                return Output(raw, self._carry(_log_odds(self.given)).to(raw), self.kind)
             return None  # some of the classes: their softmax is not the softmax of their scores
-        return Output(raw, logits, self.kind)
+        return Output(raw, logits.to(raw), self.kind)
 
 
 def _version(tensor: Tensor) -> int:
@@ -152,7 +152,7 @@ class _Watch(TorchFunctionMode):
             result = func(*args, **kwargs)
             self._remember(_Seen(given, ref(result), _version(result), kind), result)
             return result
-        if self.seen and (func in _CARRIED or func in _ENDS_CUT):
+        if self.seen and (func in _CARRIED or func in _PASSED):
             source = self._found(args[0] if args else kwargs.get("input"))
             result = func(*args, **kwargs)
             if source is not None and isinstance(result, Tensor):
@@ -260,7 +260,7 @@ _ENDS: WeakKeyDictionary[nn.Module, _Ending] = WeakKeyDictionary()
 
 _PASSING = (
     *("Alias", "Clamp", "Clone", "Permute", "Reshape", "Select", "Slice", "Squeeze"),
-    *("ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+    *("ToCopy", "TBackward", "Transpose", "UnsafeView", "Unsqueeze", "View"),
 )
 
 
