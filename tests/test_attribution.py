@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import torchviz_cnn as tvc
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution, WindowAttribution
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.tracing import Place
 
 
 def close(found: Tensor, wanted: Any) -> None:
@@ -699,3 +701,70 @@ def test_a_heat_map_of_tiny_half_precision_values_still_reaches_1(dtype: torch.d
     )
     assert result.heatmap().dtype is dtype
     assert float(result.heatmap().max()) == 1.0
+
+
+# ---- what is drawn is what was asked for ---------------------------------------------------------
+
+
+def off_centre() -> tvc.CellAttribution:
+    """One cell of four is active, and looks at the picture's middle."""
+    values = torch.zeros(1, 2, 2)
+    values[0, 0, 0] = 1.0
+    return tvc.CellAttribution(
+        values=values,
+        score=torch.ones(1),
+        target=torch.zeros(1, dtype=torch.long),
+        method="grad_cam",
+        input_size=(24, 32),
+        layer="conv",
+        place=Place(centre=(12.0, 16.0), step=(12.0, 16.0)),
+    )
+
+
+def test_pictures_follow_the_alignment() -> None:
+    """Stretched, the cell lies in the upper left; by its receptive field, in the middle."""
+    result = off_centre()
+    gray = np.full((24, 32, 3), 100, np.uint8)
+
+    def peak(red: np.ndarray) -> tuple[float, float]:
+        ys, xs = np.nonzero(red >= red.max() - 1)
+        return float(ys.mean()), float(xs.mean())
+
+    def redness(image: Image.Image) -> np.ndarray:
+        array = np.asarray(image).astype(int)
+        return array[:, :, 0] - array[:, :, 2]
+
+    assert peak(redness(result.overlay(gray)))[0] < 8
+    assert peak(redness(result.overlay(gray, align="receptive_field"))) == pytest.approx(
+        (11.5, 15.5), abs=1.1
+    )
+    kept = np.asarray(result.masked(gray, 0.05, align="receptive_field"))[:, :, 0] > 0
+    assert peak(kept.astype(int) * 2) == pytest.approx((11.5, 15.5), abs=1.1)
+    assert peak((np.asarray(result.masked(gray, 0.05))[:, :, 0] > 0) * 2)[0] < 8
+    for align, wanted in (("stretch", 0), ("receptive_field", 11.5)):
+        drawn = result.figure(align=align).axes[0].images[0].get_array()
+        assert peak(np.asarray(drawn))[0] == pytest.approx(wanted, abs=5.5)
+        assert np.array_equal(np.asarray(drawn), result.one_map(align=align))
+
+
+def test_a_signed_map_is_laid_over_the_picture_in_two_colours_unless_told_otherwise() -> None:
+    values = torch.zeros(1, 1, 4, 6)
+    values[..., 0], values[..., 5] = -1.0, 1.0
+    result = pixels(values, channels="sum")
+    white = np.full((4, 6, 3), 255, np.uint8)
+    over = np.asarray(result.overlay(white, alpha=1.0))
+    ends = (matplotlib.colormaps["seismic"](np.array([0.0, 0.5, 1.0]))[:, :3] * 255).round()
+    assert over[0, 0] == pytest.approx(ends[0], abs=1)
+    assert over[0, 5] == pytest.approx(ends[2], abs=1)
+    assert over[0, 2] == pytest.approx(ends[1], abs=3)
+    told = np.asarray(result.overlay(white, "viridis", alpha=1.0))
+    assert not np.array_equal(told, over)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "cells", "windows"])
+def test_an_unknown_alignment_is_refused_by_every_result(kind: str) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
+    method = {"pixels": "saliency", "cells": "grad_cam", "windows": "occlusion"}[kind]
+    result = tvc.METHODS[method](net, torch.rand(1, 1, 6, 6, dtype=torch.float64), 0)
+    with pytest.raises(tvc.InputError, match="align must be stretch or receptive_field"):
+        result.heatmap("middle")

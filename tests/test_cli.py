@@ -177,6 +177,41 @@ def bad_pictures(folder):
     (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:3000])
 
 
+ALL = ["explain", "photo.png", "-m", "cat_dog", "--method", "all"]
+NETS = """
+import torch
+from torch import nn
+
+class Gray(nn.Module):
+    '''Takes N pictures without a channel axis.'''
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x[:, None]).relu().mean((2, 3)))
+
+def gray():
+    return Gray()
+
+def double():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).double()
+
+def exact():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return net.double()
+
+class Bare(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+def needs(size):
+    return nn.Linear(size, 2)
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -247,18 +282,55 @@ def bad_pictures(folder):
         (["activations", "photo.png", "-m", "cat_dog", "--scale", "huge"], "--scale must be"),
         (["layers", "vgg_16"], "did you mean 'vgg16'"),
         (["demo", "--picture", "nowhere.png"], "there is no file"),
+        (
+            [*ALL, "--layer", "conv2d_9"],
+            "did you mean 'conv2d_",
+        ),
+        ([*ALL, "--layer", "dense_1"], "weighs feature maps"),
+        ([*ALL, "--window", "400"], "is larger than the picture"),
+        ([*ALL, "--stride", "60"], "larger than the window"),
+        ([*ALL, "-t", "9" * 20], "is out of range"),
+        ([*ALL, "--window", "0"], "--window must be like"),
+        (["layers", "vgg16", "--input-size", "1x64x64"], "vgg16 takes colour pictures"),
+        (["layers", "cat_dog", "--input-size", "3x64x64"], "takes 3×150×150, not 3×64×64"),
+        (["layers", "vgg16", "--input-size", "3x0x5"], "--input-size must be like"),
+        (
+            ["layers", "vgg16", "--input-size", "3x16x16"],
+            "inputs of shape (N, 3, 16, 16): the layer 'features.30' (MaxPool2d) says:",
+        ),
+        (
+            ["layers", "nets:gray", "--input-size", "3x20x24"],
+            "takes 1 channels and is reached by 3",
+        ),
+        (["layers", "nets:needs"], "must be callable without arguments"),
+        (["layers", "torch.nn:Conv2d"], "must be callable without arguments"),
+        (["explain", "photo.png", "-m", "cat_dog", "--fill", "1"], "--fill is not for grad_cam"),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--method", "saliency", "--batch-size", "2"],
+            "--batch-size is not for saliency, but for grad_cam, occlusion",
+        ),
+        (
+            [
+                *("explain", "photo.png", "-m", "cat_dog"),
+                *("--method", "saliency", "--align", "stretch"),
+            ],
+            "--align is not for saliency, but for grad_cam",
+        ),
+        (["explain", "photo.png", "-m", "zzzzz"], "package.module:factory"),
         (["explain", "photo.png"], "Missing option"),
         (["explain"], "Missing argument"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
-    run, picture, tmp_path, words, sentence
+    run, monkeypatch, picture, tmp_path, words, sentence
 ):
     bad_pictures(tmp_path)
     (tmp_path / "flat.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
     )
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
     before = [name for name in files(tmp_path) if "pycache" not in name]
     code, out, err = run(*words)
     assert code == 2
@@ -367,3 +439,107 @@ def test_the_demo_with_ones_own_picture(run, picture, tmp_path):
     assert shown == {name for name in files(tmp_path / "d") if name.endswith(".png")}
     assert {f"{name}.png" for name in METHODS} <= shown
     assert "index.html" in out
+
+
+@pytest.fixture
+def nets(monkeypatch, tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+
+
+def test_a_network_without_a_channel_axis_is_explained_by_every_method(
+    run, nets, picture, tmp_path
+):
+    size = ("-m", "nets:gray", "--input-size", "20x24", "--out", "o")
+    code, _, err = run("explain", picture, *size, "--method", "all", "--npz")
+    assert code == 0, err
+    with np.load(tmp_path / "o" / "photo_saliency.npz") as stored:
+        assert stored["values"].shape == (1, 20, 24)
+    assert {f"photo_{name}.png" for name in METHODS} <= set(files(tmp_path / "o"))
+    code, _, err = run("activations", picture, *size)
+    assert (code, "photo_000_conv.png" in files(tmp_path / "o")) == (0, True), err
+
+
+def test_a_network_in_double_precision_gets_its_pictures_so(run, nets, picture, tmp_path):
+    size = ("-m", "nets:exact", "--input-size", "3x12x12", "--out", "o")
+    for command in (("explain", "--npz"), ("activations",)):
+        code, _, err = run(command[0], picture, *size, *command[1:])
+        assert code == 0, err
+    with np.load(tmp_path / "o" / "photo_grad_cam.npz") as stored:
+        assert stored["values"].dtype == np.float64
+
+
+def test_a_network_without_parameters_is_explained(run, nets, picture, tmp_path):
+    size = ("-m", "nets:Bare", "--input-size", "3x12x12", "--out", "o")
+    code, _, err = run("explain", picture, *size, "--method", "all")
+    assert code == 0, err
+    assert "grad_cam is left out: no convolution" in err
+    assert "guided_backprop is left out: guided rules are about ReLUs" in err
+    assert {"photo_saliency.png", "photo_occlusion.png"} <= set(files(tmp_path / "o"))
+    assert "photo_grad_cam.png" not in files(tmp_path / "o")
+    assert run("layers", "nets:Bare", "--input-size", "3x12x12")[0] == 0
+
+
+def test_random_weights_are_the_same_every_time(run, picture, tmp_path):
+    told = [
+        run("explain", picture, "-m", "cat_dog_small", "--out", f"o{which}")[1].replace(
+            f"o{which}", ""
+        )
+        for which in (1, 2)
+    ]
+    assert told[0] == told[1]
+    first, second = (tmp_path / f"o{which}" / "photo_grad_cam.png" for which in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_larger_input_is_really_used(run, picture, tmp_path):
+    size = ("-m", "squeezenet1_1", "--weights", "none", "--input-size", "3x96x128")
+    code, _, err = run("explain", picture, *size, "--npz", "--out", "o")
+    assert code == 0, err
+    with np.load(tmp_path / "o" / "photo_grad_cam.npz") as stored:
+        assert stored["heatmap"].shape == (1, 96, 128)
+    _, out, _ = run("layers", "squeezenet1_1", "--input-size", "3x96x128")
+    assert "3×96×128" in out
+
+
+def test_a_damaged_file_of_published_weights_is_told_by_its_name(
+    run, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    file = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    for content in (b"", b"not weights", b"PK\x03\x04 half a file"):
+        file.write_bytes(content)
+        code, out, err = run("explain", picture, "-m", "squeezenet1_1", "--out", "o")
+        assert code == 2
+        assert "squeezenet1_1-b8a52dc0.pth" in err
+        assert "damaged" in err
+        assert "Traceback" not in out + err
+
+
+def test_a_folder_where_a_picture_is_to_go_is_found_before_anything_is_moved(
+    run, picture, tmp_path
+):
+    (tmp_path / "o" / "photo_sheet.png").mkdir(parents=True)
+    code, _, err = run("explain", picture, "-m", "cat_dog_small", "--out", "o")
+    assert code == 2
+    assert "is a folder where a file of that name" in err
+    assert files(tmp_path / "o") == ["photo_sheet.png"]
+
+
+def test_activations_run_the_network_twice_a_picture_at_most(run, picture, monkeypatch):
+    """Once for the predictions and once for the layers, after it has been looked over once."""
+    from torchviz_cnn import models
+
+    runs = []
+    load = models.load
+
+    def counting(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.module.register_forward_pre_hook(lambda *_: runs.append(1))
+        return model
+
+    monkeypatch.setattr(models, "load", counting)
+    code, _, err = run("activations", picture, picture, "-m", "cat_dog_small", "--out", "o")
+    assert code == 0, err
+    assert len(runs) <= 5

@@ -2,15 +2,18 @@
 
 import re
 import time
+from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import max_pool2d
 
 import torchviz_cnn as tvc
 from torchviz_cnn import demo
 from torchviz_cnn.data import digits
 from torchviz_cnn.methods import METHODS
+from torchviz_cnn.report import Plate, Section, write_page
 from torchviz_cnn.training import accuracy, digits_model, train_digits
 
 
@@ -72,7 +75,7 @@ def test_grad_cam_of_a_digit_lies_on_its_strokes(model):
     assert (share > ink.mean((1, 2))).float().mean() > 0.98
 
 
-def test_occlusion_and_grad_cam_say_nothing_about_empty_paper(model):
+def test_occlusion_says_nothing_about_empty_paper(model):
     data = digits()
     result = tvc.occlusion(model, data.test[:20], window=6, stride=2)
     empty = max_pool2d(data.test[:20], 13, 1, 6)[:, 0] == 0
@@ -90,6 +93,7 @@ def test_the_page_shows_every_layer_and_every_method(model, tmp_path):
     assert {f"{name}.png" for name in METHODS} <= shown
     for row in tvc.layers(model):
         assert any(name.endswith(f"_{row.name}.png") for name in shown)
+    assert "a small price on what the last convolution puts out" in html
     assert "% of 360 held-out digits" in said[0]
     assert said[0].startswith("loaded from the cache")
     captions = re.findall(r"<figcaption>([^<]+)</figcaption>", html)
@@ -124,3 +128,31 @@ def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch):
     with pytest.raises(tvc.InputError, match=r"torchviz-cnn\[demo\]"):
         digits()
     assert time.monotonic() - start < 10
+
+
+def test_what_a_page_shows_is_escaped(tmp_path):
+    """A class may be called anything, and a file may have any name."""
+    nasty = "<b>\"cat\" & 'dog'</b>"
+    plate = Plate("a&b.png", Image.new("RGB", (4, 4)), nasty)
+    page = write_page(tmp_path, nasty, nasty, [Section(nasty, nasty, [plate], nasty)])
+    html = page.read_text(encoding="utf-8")
+    assert "<b>" not in html
+
+    class Reader(HTMLParser):
+        """What a browser would show."""
+
+        def __init__(self):
+            super().__init__()
+            self.words, self.attributes = [], []
+
+        def handle_data(self, data):
+            self.words.append(data)
+
+        def handle_starttag(self, tag, attrs):
+            self.attributes += [value for _, value in attrs]
+
+    reader = Reader()
+    reader.feed(html)
+    assert reader.words.count(nasty) >= 6  # title, heading, lead, link, section, text, listing
+    assert nasty in reader.attributes  # the picture's alternative text
+    assert "a&b.png" in reader.attributes

@@ -1,5 +1,7 @@
 """Networks by name, with the preprocessing they were trained with."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import torchviz_cnn as tvc
+from torchviz_cnn import album
 from torchviz_cnn.models import choose_device, read_classes
 from torchviz_cnn.preprocess import preprocess_by_name
 
@@ -284,3 +287,121 @@ def test_onnx_without_an_importer_is_a_sentence_and_a_foreign_package_is_named(
         tvc.models.load("model.onnx")
     assert str(tmp_path) in str(caught.value)
     monkeypatch.delitem(sys.modules, "converters", raising=False)
+
+
+WALKED = {
+    "mnist_convnet": (8, "input_layer", "output_layer"),
+    "cat_dog": (11, "conv2d_1", "dense_2"),
+    "alexnet": (21, "features.0", "classifier.6"),
+    "vgg16": (39, "features.0", "classifier.6"),
+    "vgg19": (39, "features.0", "classifier"),
+    "resnet50": (10, "conv1", "fc"),
+    "densenet121": (13, "features.conv0", "classifier"),
+    "googlenet": (19, "conv1", "fc"),
+    "mobilenet_v2": (20, "features.0", "classifier"),
+    "squeezenet1_1": (14, "features.0", "classifier"),
+    "efficientnet_b0": (11, "features.0", "classifier"),
+    "convnext_tiny": (10, "features.0", "classifier"),
+}
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_a_walk_shows_every_layer_of_a_small_network_and_the_stages_of_a_deep_one(name):
+    count, first, last = WALKED[name]
+    walked = album.layers_to_walk(tvc.models.load(name, "none"))
+    assert (len(walked), walked[0], walked[-1]) == (count, first, last)
+
+
+def test_a_wrapped_network_is_walked_by_the_stages_of_what_it_wraps():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torchvision.models.resnet18()
+            self.backbone.fc = nn.Identity()
+            self.head = nn.Linear(512, 3)
+
+        def forward(self, x):
+            return self.head(self.backbone(x))
+
+    size = (3, 64, 64)
+    model = tvc.Model(Wrapper(), preprocess_by_name("torch", size), size)
+    walked = album.layers_to_walk(model)
+    assert walked[:2] == ["backbone.conv1", "backbone.bn1"]
+    assert walked[-1] == "head"
+    assert "backbone.layer4" in walked
+
+
+def test_only_published_weights_of_googlenet_bring_their_scaling(tmp_path):
+    """A user who trained googlenet on other classes fed it pictures as every torchvision net."""
+    for classes in (1000, 7):
+        net = torchvision.models.googlenet(
+            num_classes=classes, aux_logits=False, init_weights=False
+        )
+        torch.save(net.state_dict(), tmp_path / f"{classes}.pth")
+    published = tvc.models.load("googlenet", tmp_path / "1000.pth")
+    own = tvc.models.load("googlenet", tmp_path / "7.pth")
+    assert published.module.transform_input is True
+    assert "transform_input=True" in published.notes[0]
+    assert own.module.transform_input is False
+    assert own.notes == ()
+
+
+def test_keras_modes_take_the_nearest_pixel_as_keras_does(picture):
+    """load_img(target_size=…) resizes with Pillow's nearest neighbour unless told otherwise."""
+    found = preprocess_by_name("none", (3, 50, 40))(picture)[0]
+    wanted = np.asarray(picture.resize((40, 50), Image.Resampling.NEAREST)).astype(np.float32)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted)
+    kinder = preprocess_by_name("none", (3, 50, 40), nearest=False)(picture)[0]
+    assert not np.array_equal(kinder.permute(1, 2, 0).numpy(), wanted)
+
+
+def test_pictures_without_a_channel_axis(picture):
+    found = preprocess_by_name("rescale", (28, 30))([picture, picture])
+    assert found.shape == (2, 28, 30)
+    gray = np.asarray(picture.resize((30, 28), Image.Resampling.NEAREST).convert("L")) / 255
+    assert found[1].numpy() == pytest.approx(gray, abs=1e-6)
+
+
+def test_a_network_for_pictures_of_another_size():
+    usual = tvc.models.load("resnet18", "none")
+    larger = tvc.models.load("resnet18", "none", input_size=(3, 448, 448))
+    assert larger.input_size == (3, 448, 448)
+    # Twice the size of the same part of the picture.
+    assert (usual.preprocess.resize, larger.preprocess.resize) == (256, 512)
+    wide = tvc.models.load("resnet18", "none", input_size=(3, 96, 160))
+    image = Image.effect_noise((640, 400), 60)
+    assert wide.prepare(image).shape == (1, 3, 96, 160)
+    assert wide.view(image).size == (640, 400)  # the whole picture, squashed
+    with pytest.raises(tvc.InputError, match="takes 1×28×28, not 1×32×32"):
+        tvc.models.load("mnist_convnet", input_size=(1, 32, 32))
+
+
+def test_a_strip_of_a_picture_is_cut_before_it_is_enlarged():
+    """20,000 × 2 pixels scaled to a short side of 256 would be 650 million pixels."""
+    strip = Image.new("RGB", (20_000, 2), "white")
+    strip.paste((255, 0, 0), (9_999, 0, 10_001, 2))  # the middle two pixels
+    model = tvc.models.load("resnet18", "none")
+    tracemalloc.start()
+    seen = model.preprocess(strip)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    redness = seen[0, 0] - seen[0, 1]
+    columns = redness.mean(0)
+    weight = columns - columns.min()
+    middle = float((weight * torch.arange(224.0)).sum() / weight.sum())
+    assert middle == pytest.approx(111.5, abs=1.0)
+
+
+@pytest.mark.parametrize("spec", [None, 3, nn.Conv2d(1, 1, 1)])
+def test_what_is_no_name_is_refused(spec):
+    with pytest.raises(tvc.InputError, match="a network is named by a string"):
+        tvc.models.load(spec)
+
+
+def test_random_networks_leave_torchs_random_state_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    tvc.models.load("cat_dog_small")
+    assert torch.equal(torch.rand(3), wanted)

@@ -6,11 +6,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from torchviz_cnn import InputError, render
 from torchviz_cnn.render.colormaps import colorize, limits
-from torchviz_cnn.render.text import fit, text_width, wrap
+from torchviz_cnn.render.text import fit, font, text_width, wrap
 
 
 def test_colours_are_matplotlibs():
@@ -93,24 +93,69 @@ def test_chosen_channels_in_the_asked_order():
         render.feature_maps(maps, channels=[5])
 
 
-@pytest.mark.parametrize("count", [1, 3, 32, 64, 512, 2048])
-def test_channel_numbers_never_overlap_their_neighbours(count):
-    """A number's box ends before the next cell begins."""
-    maps = np.random.default_rng(0).random((count, 4, 4)).astype(np.float32)
-    picture = render.feature_maps(maps)
-    per_row = (picture.width - 20 + 4) // (40 + 4)
-    assert text_width(str(count - 1), 11) <= 40 + 4
-    assert per_row >= min(count, 8)
+def ink(words, size=11):
+    """Where words put ink, cut to what is not blank; drawn by Pillow alone."""
+    canvas = Image.new("RGB", (200, 40), "white")
+    ImageDraw.Draw(canvas).text((5, 5), words, fill=(32, 32, 32), font=font(size))
+    return trimmed(np.asarray(canvas)[:, :, 0] < 128)
+
+
+def trimmed(mask):
+    ys, xs = np.nonzero(mask)
+    return mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] if len(ys) else mask[:0, :0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "channels"),
+    [
+        ((12, 6, 9), 4, None),
+        ((130, 40, 3), 16, None),  # cells much narrower than their numbers
+        ((2048, 4, 4), 3, [2047, 0, 1023, 7, 512]),  # not in order
+    ],
+)
+def test_every_map_has_its_own_number_above_it_and_nothing_over_it(shape, columns, channels):
+    count = shape[0]
+    shown = list(range(count)) if channels is None else channels
+    maps = np.zeros(shape, np.float32)
+    maps[shown] = np.linspace(0.2, 1, len(shown), dtype=np.float32)[:, None, None]
+    maps[:, 0, 0] -= 0.001  # a map that is the same everywhere is crossed out
+    picture = render.feature_maps(maps, columns, "gray", scale=(-2.0, 1.0), channels=channels)
+    array = np.asarray(picture).astype(int)
+    size = (
+        max(1, -(-40 // max(shape[1:]))) * shape[1],
+        max(1, -(-40 // max(shape[1:]))) * shape[2],
+    )
+    right = array.shape[1]
+    starts_x = [10 + i * _pitch(array, columns, size[1]) for i in range(columns)]
+    strip = 15
+    for index, number in enumerate(shown[: 3 * columns]):
+        x = starts_x[index % columns]
+        y = 10 + strip + index // columns * (size[0] + strip + 4)
+        level = colorize(np.array((maps[number, -1, -1] + 2) / 3), "gray")[0]
+        cell = array[y : y + size[0], x : x + size[1]]
+        assert np.abs(cell - level).max() <= 1  # nothing is written over the map
+        end = starts_x[index % columns + 1] if index % columns + 1 < columns else right - 10
+        above = array[y - strip : y, x - 1 : end - 1, 0] < 128
+        assert np.array_equal(trimmed(above), ink(str(number))), number
+
+
+def _pitch(array, columns, width):
+    """From one map to the next, measured: the first row of the first maps is not paper."""
+    row = (array[10 + 15 + 2] != 255).any(1)
+    edges = np.nonzero(np.diff(row.astype(int)) == 1)[0] + 1
+    return int(edges[1] - edges[0]) if columns > 1 else width
 
 
 def test_512_maps_are_one_array_and_take_well_under_a_second():
     maps = torch.rand(512, 28, 28)
     render.feature_maps(maps)
-    start = time.process_time()
-    picture = render.feature_maps(maps)
-    spent = time.process_time() - start
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        picture = render.feature_maps(maps)
+        spent.append(time.process_time() - start)
     assert picture.width < 4000
-    assert spent < 20  # an axis a channel takes minutes here; the benchmark has the true figure
+    assert min(spent) < 1  # of processor time, the best of three: usually a tenth
 
 
 @pytest.mark.parametrize(
@@ -211,3 +256,31 @@ def test_a_tall_map_keeps_its_place_beside_the_colour_bar():
     for index, box in enumerate(boxes):
         for other in boxes[index + 1 :]:
             assert box.x1 <= other.x0 + 1 or other.x1 <= box.x0 + 1
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.3])
+def test_wide_maps_stand_one_below_the_other_and_use_the_width(ratio):
+    values = np.random.default_rng(0).normal(size=(max(2, round(400 * ratio)), 400))
+    picture = Image.new("RGB", (800, 2 * len(values)), "gray")
+    figure = render.attribution_figure(values, picture=picture, title="title", unit="unit")
+    figure.canvas.draw()
+    width = figure.canvas.get_width_height()[0]
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    boxes = [axis.get_window_extent() for axis in panels]
+    assert [axis.get_title() for axis in panels] == ["picture", "map", "overlay"]
+    assert all(box.width > 0.8 * width for box in boxes)
+    assert boxes[0].y0 >= boxes[1].y1
+    assert boxes[1].y0 >= boxes[2].y1
+    assert boxes[0].x0 == pytest.approx(boxes[1].x0) == pytest.approx(boxes[2].x0)
+
+
+def test_a_colour_scale_has_the_maps_colours_and_its_numbers():
+    scale = np.asarray(render.color_scale("viridis", 0.0, 2.5, "logit", 200)).astype(int)
+    for share in (0.0, 0.3, 1.0):
+        wanted = colorize(np.array(share), "viridis").astype(int)
+        assert np.abs(scale[3, round(share * 199)] - wanted).max() <= 2
+    numbers = scale[12:29].min(2) < 128
+    assert np.array_equal(trimmed(numbers[:, :40]), ink("0"))
+    assert np.array_equal(trimmed(numbers[:, 150:]), ink("2.5"))
+    signed = np.asarray(render.color_scale("seismic", -3.0, 3.0, "", 200)).min(2) < 128
+    assert np.array_equal(trimmed(signed[12:29, 80:120]), ink("0"))

@@ -219,7 +219,13 @@ class Attribution:
         )
 
     def masked(
-        self, picture: Picture, keep: float = 0.25, *, index: int = 0, target: int = 0
+        self,
+        picture: Picture,
+        keep: float = 0.25,
+        *,
+        index: int = 0,
+        target: int = 0,
+        align: Align = "stretch",
     ) -> Image.Image:
         """The picture with only the parts that matter left visible.
 
@@ -227,10 +233,12 @@ class Attribution:
             picture: as for :meth:`overlay`.
             keep: the share of pixels to leave, those with the highest positive values.
             index, target: which image and which of its targets.
+            align: as for :meth:`heatmap`.
         """
         from torchviz_cnn import render
 
-        return render.masked(self._seen(picture), self.one_heatmap(index, target), keep=keep)
+        heatmap = self.one_heatmap(index, target, align)
+        return render.masked(self._seen(picture), heatmap, keep=keep)
 
     def figure(
         self,

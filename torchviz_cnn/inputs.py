@@ -129,29 +129,48 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        found: list[str] = []
-        handles = []
-        for name, child in module.named_modules():
-
-            def ask(layer: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                given = args[0] if args else None
-                if isinstance(given, Tensor) and (sentence := _misfit(name, layer, given)):
-                    found.append(sentence)
-
-            handles.append(child.register_forward_pre_hook(ask))
-        try:
-            with undisturbed(module, inputs), suppress(RuntimeError, ValueError):
-                module(inputs[:1].detach().clone())
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not found:
+        reason = _reason(module, inputs, error)
+        if reason is None:
             raise
         shape = ", ".join(["N", *map(str, inputs.shape[1:])])
         raise InputError(
-            f"the network cannot take inputs of shape ({shape}): {found[0]}; give pictures with "
+            f"the network cannot take inputs of shape ({shape}): {reason}; give pictures with "
             "the channels and the size it was built for"
         ) from error
+
+
+def _reason(module: nn.Module, inputs: Tensor, error: RuntimeError) -> str | None:
+    """Which layer could not take what reached it, and why; ``None`` where it was not a layer's fault.
+
+    A layer of torch's own that fails was given something of a wrong size; whatever else fails is
+    the network's own affair.
+    """
+    misfits: list[str] = []
+    running: list[tuple[str, nn.Module]] = []
+    handles = []
+    for name, child in module.named_modules():
+
+        def enter(layer: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            running.append((name, layer))
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and (sentence := _misfit(name, layer, given)):
+                misfits.append(sentence)
+
+        handles.append(child.register_forward_pre_hook(enter))
+        handles.append(child.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        with undisturbed(module, inputs), suppress(RuntimeError, ValueError):
+            module(inputs[:1].detach().clone())
+            running.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if misfits:
+        return misfits[0]
+    name, layer = running[-1] if running else ("", module)
+    if not type(layer).__module__.startswith("torch.nn.") or any(True for _ in layer.children()):
+        return None
+    return f"the layer {name!r} ({type(layer).__name__}) says: {str(error).splitlines()[0]}"
 
 
 @contextmanager
