@@ -270,6 +270,8 @@ def explain_command(
 ) -> None:
     """Explain what a network sees: an overlay a method, and a sheet of them side by side.
 
+    The pictures made of one image are written together, or none of them.
+
     \b
     Examples:
       torchviz-cnn explain cat.jpg --model resnet50
