@@ -16,6 +16,7 @@ from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
 from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
+from converters.trust import read_model
 from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
@@ -129,7 +130,7 @@ def load_onnx(
     """
     if input_layout not in ("NCHW", "as_exported"):
         raise InputError(f"input_layout is 'NCHW' or 'as_exported', not {input_layout!r}")
-    model = _without_dead_nodes(_read(Path(path), external_data=external_data))
+    model = _without_dead_nodes(read_model(path, external_data=external_data))
     opset = opset_of(model)
     names = read_names(model)
     refuse_broken(model, names.claims, opset)
@@ -155,10 +156,6 @@ def load_onnx(
         notes=tuple(graph.notes),
     )
     return network.eval()
-
-
-def _read(path: Path, *, external_data: bool) -> onnx.ModelProto:
-    return onnx.load(path, load_external_data=external_data)
 
 
 def _without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:

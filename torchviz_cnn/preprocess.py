@@ -32,6 +32,7 @@ class Preprocess:
         std: then it is divided by this.
         channels: ``"RGB"``, ``"BGR"`` or ``"L"`` (gray).
         interpolation: how the picture is resized.
+        channel_axis: whether the network's input has one; without it a batch is ``(N, H, W)``.
 
     Example:
         >>> import numpy as np
@@ -46,6 +47,7 @@ class Preprocess:
     std: tuple[float, ...] = (1.0,)
     channels: Literal["RGB", "BGR", "L"] = "RGB"
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    channel_axis: bool = True
 
     def view(self, picture: Picture) -> Image.Image:
         """What the network sees of a picture, at the picture's own resolution where that is finer.
@@ -81,7 +83,7 @@ class Preprocess:
         return image if self.resize is None else vision.center_crop(image, list(self.size))
 
     def __call__(self, pictures: Picture | list[Picture]) -> Tensor:
-        """One picture or several as a batch ``(N, C, H, W)``, float32.
+        """One picture or several as a batch ``(N, C, H, W)`` or ``(N, H, W)``, float32.
 
         Raises:
             InputError: for a picture that cannot be read.
@@ -95,7 +97,8 @@ class Preprocess:
         if self.channels == "BGR":
             tensor = tensor.flip(0)
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return ((tensor * self.scale - mean) / std)[None]
+        batch = ((tensor * self.scale - mean) / std)[None]
+        return batch if self.channel_axis else batch[:, 0]
 
 
 # Keras' ways of preparing pictures, exactly: keras.applications' three modes, and ImageDataGenerator's
@@ -128,5 +131,5 @@ def preprocess_by_name(mode: str, input_size: Sequence[int]) -> Preprocess:
     if len(input_size) == 2 or input_size[0] == 1:
         if len(chosen.mean) == 3:
             raise InputError(f"the preprocessing {mode!r} needs colour, and this network is gray")
-        return replace(chosen, channels="L")
+        return replace(chosen, channels="L", channel_axis=len(input_size) == 3)
     return chosen
