@@ -102,7 +102,7 @@ def read_model(
     """
     try:
         data = _bytes_of(Path(path), limits)
-        model = _parse(data, Path(path), limits)
+        model = _parse(data, limits)
         del data
         _check_model(model, limits)
         _settle_weights(model, Path(path).parent, external_data, limits)
@@ -216,7 +216,7 @@ def _other_format(data: bytes) -> str | None:
     return None
 
 
-def _parse(data: bytes, path: Path, limits: Limits) -> ModelProto:
+def _parse(data: bytes, limits: Limits) -> ModelProto:
     """Unpack the bytes, or say what they look like instead."""
     other = _other_format(data)
     if other is not None:
@@ -461,6 +461,7 @@ def _check_order(model: ModelProto) -> None:
     weights = [tensor.name for tensor in graph.initializer]
     _check_distinct(inputs, "input")
     _check_distinct(weights, "weight")
+    _check_distinct([entry.name for entry in graph.output], "output")
     known = {*inputs, *weights}
     made_somewhere = {name for node in graph.node for name in node.output}
     for index, node in enumerate(graph.node):
@@ -808,7 +809,7 @@ def _check_sizes(model: ModelProto, limits: Limits) -> None:
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     entries = [entry for entry in model.graph.input if entry.name not in weights]
-    shapes = [_shape_of(entry.type) for entry in entries]
+    shapes = [_shape_of(_picture(entry.type, ordinary=False)) for entry in entries]
     is_open = any(shape is None or None in shape for shape in shapes)
     # Nothing can be said of what an unknown operator puts out; the importer refuses it anyway.
     complete = not unknown_operators(model)
@@ -835,11 +836,14 @@ class _Walk:
     refuse_open: bool
     types: dict[str, TypeProto] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.version = opset(self.model)
 
     def run(self, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-        self.version = opset(self.model)
         for entry in inputs:
-            self.types[entry.name] = _ordinary(entry.type) if self.ordinary else entry.type
+            self.types[entry.name] = _picture(entry.type, self.ordinary)
         for tensor in self.model.graph.initializer:
             self._store(tensor.name, tensor)
         for index, node in enumerate(self.model.graph.node):
@@ -1114,14 +1118,17 @@ def _shape_of(kind: TypeProto) -> Shape | None:
     )
 
 
-def _ordinary(kind: TypeProto) -> TypeProto:
-    """An input's type with one picture in the batch, and sides that every common network takes."""
+def _picture(kind: TypeProto, ordinary: bool) -> TypeProto:
+    """An input's type; if ordinary, with a batch of one and sides that every common network takes."""
     shape = _shape_of(kind)
     if shape is None:
         return kind
-    # A volume of 224 × 224 × 224 is no ordinary one.
-    side = 224 if sum(dim is None for dim in shape[1:]) <= 2 else 64
-    dims = [(side if place else 1) if dim is None else dim for place, dim in enumerate(shape)]
+    # Some exporters write 0 or -1 for a size that is open.
+    dims = [None if dim is None or dim < 1 else dim for dim in shape]
+    if ordinary:
+        # A volume of 224 × 224 × 224 is no ordinary one.
+        side = 224 if dims[1:].count(None) <= 2 else 64
+        dims = [(side if place else 1) if dim is None else dim for place, dim in enumerate(dims)]
     return make_tensor_type_proto(kind.tensor_type.elem_type, dims)
 
 

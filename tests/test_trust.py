@@ -127,9 +127,11 @@ def refused(path: Path, *words: str, **options: Any) -> str:
     assert "\n" not in sentence
     assert len(sentence) < 600
     assert str(path)[:60] in sentence
+    # The path holds the test's name, and with it half of the words.
+    said = sentence.split("': ", 1)[1]
     for word in words:
-        assert word in sentence
-    return sentence
+        assert word in said
+    return said
 
 
 # --- what is let in ------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def test_the_value_of_a_chain_is_what_the_chain_computes(save: Save) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    refused(tmp_path / "none.onnx", "no such file")
+    refused(tmp_path / "none.onnx", "there is no such file")
 
 
 def test_a_path_with_a_nul_character() -> None:
@@ -337,7 +339,7 @@ def test_what_is_not_onnx_is_named(save: Save, content: bytes, words: list[str])
 def test_a_file_cut_anywhere(save: Save) -> None:
     data = good().SerializeToString()
     for length in range(1, len(data) - 1, 7):
-        refused(save(data[:length]), "cannot read")
+        refused(save(data[:length]))
     refused(save(data[: len(data) // 2]), "cut short")
 
 
@@ -487,11 +489,27 @@ def test_names_that_are_there_twice_or_not_at_all(save: Save) -> None:
     model.graph.initializer.append(weights((1,), ""))
     refused(save(model), "weight has no name")
     model = conv_of(kernel)
+    model.graph.output.append(model.graph.output[0])
+    refused(save(model), "output 'out'", "twice")
     del model.graph.output[:]
     refused(save(model), "no output")
     model = conv_of(kernel)
     model.graph.node[0].attribute.extend([helper.make_attribute("group", 1)] * 2)
     refused(save(model), "'conv1'", "'group'", "twice")
+
+
+@pytest.mark.parametrize("side", [0, -1, "H"])
+def test_an_open_size_may_be_written_in_three_ways(save: Save, side: int | str) -> None:
+    model = good()
+    for place in (1, 2):
+        dim = model.graph.input[0].type.tensor_type.shape.dim[place]
+        dim.dim_param, dim.dim_value = "H", 1
+        if isinstance(side, int):
+            dim.dim_value = side
+        else:
+            dim.dim_param = side
+    # The dense layer fits only one size; for an open one that is nobody's fault.
+    read_model(save(model))
 
 
 def test_inputs_that_are_no_pictures(save: Save) -> None:
@@ -537,6 +555,8 @@ def test_a_misfit_of_one_batch_size_is_no_misfit_of_the_file(save: Save) -> None
 def test_too_many_nodes(save: Save) -> None:
     refused(save(good()), "10 nodes", "Limits.nodes", limits=Limits(nodes=9))
     read_model(save(good()), limits=Limits(nodes=10))
+    idle = helper.make_node("Relu", ["x"], [])
+    refused(save(network([relu(), idle, idle])), "3 nodes", limits=Limits(nodes=2))
     split = helper.make_node("Split", ["x"], ["out", "a", "b"], axis=1)
     refused(save(network([split])), "3 tensors", "Limits.nodes", limits=Limits(nodes=2))
 
