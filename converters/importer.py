@@ -178,14 +178,14 @@ def _without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with older operators; as it is where onnx has no way back.
+
+    Whether each operator is known is found out when its module is built.
+    """
     try:
         return version_converter.convert_version(model, _NEWEST_OPSET)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
-        raise InputError(
-            f"this file uses ONNX {opset_of(model)} and could not be brought down to "
-            f"{_NEWEST_OPSET} ({reason}); export it with opset_version={_NEWEST_OPSET}"
-        ) from error
+    except (RuntimeError, ValueError):
+        return model
 
 
 def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Graph:

@@ -178,7 +178,7 @@ def read_names(model: onnx.ModelProto) -> Names:
     claims = tuple(_claim(node, root, style, uses, constants) for node in graph.node)
     claims = _named_by_helper(graph.node, claims, root, style)
     if style == "keras2":
-        claims = _keras2_calls(graph.node, claims)
+        claims = _keras2_calls(graph.node, claims, constants)
     return Names(model.producer_name, style, claims)
 
 
@@ -324,17 +324,20 @@ def _is_batch_norm(
     return owner is not None and any("batchnorm" in n or "FusedBatchNorm" in n for n in names)
 
 
-def _keras2_calls(nodes: Sequence[onnx.NodeProto], claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+def _keras2_calls(
+    nodes: Sequence[onnx.NodeProto], claims: tuple[Claim, ...], constants: Mapping[str, int]
+) -> tuple[Claim, ...]:
     """tf_keras keeps the scope and numbers the operators of later calls: ``c/Relu``, ``c/Relu_1``.
 
     An operator that a layer uses twice in one call is numbered in the same way. So the numbers
-    count as calls only where each call consists of the same operators.
+    count as calls only where each call consists of the same operators on the same weights.
     """
-    numbers: dict[tuple[str, ...], dict[int, list[str]]] = {}
+    numbers: dict[tuple[str, ...], dict[int, list[tuple[str, ...]]]] = {}
     for node, claim in zip(nodes, claims, strict=True):
         if claim.owner is not None:
             by_number = numbers.setdefault(claim.owner.path, {})
-            by_number.setdefault(_number(node, claim.owner), []).append(node.op_type)
+            what = (node.op_type, *(name for name in node.input if name in constants))
+            by_number.setdefault(_number(node, claim.owner), []).append(what)
     shared = {
         path: len(by_number)
         for path, by_number in numbers.items()

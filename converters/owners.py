@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from converters.graph import Graph, Node
 from converters.kinds import IDLE, kind_by_name, readable
-from converters.names import Owner
+from converters.names import Owner, clean
 from torchviz_cnn.errors import InputError, closest
 
 _RESHAPING = frozenset(["Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity"])
@@ -167,6 +167,8 @@ def add_listed(graph: Graph, names: Sequence[str], kinds: Mapping[str, str]) -> 
         if name in present:
             continue
         kind = kinds.get(name) or kind_by_name(name)
+        if kind is None and name in {clean(given) for given in graph.inputs}:
+            kind = "InputLayer"
         if kind in IDLE and _put_back(graph, name, kind, names[:index]):
             continue
         absent[name] = (

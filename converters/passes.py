@@ -518,6 +518,8 @@ def separate_borders(graph: Graph) -> None:
                 settings[name] = node.attributes.get(name, [1] * rank)
             border = Node("SamePad", [node.inputs[0]], [], settings)
         border.owner, border.outputs = node.owner, [graph.fresh(node.inputs[0])]
+        shape = graph.shapes.get(node.inputs[0], (None,) * (rank + 2))
+        graph.shapes[border.output] = (*shape[:2], *(None,) * rank)
         node.inputs[0] = border.output
         node.attributes.pop("pads", None)
         graph.nodes.insert(graph.nodes.index(node), border)

@@ -413,22 +413,30 @@ def test_copies_keep_what_they_know(tiny: nn.Module) -> None:
 
 def test_listed_layers_that_do_nothing_are_put_back() -> None:
     names = [str(n) for n in keras_beside(DATA / "tiny.k3export.onnx")["layers"]]
-    kinds = dict.fromkeys(names, "") | {"img": "InputLayer"}
     plain = load_onnx(DATA / "tiny.k3export.onnx")
     x = torch.rand(2, 3, 24, 24)
-    for listed in (names, {n: k for n, k in kinds.items()}):
-        network = load_onnx(DATA / "tiny.k3export.onnx", layer_names=listed)
-        assert [r.name for r in network.source.layers] == names
-        seen = tvc.activations(network, x, ["concatenate", "dropout"])
-        assert torch.equal(seen["dropout"], seen["concatenate"])
-        assert torch.equal(network(x), plain(x))
-    assert torch.equal(tvc.activations(network, x, "img")["img"], x)
-    # without its class, an input of that name cannot be told from a layer that was merged away
     network = load_onnx(DATA / "tiny.k3export.onnx", layer_names=names)
-    with pytest.raises(tvc.InputError, match="'img' has left nothing in the file"):
-        tvc.activations(network, x, "img")
-    status = {r.name: r.status for r in network.source.layers}
-    assert status["img"] == "not in the file"
+    assert [r.name for r in network.source.layers] == names
+    assert tvc.layers(network).names.count("dropout") == 1
+    seen = tvc.activations(network, x, ["img", "concatenate", "dropout"])
+    assert torch.equal(seen["dropout"], seen["concatenate"])
+    assert torch.equal(seen["img"], x)
+    assert torch.equal(network(x), plain(x))
+
+
+def test_a_listed_layer_that_was_merged_away_is_not_invented() -> None:
+    names = [str(n) for n in keras_beside(DATA / "tiny.k3export.onnx")["layers"]]
+    names.insert(names.index("flatten"), "mystery")
+    network = load_onnx(DATA / "tiny.k3export.onnx", layer_names=names)
+    assert {r.name: r.status for r in network.source.layers}["mystery"] == "not in the file"
+    x = torch.rand(1, 3, 24, 24)
+    with pytest.raises(tvc.InputError, match="'mystery' has left nothing in the file"):
+        tvc.activations(network, x, "mystery")
+    kinds = dict.fromkeys(names, "") | {"mystery": "GaussianNoise", "dense": "MyDense"}
+    network = load_onnx(DATA / "tiny.k3export.onnx", layer_names=kinds)
+    seen = tvc.activations(network, x, ["mystery", "dropout", "concatenate"])
+    assert torch.equal(seen["mystery"], seen["concatenate"])
+    assert tvc.layers(network)["dense"].type == "MyDense"
 
 
 @pytest.mark.parametrize(
