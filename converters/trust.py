@@ -18,7 +18,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -246,7 +246,8 @@ def _is_text(data: bytes) -> bool:
 
 # --- the survey: protobuf's wire format, before anything is unpacked -------------------------------
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+VARINT, BYTES = 0, 2
+FIXED = {1: 8, 5: 4}
 MOST_NESTING = 40  # a tensor in a node of a plain graph lies five deep
 PACKED_INTEGERS = {
     FieldDescriptor.TYPE_INT32,
@@ -302,7 +303,7 @@ def _survey(data: bytes, limits: Limits) -> None:
         if wire == VARINT:
             _, position = _varint(data, position, end)
             continue
-        length = {FIXED64: 8, FIXED32: 4}.get(wire)
+        length = FIXED.get(wire)
         if wire == BYTES:
             length, position = _varint(data, position, end)
         if length is None or position + length > end or number == 0:
@@ -421,20 +422,6 @@ def _check_node(node: NodeProto, title: str) -> None:
         if attribute.name in names:
             raise InputError(f"{where} is there twice; it is damaged, export it again")
         names.add(attribute.name)
-        _check_integers(node, attribute, where)
-
-
-# These may say "to the end" with the largest integer, or hold any number at all.
-UNBOUNDED_INTEGERS = {"Slice", "Constant"}
-
-
-def _check_integers(node: NodeProto, attribute: AttributeProto, where: str) -> None:
-    """Strides, pads and sizes near 2**63 would overflow where shapes are worked out."""
-    if node.op_type in UNBOUNDED_INTEGERS:
-        return
-    for value in (attribute.i, *attribute.ints):
-        if abs(value) >= 2**31:
-            raise InputError(f"{where} has the absurd value {value}; export it again")
 
 
 def _check_inputs(model: ModelProto, limits: Limits) -> None:
@@ -511,7 +498,8 @@ def _use_one_domain(model: ModelProto) -> None:
             entry.ClearField("domain")
 
 
-@cache
+# The names come from files, so that there may be any number of them.
+@lru_cache(1024)
 def _schema(op_type: str, version: int) -> defs.OpSchema | None:
     try:
         schema = defs.get_schema(op_type, version, "")
@@ -530,12 +518,30 @@ def _check_known_nodes(model: ModelProto) -> None:
         if _schema(node.op_type, version) is None:
             continue
         title = _title(node, index)
+        for attribute in node.attribute:
+            _check_integers(node, attribute, title)
         try:
             checker.check_node(node, context)
         except checker.ValidationError as problem:
             raise InputError(f"{title} breaks the rules of ONNX: {_words(problem)}") from problem
         for attribute in node.attribute:
             _check_attribute_text(attribute, title)
+
+
+# These may say "to the end" with the largest integer, or hold any number at all.
+UNBOUNDED_INTEGERS = {"Slice", "Constant"}
+
+
+def _check_integers(node: NodeProto, attribute: AttributeProto, title: str) -> None:
+    """Strides, pads and sizes near 2**63 would overflow where shapes are worked out."""
+    if node.op_type in UNBOUNDED_INTEGERS:
+        return
+    for value in (attribute.i, *attribute.ints):
+        if abs(value) >= 2**31:
+            raise InputError(
+                f"{title}, attribute {_quoted(attribute.name)}, has the absurd value {value}; "
+                "export it again"
+            )
 
 
 def _check_attribute_text(attribute: AttributeProto, title: str) -> None:
