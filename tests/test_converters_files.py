@@ -239,6 +239,44 @@ def test_a_file_without_names_gets_readable_ones(tmp_path: Path, producer: str) 
     close(seen["dense_1"], d)
 
 
+def test_a_layer_whose_inside_is_read_elsewhere_puts_out_its_last_tensor(tmp_path: Path) -> None:
+    # Merging equal operators lets another layer read what is before the activation.
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "a"),
+        node("Add", "a net_1/conv2d_1/BiasAdd:0", "out", "net_1/add_1/Add"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 6, 3]}, ["out"])
+    x, network, (a, out) = run(path, (1, 6, 6, 3), ["a", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(network(image), out)
+    close(tvc.activations(network, image, "conv2d")["conv2d"], a)
+
+
+def test_layers_that_wait_for_each_other_are_split(tmp_path: Path) -> None:
+    # The second half of "left" needs "right", which needs the first half of "left".
+    nodes = [
+        TURN,
+        node("Neg", "t", "l1", "net_1/left_1/Neg"),
+        node("Exp", "l1", "r1", "net_1/right_1/Exp"),
+        node("Add", "l1 r1", "out", "net_1/left_1/Add"),
+    ]
+    nodes[1:2] = [*conv("net_1/conv2d_1", "t", "c"), node("Neg", "c", "l1", "net_1/left_1/Neg")]
+    path = save(
+        tmp_path / "n.onnx",
+        nodes,
+        weights("net_1/conv2d_1", 3, 2),
+        {"img": ["N", 4, 4, 3]},
+        ["out"],
+    )
+    x, network, (r1, out) = run(path, (1, 4, 4, 3), ["r1", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["left", "right"])
+    close(seen["left"], out)
+    close(seen["right"], r1)
+
+
 # ---------------------------------------------------------------- names that torch refuses
 
 
