@@ -132,8 +132,8 @@ def load(
             ``"caffe"`` or ``"none"``, instead of as the network's publisher does.
         classes: class names by index.
         input_size: ``(C, H, W)`` of one image, where the network takes other sizes than its usual
-            one: torchvision's convolutional classifiers do, and a factory's network may. A whole
-            picture is then scaled to it, unless it is square as before.
+            one: torchvision's convolutional classifiers do, and a factory's or a file's network
+            may. A whole picture is then scaled to it, unless it is square as before.
         device: where the network shall be.
 
     Raises:
@@ -155,7 +155,7 @@ def load(
     weights = None if weights is None else str(weights)
     size = None if input_size is None else checked_size(input_size)
     if spec.lower().endswith(".onnx"):
-        model = _of_its_size(_from_onnx(spec), size)
+        model = _from_onnx(spec, weights, preprocess, size)
     elif spec in OWN:
         model = _of_its_size(_own(spec, weights), size)
     elif ":" in spec:
@@ -372,7 +372,12 @@ def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -
     return Model(module, preprocess, size, None, spec, (note,))
 
 
-def _from_onnx(path: str) -> Model:
+def _from_onnx(
+    path: str,
+    weights: str | None,
+    preprocess: str | None,
+    input_size: tuple[int, ...] | None,
+) -> Model:
     import converters  # only here: the rest of the library needs no ONNX
 
     load_onnx = getattr(converters, "load_onnx", None)
@@ -384,9 +389,47 @@ def _from_onnx(path: str) -> Model:
                 f"the package 'converters' found at {found} is not this library's and hides it; "
                 "rename it or take its folder off the path"
             )
-        raise InputError(f"cannot load {path!r}: this version does not import ONNX files yet")
-    model: Model = load_onnx(path)
-    return model
+        raise InputError(f"cannot load {path!r}: the package 'converters' is incomplete")
+    if weights in ("default", "none"):
+        raise InputError(f"{path} holds its own weights; leave --weights out, or give a file")
+    module = load_onnx(path)
+    size, notes = _size_of_import(path, module.source, input_size)
+    if preprocess is None:
+        notes += (
+            f"{path} does not say how it wants its pictures: the preprocessing 'rescale' is assumed",
+        )
+    if weights is not None:
+        load_state(module, read_state(weights), weights)
+    mode = preprocess_by_name(preprocess or "rescale", size)
+    source = f"{path} ({module.source.exporter or 'ONNX'})"
+    return Model(module, mode, size, None, source, (*module.source.notes, *notes))
+
+
+def _size_of_import(
+    path: str, source: Any, input_size: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """``(C, H, W)`` or ``(H, W)`` of an imported network, and what had to be assumed for it."""
+    shape = tuple(source.input_size)
+    wanted = "N×" + "×".join("any" if n is None else str(n) for n in shape)
+    if len(source.inputs) != 1 or len(shape) not in (2, 3):
+        raise InputError(
+            f"{path} takes no single picture ({len(source.inputs)} inputs, the first {wanted}); "
+            "converters.load_onnx imports it as a bare network"
+        )
+    if input_size is not None:
+        given = input_size
+        fits = len(given) == len(shape) and all(
+            n in (None, m) for n, m in zip(shape, given, strict=True)
+        )
+        if not fits:
+            raise InputError(f"{path} takes {wanted}, not N×{'×'.join(map(str, given))}")
+        return given, ()
+    if None not in shape:
+        return shape, ()
+    sides = (None, *shape)[-3:]
+    channels, rest = (sides[0] or 3,), tuple(n or 224 for n in sides[1:])
+    size = channels + rest if len(shape) == 3 else rest
+    return size, (f"{path} takes pictures of any size: {'×'.join(map(str, size))} is assumed",)
 
 
 def read_state(path: str) -> dict[str, Tensor]:

@@ -51,10 +51,63 @@ def aliases(module: nn.Module) -> Mapping[str, str]:
     return _ALIASES.get(module, {})
 
 
+def foreign_names(module: nn.Module) -> Mapping[str, str]:
+    """Names a network brings along from where it was imported: theirs -> the module's.
+
+    For layers whose names torch refuses (``mobilenetv2_1.00_224``, ``train``); kept in the network,
+    as ``layer_names``, so that copies of it have them too.
+    """
+    return _brought_along(module, "layer_names")
+
+
+def _brought_along(module: nn.Module, what: str) -> Mapping[str, str]:
+    """What an imported network knows of its layers; other networks' attributes are their own."""
+    if not getattr(module, "is_imported_network", False):
+        return {}
+    found: Mapping[str, str] = getattr(module, what)
+    return found
+
+
 def display_name(module: nn.Module, name: str) -> str:
-    """The alias of a layer where it has one, else its name as written before ``torch.compile``."""
-    alias = aliases(module).get(name)
-    return name.replace("._orig_mod", "") if alias is None else alias
+    """The alias of a layer where it has one, else its name where it was imported from.
+
+    Written as before ``torch.compile`` where that wrapped a part.
+    """
+    if name in aliases(module):
+        return aliases(module)[name]
+    name = name.replace("._orig_mod", "")
+    return _translated(name, {ours: theirs for theirs, ours in foreign_names(module).items()})
+
+
+def _translated(name: str, names: Mapping[str, str]) -> str:
+    """A layer's name, or that of a part of it, in the other of two languages."""
+    if not names:
+        return name
+    prefix = name
+    while prefix not in names and "." in prefix:
+        prefix = prefix.rpartition(".")[0]
+    return names[prefix] + name[len(prefix) :] if prefix in names else name
+
+
+def refuse_unavailable(module: nn.Module, name: str) -> None:
+    """Raise for a layer whose output an imported network does not have.
+
+    The network says so itself, in ``unavailable_layers``: name -> why, in a sentence.
+
+    Raises:
+        InputError: with that sentence, for the layer and for its parts.
+    """
+    for layer, sentence in _brought_along(module, "unavailable_layers").items():
+        if name == layer or name.startswith(f"{layer}."):
+            raise InputError(sentence)
+
+
+def _is_available(module: nn.Module, name: str) -> bool:
+    try:
+        refuse_unavailable(module, name)
+    except InputError:
+        return False
+    return True
 
 
 def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
@@ -104,6 +157,9 @@ def original_name(module: nn.Module, name: str) -> str:
     by_alias = {alias: original for original, alias in aliases(module).items()}
     if name in by_alias:
         return by_alias[name]
+    translated = _translated(name, foreign_names(module))
+    if translated != name and _reaches_module(module, translated):
+        return translated
     if _reaches_module(module, name):  # the common case, without listing the whole network
         return name
     known = dict(module.named_modules(remove_duplicate=False))
@@ -114,6 +170,7 @@ def original_name(module: nn.Module, name: str) -> str:
     for known_name in known:  # parts that torch.compile wrapped have one name more in between
         if [part for part in known_name.split(".") if part != "_orig_mod"] == written:
             return known_name
+    refuse_unavailable(module, name)  # known, and nothing of it is left
     candidates = [display_name(module, known_name) for known_name in known if known_name]
     offer = closest(name, candidates) or "; layers() lists them all"
     raise InputError(f"the network has no layer {name!r}{offer}")
@@ -186,6 +243,7 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
     for one in spec:
         if isinstance(one, nn.Module):
             name = _by_module(module, one)
+            refuse_unavailable(module, name)
             found.setdefault((name, 0), Layer(display_name(module, name), unwrap(one)))
             continue
         if not isinstance(one, str):
@@ -201,11 +259,16 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
             if not hits:
                 raise InputError(f"no layer matches {one!r}; layers() lists them all")
             for name, child in hits:
+                if len(hits) == 1:
+                    refuse_unavailable(module, name)
+                elif not _is_available(module, name):
+                    continue
                 found.setdefault(
                     (name, call), Layer(display_name(module, name), child, call, explicit=False)
                 )
         else:
             name = original_name(module, base)
+            refuse_unavailable(module, name)
             found[name, call] = Layer(
                 display_name(module, name), module.get_submodule(name), call, explicit=True
             )

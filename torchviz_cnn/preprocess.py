@@ -167,5 +167,5 @@ def preprocess_by_name(mode: str, input_size: Sequence[int], *, nearest: bool = 
     if len(input_size) == 2 or input_size[0] == 1:
         if len(chosen.mean) == 3:
             raise InputError(f"the preprocessing {mode!r} needs colour, and this network is gray")
-        return replace(chosen, channels="L")
+        return replace(chosen, channels="L", channel_axis=len(input_size) == 3)
     return chosen

@@ -1,0 +1,87 @@
+"""Exports that Keras and tf2onnx write without complaint, and that no program can run.
+
+Each is told with the layer, the cause and the way to a good file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import onnx
+
+from converters.names import Claim, clean
+from torchviz_cnn.errors import InputError
+
+_AUGMENTATION = re.compile(
+    r"(Stateless|Stateful)?(Random\w+|Truncated\w+|Multinomial)(V\d)?|ImageProjectiveTransform(V\d)?"
+    r"|AdjustContrastv2|AdjustHue|AdjustSaturation|RandomUniform(Like)?|RandomNormal(Like)?|Bernoulli"
+)
+_CALLS = ("StatefulPartitionedCall", "PartitionedCall")
+_RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan", "If")
+
+
+def refuse_broken(model: onnx.ModelProto, claims: Sequence[Claim], opset: int) -> None:
+    """Raise for what is known to be broken in an export.
+
+    Raises:
+        InputError: one sentence that names the layer, the cause and how to export again.
+    """
+    for node, claim in zip(model.graph.node, claims, strict=True):
+        where = _where(node, claim)
+        if sentence := _refusal(node, opset):
+            raise InputError(f"{where} {sentence}")
+    _refuse_lost_constants(model, claims)
+
+
+def _where(node: onnx.NodeProto, claim: Claim) -> str:
+    owner = claim.owner or claim.near
+    if owner is not None:
+        return f"the layer {'.'.join(owner.path)!r}"
+    return f"the node {clean(node.name or node.output[0])!r}"
+
+
+def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
+    op = node.op_type
+    if _AUGMENTATION.fullmatch(op):
+        return (
+            f"draws random numbers ({op}): it augments pictures while training and was exported in "
+            "training mode; build the network anew without its augmentation layers, give it the "
+            "trained weights and export that"
+        )
+    if op == "Erfc":
+        return (
+            "uses the exact GELU, which the exporter wrote as Erfc, no operator of ONNX; export "
+            "again with keras.activations.gelu(x, approximate=True), or with Keras' torch back end "
+            "(KERAS_BACKEND=torch)"
+        )
+    if op in _CALLS:
+        return (
+            f"was left as a call into TensorFlow ({op}), as happens to a grouped convolution; "
+            "export again with Keras' torch back end (KERAS_BACKEND=torch)"
+        )
+    if op in _RECURRENT:
+        return f"is recurrent or branches ({op}), which is not imported; only plain networks are"
+    if node.domain in ("", "ai.onnx") and not onnx.defs.has(op, max_inclusive_version=opset):
+        return (
+            f"uses {op}, which is no operator of ONNX {opset}: the exporter could not translate "
+            "it; replace that layer, or export again with Keras' torch back end "
+            "(KERAS_BACKEND=torch)"
+        )
+    return None
+
+
+def _refuse_lost_constants(model: onnx.ModelProto, claims: Sequence[Claim]) -> None:
+    """``Normalization(mean=…)``: its numbers have become inputs, and their values are lost."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    lost = [v.name for v in model.graph.input if v.name not in given and "/" in clean(v.name)]
+    used = {name: claim for node, claim in zip(model.graph.node, claims, strict=True)
+            for name in node.input if name in lost}  # fmt: skip
+    for name, claim in used.items():
+        owner = claim.owner or claim.near
+        where = f"the layer {'.'.join(owner.path)!r}" if owner else f"the input {name!r}"
+        raise InputError(
+            f"{where} lost its numbers in the export: {name!r} has become an input of the network; "
+            "replace the Normalization layer by Rescaling(scale=1 / std, offset=-mean / std) and "
+            "export again"
+        )

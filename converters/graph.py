@@ -1,0 +1,225 @@
+"""An ONNX graph in plain Python, easier to rewrite than protocol buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, shape_inference
+
+from converters.names import Claim, Owner
+
+Array = NDArray[Any]
+Shape = tuple[int | None, ...]
+
+
+@dataclass
+class Node:
+    """One operator. ``owner`` is the Keras layer it belongs to, once that is known."""
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    owner: Owner | None = None
+    alias: Owner | None = None
+    near: Owner | None = None
+
+    @property
+    def output(self) -> str:
+        return self.outputs[0]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@dataclass
+class Graph:
+    """Operators in an order in which they can run, and what they run on.
+
+    Attributes:
+        nodes: the operators.
+        constants: weights and other fixed tensors by name.
+        inputs: name -> shape, batch axis first; ``None`` for an axis of any length.
+        outputs: names of what the network returns.
+        shapes: what is known of the shape of each tensor.
+        opset: version of the standard operators.
+        notes: sentences a user should be told.
+        permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
+    """
+
+    nodes: list[Node]
+    constants: dict[str, Array]
+    inputs: dict[str, Shape]
+    outputs: list[str]
+    shapes: dict[str, Shape]
+    opset: int
+    notes: list[str] = field(default_factory=list)
+    permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _made: int = 0
+
+    def fresh(self, stem: str) -> str:
+        """A tensor name nobody uses."""
+        self._made += 1
+        return f"{stem}//{self._made}"
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Who reads each tensor; a node that reads it twice stands there twice."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
+
+    def makers(self) -> dict[str, Node]:
+        """Who puts out each tensor."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
+    def shape(self, name: str) -> Shape | None:
+        if name in self.constants:
+            return self.constants[name].shape
+        return self.shapes.get(name)
+
+    def static(self, node: Node, index: int) -> Array | None:
+        """The constant a node is given at a position, if it is one."""
+        if index >= len(node.inputs):
+            return None
+        return self.constants.get(node.inputs[index])
+
+    def rename_uses(self, old: str, new: str) -> None:
+        """Let everybody who reads ``old`` read ``new``."""
+        for node in self.nodes:
+            node.inputs = [new if name == old else name for name in node.inputs]
+        self.outputs = [new if name == old else name for name in self.outputs]
+
+    def prune(self) -> None:
+        """Forget what no output depends on: operators, constants, inputs."""
+        wanted = set(self.outputs)
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.outputs):
+                kept.append(node)
+                wanted.update(node.inputs)
+        self.nodes = kept[::-1]
+        self.constants = {name: c for name, c in self.constants.items() if name in wanted}
+        self.inputs = {name: shape for name, shape in self.inputs.items() if name in wanted}
+
+    def sort(self) -> None:
+        """Put the operators into an order in which they can run, as near as can be to the old."""
+        makers = self.makers()
+        done: set[Node] = set()
+        ordered: list[Node] = []
+        for start in self.nodes:
+            stack: list[tuple[Node, Iterator[str]]] = [(start, iter(start.inputs))]
+            while stack:
+                node, inputs = stack[-1]
+                if node in done:
+                    stack.pop()
+                    continue
+                before = next(
+                    (makers[i] for i in inputs if i in makers and makers[i] not in done), None
+                )
+                if before is not None:
+                    stack.append((before, iter(before.inputs)))
+                    continue
+                done.add(node)
+                ordered.append(node)
+                stack.pop()
+        self.nodes = ordered
+
+
+def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
+    """The graph of a model whose nodes have been given their layers.
+
+    Args:
+        model: without external data, subgraphs or functions.
+        claims: one for each node, from :func:`converters.names.read_names`.
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node, claim in zip(graph.node, claims, strict=True):
+        if node.op_type == "Constant":
+            constants[node.output[0]] = _constant(node)
+            continue
+        attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+        nodes.append(
+            Node(
+                node.op_type,
+                list(node.input),
+                list(node.output),
+                attributes,
+                node.name,
+                claim.owner,
+                claim.alias,
+                claim.near,
+            )
+        )
+    return Graph(
+        nodes=nodes,
+        constants=constants,
+        inputs={v.name: _shape(v) or () for v in graph.input if v.name not in constants},
+        outputs=[value.name for value in graph.output],
+        shapes=infer_shapes(model),
+        opset=opset_of(model),
+    )
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators a model uses."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """The shape of every tensor, as far as it follows from the inputs'."""
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    return {value.name: shape for value in values if (shape := _shape(value)) is not None}
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _constant(node: onnx.NodeProto) -> Array:
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
+
+
+def attributes_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two operators are set alike."""
+    return one.keys() == other.keys() and all(
+        np.array_equal(np.asarray(one[key]), np.asarray(other[key])) for key in one
+    )
+
+
+def known_length(dims: Iterable[int | None]) -> int | None:
+    """The product of some axes' lengths, where all are known."""
+    product = 1
+    for dim in dims:
+        if dim is None:
+            return None
+        product *= dim
+    return product

@@ -1,0 +1,280 @@
+"""A Keras network from its ONNX file, as an ordinary ``nn.Module`` with Keras' layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnx import version_converter
+
+from converters import passes
+from converters.broken import refuse_broken
+from converters.graph import Graph, Shape, opset_of, read_graph
+from converters.names import Names, read_names
+from converters.network import Builder, ImportedNetwork, Made
+from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
+from converters.trust import read_model
+from torchviz_cnn.errors import InputError
+
+InputLayout = Literal["NCHW", "as_exported"]
+
+# onnx2torch knows no later version of most operators.
+_NEWEST_OPSET = 17
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one Keras layer has become.
+
+    Attributes:
+        name: Keras' name, after those of the models it is nested in: ``vggish.conv2d``.
+        module: the module's dotted name; ``None`` where there is none.
+        type: Keras' class, as far as it can be told.
+        output_shape: for one image, as the module puts it out; ``None`` for what is not known.
+        status: ``"in the file"``, ``"fused into X"`` or ``"not in the file"``.
+        permutation: where the features stand in another order than in Keras (a flattened map is
+            channels first here): Keras' output is ``output[:, permutation]``.
+    """
+
+    name: str
+    module: str | None
+    type: str
+    output_shape: tuple[int | None, ...] | None
+    status: str
+    permutation: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an imported network came from.
+
+    Attributes:
+        file: the file's name.
+        exporter: the program that wrote it.
+        opset: version of ONNX' operators in it.
+        inputs: names of what the network is given, as the file has them.
+        outputs: names of what it puts out.
+        input_layout: ``"NCHW"``, or ``"as_exported"``.
+        input_size: of one image, as the module takes it; ``None`` for axes of any length.
+        layers: one record for each Keras layer.
+        notes: what was assumed or changed, each a sentence a user should be told.
+    """
+
+    file: str
+    exporter: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    input_layout: InputLayout
+    input_size: tuple[int | None, ...]
+    layers: tuple[LayerRecord, ...]
+    notes: tuple[str, ...]
+
+
+def load_onnx(
+    path: str | Path,
+    *,
+    input_layout: InputLayout = "NCHW",
+    layer_names: Sequence[str] | Mapping[str, str] | None = None,
+    external_data: bool = False,
+) -> ImportedNetwork:
+    """A network exported by Keras as an ``nn.Module`` whose named modules are Keras' layers.
+
+    ``conv2d_1`` puts out what Keras calls the layer's output, after its activation; ``conv2d_1.conv``
+    (``.dense``) what comes before, ``conv2d_1.act`` is the activation. A layer called twice is one
+    module called twice. A batch norm that the exporter merged into a convolution stands behind it as
+    an identity; the convolution's own output is not in the file and is refused by name.
+
+    Args:
+        path: the file.
+        input_layout: ``"NCHW"``: the network takes ``(N, C, H, W)`` like every network of torch;
+            ``"as_exported"``: it takes ``(N, H, W, C)`` like Keras, and is left as it is in the
+            file. Feature maps inside are ``(N, C, H, W)`` in both.
+        layer_names: Keras' names in order, ``[layer.name for layer in model.layers]``, or name ->
+            class name. They are checked against the file, and layers that do nothing outside
+            training, which the file does not have, are put back as identities.
+        external_data: allow weights in files of their own beside this one.
+
+    Returns:
+        The network in eval mode; ``.source`` says where it came from and lists the layers.
+
+    Raises:
+        InputError: for a file that cannot be read or trusted, or that the exporter broke; says
+            which layer, why, and how to export again.
+
+    Example:
+        >>> import tempfile, onnx, torch, torchviz_cnn as tvc
+        >>> from onnx import helper
+        >>> size = [1, 4, 4, 3]
+        >>> graph = helper.make_graph(
+        ...     [
+        ...         helper.make_node("Transpose", ["img"], ["t"], perm=[0, 3, 1, 2]),
+        ...         helper.make_node("MaxPool", ["t"], ["p"], "net_1/pool_1/P", kernel_shape=[2, 2]),
+        ...         helper.make_node("Relu", ["p"], ["out"], "net_1/re_lu_1_2/Relu"),
+        ...     ],
+        ...     "tf2onnx",
+        ...     [helper.make_tensor_value_info("img", onnx.TensorProto.FLOAT, size)],
+        ...     [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)],
+        ... )
+        >>> opset = helper.make_opsetid("", 15)
+        >>> model = helper.make_model(graph, producer_name="tf2onnx", opset_imports=[opset])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     onnx.save(model, f"{folder}/net.onnx")
+        ...     net = load_onnx(f"{folder}/net.onnx")
+        >>> seen = tvc.activations(net, torch.ones(1, 3, 4, 4))
+        >>> {name: tuple(maps.shape) for name, maps in seen.items()}
+        {'pool': (1, 3, 3, 3), 're_lu_1': (1, 3, 3, 3)}
+    """
+    if input_layout not in ("NCHW", "as_exported"):
+        raise InputError(f"input_layout is 'NCHW' or 'as_exported', not {input_layout!r}")
+    model = _without_dead_nodes(read_model(path, external_data=external_data))
+    opset = opset_of(model)
+    names = read_names(model)
+    refuse_broken(model, names.claims, opset)
+    if opset > _NEWEST_OPSET:
+        model = _older(model)
+        names = read_names(model)
+    graph = _simplified(model, names, input_layout)
+    fused = name_fused_norms(graph)
+    listed = _listed(graph, layer_names)
+    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else {}
+    builder = Builder(graph, kinds)
+    network = builder.network()
+    _describe(network, builder, fused, listed, kinds)
+    network.source = Source(
+        file=Path(path).name,
+        exporter=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        opset=opset,
+        inputs=tuple(graph.inputs),
+        outputs=tuple(value.name for value in model.graph.output),
+        input_layout=input_layout,
+        input_size=_input_size(graph),
+        layers=_records(graph, builder, fused, listed, kinds),
+        notes=tuple(graph.notes),
+    )
+    return network.eval()
+
+
+def _without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Operators no output depends on, and inputs nobody reads, are left behind."""
+    wanted = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    if len(kept) < len(model.graph.node):
+        kept.reverse()
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)
+    for position in reversed(range(len(model.graph.input))):
+        if model.graph.input[position].name not in wanted:
+            del model.graph.input[position]
+    return model
+
+
+def _older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with older operators; as it is where onnx has no way back.
+
+    Whether each operator is known is found out when its module is built.
+    """
+    try:
+        return version_converter.convert_version(model, _NEWEST_OPSET)
+    except (RuntimeError, ValueError):
+        return model
+
+
+def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Graph:
+    graph = read_graph(model, names.claims)
+    passes.simplify(graph)
+    if layout == "NCHW":
+        passes.channels_first(graph, keras=names.style != "nameless")
+    passes.merge(graph)
+    if names.style == "nameless":
+        graph.notes.append(
+            f"the file, written by {names.exporter or 'an unknown program'}, does not carry the "
+            "layers' names: they are called after what they do (conv_1, relu_1, …)"
+        )
+        name_nameless(graph)
+    give_owners(graph)
+    graph.sort()
+    return graph
+
+
+def _listed(graph: Graph, layer_names: Sequence[str] | Mapping[str, str] | None) -> Listed | None:
+    if layer_names is None:
+        return None
+    if isinstance(layer_names, str) or not all(isinstance(name, str) for name in layer_names):
+        raise InputError("layer_names must be a list of names: [l.name for l in model.layers]")
+    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else {}
+    return add_listed(graph, list(layer_names), kinds)
+
+
+def _input_size(graph: Graph) -> tuple[int | None, ...]:
+    shape: Shape = next(iter(graph.inputs.values()), ())
+    return shape[1:]
+
+
+def _describe(
+    network: ImportedNetwork,
+    builder: Builder,
+    fused: Mapping[tuple[str, ...], tuple[str, ...]],
+    listed: Listed | None,
+    kinds: Mapping[str, str],
+) -> None:
+    """What the library must know to find layers by Keras' names, and to refuse some."""
+    network.layer_names = {
+        ".".join(made.path): made.module
+        for made in builder.made.values()
+        if ".".join(made.path) != made.module
+    }
+    network.unavailable_layers = {
+        builder.made[conv].module: (
+            f"the output of {'.'.join(conv)!r} is not in the file: the exporter merged the layer "
+            f"with the batch norm {'.'.join(norm)!r} after it; look at {'.'.join(norm)!r}"
+        )
+        for conv, norm in fused.items()
+    }
+    network.unavailable_layers |= listed.absent if listed is not None else {}
+
+
+def _records(
+    graph: Graph,
+    builder: Builder,
+    fused: Mapping[tuple[str, ...], tuple[str, ...]],
+    listed: Listed | None,
+    kinds: Mapping[str, str],
+) -> tuple[LayerRecord, ...]:
+    records = {".".join(path): _record(graph, made, fused) for path, made in builder.made.items()}
+    if listed is None:
+        return tuple(records.values())
+    ordered: list[LayerRecord] = []
+    for name in listed.order:
+        if name not in records:
+            kind = kinds.get(name, "unknown")
+            ordered.append(LayerRecord(name, None, kind, None, "not in the file"))
+        ordered += [
+            each for key, each in records.items() if key == name or key.startswith(name + ".")
+        ]
+    return tuple(ordered)
+
+
+def _record(
+    graph: Graph, made: Made, fused: Mapping[tuple[str, ...], tuple[str, ...]]
+) -> LayerRecord:
+    shape = graph.shapes.get(made.output)
+    status = "in the file"
+    if made.path in fused:
+        status = f"fused into {'.'.join(fused[made.path])}"
+    return LayerRecord(
+        ".".join(made.path),
+        made.module,
+        made.kind,
+        None if shape is None else shape[1:],
+        status,
+        graph.permuted.get(made.output),
+    )

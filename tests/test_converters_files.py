@@ -1,0 +1,731 @@
+"""Files made by hand: names of every style, broken exports, and operators one by one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import torchviz_cnn as tvc
+from converters import load_onnx
+from tests.onnx_files import evaluate, node, save
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def conv(scope: str, source: str, out: str, *, op: str = "convolution", **more: object) -> list:
+    """A convolution and its ReLU as the exporter names them, kernel and bias included."""
+    inputs = f"{source} {scope}/{op}/ReadVariableOp:0 {scope}/Squeeze:0"
+    return [
+        node("Conv", inputs, f"{scope}/BiasAdd:0", f"{scope}/BiasAdd", **more),
+        node("Relu", f"{scope}/BiasAdd:0", out, f"{scope}/Relu"),
+    ]
+
+
+def weights(scope: str, before: int, after: int, *, op: str = "convolution", seed: int = 0) -> dict:
+    return {
+        f"{scope}/{op}/ReadVariableOp:0": draw(after, before, 3, 3, seed=seed),
+        f"{scope}/Squeeze:0": draw(after, seed=seed + 1),
+    }
+
+
+TURN = node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2])
+
+
+def run(path: Path, shape: tuple[int, ...], names: list[str], seed: int = 3) -> tuple:
+    """A random input in the file's layout, the network, and the reference's tensors."""
+    x = draw(*shape, seed=seed).astype(np.float32)
+    network = load_onnx(path)
+    return x, network, evaluate(path, {network.source.inputs[0]: x}, names)
+
+
+def close(found: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert tuple(found.shape) == expected.shape
+    assert np.abs(expected).max() > 1e-3
+    assert np.abs(found.detach().numpy() - expected).max() <= tolerance * np.abs(expected).max()
+
+
+# ---------------------------------------------------------------- styles of names
+
+
+def two_convolutions(path: Path, scopes: list[str], op: str, producer: str = "tf2onnx") -> Path:
+    first, second = scopes
+    nodes = [TURN, *conv(first, "t", "a", op=op), *conv(second, "a", "out", op=op)]
+    constants = weights(first, 3, 4, op=op) | weights(second, 4, 2, op=op, seed=5)
+    return save(path, nodes, constants, {"img": ["N", 8, 7, 3]}, ["out"], producer=producer)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "op", "names"),
+    [
+        (["net_1/conv2d_1", "net_1/conv2d_1_2"], "convolution", ["conv2d", "conv2d_1"]),
+        # the second model built in a notebook with tf_keras: numbered, and nothing to strip
+        (["sequential_1/conv2d_2", "sequential_1/conv2d_3"], "Conv2D", ["conv2d_2", "conv2d_3"]),
+        (["net/conv2d", "net/conv2d_1"], "Conv2D", ["conv2d", "conv2d_1"]),
+        (
+            [f"StatefulPartitionedCall/net_1/{n}_1" for n in ("block1_conv1", "block1_conv2")],
+            "convolution",
+            ["block1_conv1", "block1_conv2"],
+        ),
+        (["net_1/vggish_1/conv2d_1", "net_1/vggish_1/conv2d_1_2"], "convolution",
+         ["vggish.conv2d", "vggish.conv2d_1"]),
+    ],
+)  # fmt: skip
+def test_names_of_each_style(tmp_path: Path, scopes: list[str], op: str, names: list[str]) -> None:
+    path = two_convolutions(tmp_path / "net.onnx", scopes, op)
+    x, network, expected = run(path, (2, 8, 7, 3), ["a", "out"])
+    found = [r.name for r in network.source.layers if r.type == "Conv2D"]
+    assert found == names
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, names)
+    for name, wanted in zip(names, expected, strict=True):
+        close(seen[name], wanted)
+    if "vggish" in scopes[0]:
+        assert torch.equal(tvc.activations(network, image, "vggish")["vggish"], seen[names[-1]])
+
+
+def test_a_nested_model_called_twice_is_one_module(tmp_path: Path) -> None:
+    nodes = [
+        node("Transpose", "left", "tl", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Transpose", "right", "tr", "Transpose__2", perm=[0, 3, 1, 2]),
+    ]
+    kernel = weights("net_1/tower_1/conv2d_1", 3, 4)
+    kernel_name, bias_name = kernel
+    for source, scope, out in (("tl", "tower_1", "a"), ("tr", "tower_3", "b")):
+        base = f"net_1/{scope}/conv2d_1"
+        nodes += [
+            node("Conv", f"{source} {kernel_name} {bias_name}", f"{base}/B:0", f"{base}/BiasAdd"),
+            node("Relu", f"{base}/B:0", out, f"{base}/Relu"),
+        ]
+    nodes += [node("Sub", "a b", "out", "net_1/subtract_1/Sub")]
+    sides = ["N", 6, 6, 3]
+    path = save(tmp_path / "n.onnx", nodes, kernel, {"left": sides, "right": sides}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["tower", "subtract"]
+    assert len(list(network.parameters())) == 2
+    left, right = draw(1, 6, 6, 3).astype(np.float32), draw(1, 6, 6, 3, seed=9).astype(np.float32)
+    a, b, out = evaluate(path, {"left": left, "right": right}, ["a", "b", "out"])
+    pair = [torch.from_numpy(each.transpose(0, 3, 1, 2).copy()) for each in (left, right)]
+    with tvc.capture(network, ["tower.conv2d@*", "tower@*"]) as seen:
+        close(network(*pair), out)
+    close(seen["tower.conv2d"], a)
+    close(seen["tower.conv2d@1"], b)
+    close(seen["tower@1"], b)
+
+
+def test_a_nested_model_called_twice_by_tf_keras(tmp_path: Path) -> None:
+    kernel = {"net/tower/conv2d/Conv2D/ReadVariableOp:0": draw(3, 3, 1, 1)}
+    weight = next(iter(kernel))
+    nodes = [
+        TURN,
+        node("Conv", f"t {weight}", "net/tower/conv2d/Conv2D:0", "net/tower/conv2d/Conv2D"),
+        node("Relu", "net/tower/conv2d/Conv2D:0", "a", "net/tower/activation/Relu"),
+        node("Conv", f"a {weight}", "net/tower/conv2d/Conv2D_1:0", "net/tower/conv2d/Conv2D_1"),
+        node("Relu", "net/tower/conv2d/Conv2D_1:0", "out", "net/tower/activation/Relu_1"),
+    ]
+    path = save(tmp_path / "n.onnx", nodes, kernel, {"img": ["N", 4, 4, 3]}, ["out"])
+    x, network, (a, out) = run(path, (1, 4, 4, 3), ["a", "out"])
+    seen = tvc.activations(network, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), "tower@*")
+    close(seen["tower"], a)
+    close(seen["tower@1"], out)
+    assert len(list(network.parameters())) == 1
+
+
+def test_an_operator_used_twice_in_one_call_is_not_a_second_call(tmp_path: Path) -> None:
+    nodes = [
+        TURN,
+        node("Mul", "t half", "m", "net/twice/mul"),
+        node("Mul", "m third", "out", "net/twice/mul_1"),
+        *conv("net/conv2d", "out", "c", op="Conv2D"),
+    ]
+    constants = {"half": 0.5, "third": 0.3} | weights("net/conv2d", 3, 2, op="Conv2D")
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 4, 4, 3]}, ["c"])
+    x, network, (out,) = run(path, (1, 4, 4, 3), ["out"])
+    assert [r.name for r in network.source.layers] == ["twice", "conv2d"]
+    seen = tvc.activations(network, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), "twice@*")
+    assert list(seen) == ["twice"]
+    close(seen["twice"], out)
+
+
+def test_equal_constants_of_two_layers_do_not_lend_their_name(tmp_path: Path) -> None:
+    # The exporter stores the zero bias of both once, under the first one's name.
+    zero = "net_1/first_1/Squeeze:0"
+    nodes = [TURN]
+    constants = {zero: np.zeros(3)}
+    for number, (source, out) in enumerate((("t", "a"), ("a", "out"))):
+        name = ("first", "second")[number]
+        weight = f"net_1/{name}_1/convolution/ReadVariableOp:0"
+        constants[weight] = draw(3, 3, 1, 1, seed=number)
+        nodes.append(node("Conv", f"{source} {weight} {zero}", out, f"Conv__{number}"))
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 4, 4, 3]}, ["out"])
+    x, network, (a, out) = run(path, (1, 4, 4, 3), ["a", "out"])
+    assert network.unavailable_layers == {}
+    seen = tvc.activations(network, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), "*")
+    close(seen["first"], a)
+    close(seen["second"], out)
+    # stored once, and yet two biases: training one must not move the other
+    assert network.first.conv.bias is not network.second.conv.bias
+
+
+def test_a_fused_convolution_named_only_by_the_transpose_before_it(tmp_path: Path) -> None:
+    constants = {
+        "Conv__9_weights_fused_bn": draw(2, 3, 3, 3),
+        "Conv__9_bias_fused_bn": draw(2, seed=1),
+    } | weights("net/other", 2, 2, op="Conv2D")
+    nodes = [
+        node("Transpose", "img", "t", "net/conv1_conv/Conv2D__6", perm=[0, 3, 1, 2]),
+        node(
+            "Conv",
+            "t Conv__9_weights_fused_bn Conv__9_bias_fused_bn",
+            "net/conv1_bn/FusedBatchNormV3:0",
+            "Conv__9",
+        ),
+        *conv("net/other", "net/conv1_bn/FusedBatchNormV3:0", "out", op="Conv2D"),
+    ]
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 8, 8, 3]}, ["out"])
+    x, network, (bn,) = run(path, (1, 8, 8, 3), ["net/conv1_bn/FusedBatchNormV3:0"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(tvc.activations(network, image, "conv1_bn")["conv1_bn"], bn)
+    with pytest.raises(tvc.InputError, match=r"'conv1_conv' is not in the file.*'conv1_bn'"):
+        tvc.activations(network, image, "conv1_conv")
+
+
+@pytest.mark.parametrize("producer", ["pytorch", "jax2onnx", "somebody"])
+def test_a_file_without_names_gets_readable_ones(tmp_path: Path, producer: str) -> None:
+    nodes = [
+        TURN,
+        node("Conv", "t k", "c", "/Conv"),
+        node("Relu", "c", "r", "/Relu"),
+        node("MaxPool", "r", "p", "/MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "p k2", "c2", "/Conv_1"),
+        node("Relu", "c2", "r2", "/Relu_1"),
+        node("GlobalAveragePool", "r2", "g", "/Mean"),
+        node("Flatten", "g", "f", "/Flatten"),
+        node("Gemm", "f w b", "d", "/Gemm", transB=1),
+        node("Softmax", "d", "out", "/Softmax"),
+    ]
+    constants = {
+        "k": draw(4, 3, 3, 3),
+        "k2": draw(4, 4, 3, 3, seed=1),
+        "w": draw(5, 4),
+        "b": draw(5),
+    }
+    path = save(
+        tmp_path / "n.onnx", nodes, constants, {"img": ["N", 12, 12, 3]}, ["out"], producer=producer
+    )
+    x, network, (r2, d) = run(path, (2, 12, 12, 3), ["r2", "d"])
+    assert [r.name for r in network.source.layers] == [
+        "conv_1",
+        "relu_1",
+        "max_pool_1",
+        "conv_2",
+        "relu_2",
+        "global_average_pool_1",
+        "flatten_1",
+        "dense_1",
+        "softmax_1",
+    ]
+    assert [note for note in network.source.notes if producer in note and "names" in note]
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["relu_2", "dense_1"])
+    close(seen["relu_2"], r2)
+    close(seen["dense_1"], d)
+
+
+def test_a_layer_whose_inside_is_read_elsewhere_puts_out_its_last_tensor(tmp_path: Path) -> None:
+    # Merging equal operators lets another layer read what is before the activation.
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "a"),
+        node("Add", "a net_1/conv2d_1/BiasAdd:0", "out", "net_1/add_1/Add"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 6, 3]}, ["out"])
+    x, network, (a, out) = run(path, (1, 6, 6, 3), ["a", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(network(image), out)
+    close(tvc.activations(network, image, "conv2d")["conv2d"], a)
+
+
+def test_layers_that_wait_for_each_other_are_split(tmp_path: Path) -> None:
+    # The second half of "left" needs "right", which needs the first half of "left".
+    nodes = [
+        TURN,
+        node("Neg", "t", "l1", "net_1/left_1/Neg"),
+        node("Exp", "l1", "r1", "net_1/right_1/Exp"),
+        node("Add", "l1 r1", "out", "net_1/left_1/Add"),
+    ]
+    nodes[1:2] = [*conv("net_1/conv2d_1", "t", "c"), node("Neg", "c", "l1", "net_1/left_1/Neg")]
+    path = save(
+        tmp_path / "n.onnx",
+        nodes,
+        weights("net_1/conv2d_1", 3, 2),
+        {"img": ["N", 4, 4, 3]},
+        ["out"],
+    )
+    x, network, (r1, out) = run(path, (1, 4, 4, 3), ["r1", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["left", "right"])
+    close(seen["left"], out)
+    close(seen["right"], r1)
+
+
+# ---------------------------------------------------------------- names that torch refuses
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> tuple[Path, nn.Module]:
+    scopes = ["net_1/mobilenetv2_1.00_224_1/train_1", "net_1/mobilenetv2_1.00_224_1/a.b_1"]
+    nodes = [TURN, *conv(scopes[0], "t", "a"), *conv(scopes[1], "a", "b")]
+    nodes += [node("MaxPool", "b", "c", "net_1/float_1/MaxPool2d", kernel_shape=[2, 2])]
+    nodes += [node("Relu", "c", "out", "net_1/steps_1/Relu")]
+    constants = weights(scopes[0], 3, 4) | weights(scopes[1], 4, 2, seed=5)
+    path = save(tmp_path / "odd.onnx", nodes, constants, {"img": ["N", 12, 11, 3]}, ["out"])
+    return path, load_onnx(path)
+
+
+def test_names_that_torch_refuses_are_accepted(odd: tuple[Path, nn.Module]) -> None:
+    path, network = odd
+    x = draw(1, 12, 11, 3).astype(np.float32)
+    wanted = ["a", "net_1/mobilenetv2_1.00_224_1/a.b_1/BiasAdd:0", "b", "c", "out"]
+    a, before, b, c, out = evaluate(path, {"img": x}, wanted)
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    model = "mobilenetv2_1.00_224"
+    expected = {
+        f"{model}.train": a,
+        f"{model}.a.b.conv": before,
+        f"{model}.a.b": b,
+        model: b,
+        "float": c,
+        "steps": out,
+    }
+    for net in (network, copy.deepcopy(network)):
+        seen = tvc.activations(net, image, list(expected))
+        assert set(seen) == set(expected)
+        for name, value in expected.items():
+            close(seen[name], value)
+        cam = tvc.grad_cam(net, image, target=lambda y: y.sum((1, 2, 3)), layer=f"{model}.train")
+        assert cam.layer == f"{model}.train"
+        rows = tvc.layers(net, (3, 12, 11))
+        assert rows.names == [f"{model}.train", f"{model}.a.b", "float", "steps"]
+        assert rows[f"{model}.a.b"].type == "Conv2D"
+    tvc.rename(network, {"float": "pool", f"{model}.train": "first"})
+    seen = tvc.activations(network, image, ["pool", "float", "first"])
+    close(seen["pool"], c)
+    close(seen["first"], a)
+    with pytest.raises(tvc.InputError, match=f"did you mean '{model}.a.b"):
+        tvc.activations(network, image, f"{model}.a.c")
+
+
+# ---------------------------------------------------------------- broken exports
+
+
+def broken(path: Path, middle: onnx.NodeProto, **more: object) -> Path:
+    nodes = [TURN, *conv("net_1/conv2d_1", "t", "a"), middle]
+    inputs = {"img": ["N", 8, 8, 3]} | more.pop("inputs", {})
+    return save(path, nodes, weights("net_1/conv2d_1", 3, 4), inputs, ["out"], **more)
+
+
+@pytest.mark.parametrize(
+    ("middle", "layer", "cause", "remedy"),
+    [
+        (
+            node(
+                "StatelessRandomUniformV2",
+                "a",
+                "out",
+                "net_1/random_flip_1/stateless_random/StatelessRandomUniformV2",
+            ),
+            "random_flip",
+            "augments pictures while training",
+            "without its augmentation layers",
+        ),
+        (
+            node(
+                "ImageProjectiveTransformV3",
+                "a",
+                "out",
+                "net_1/random_rotation_1/transform/ImageProjectiveTransformV3",
+            ),
+            "random_rotation",
+            "augments pictures while training",
+            "without its augmentation layers",
+        ),
+        (
+            node("Erfc", "a", "out", "net_1/activation_1/Gelu/Erfc"),
+            "activation",
+            "exact GELU",
+            r"approximate=True",
+        ),
+        (
+            node("StatefulPartitionedCall", "a", "out", "net_1/conv2d_1_2/StatefulPartitionedCall"),
+            "conv2d_1",
+            "grouped convolution",
+            "KERAS_BACKEND=torch",
+        ),
+        (
+            node("SomethingOfTensorFlow", "a", "out", "net_1/my_layer_1/SomethingOfTensorFlow"),
+            "my_layer",
+            "no operator of ONNX 15",
+            "replace that layer",
+        ),
+    ],
+)
+def test_broken_exports_say_what_to_do(
+    tmp_path: Path, middle: onnx.NodeProto, layer: str, cause: str, remedy: str
+) -> None:
+    path = broken(tmp_path / "broken.onnx", middle)
+    with pytest.raises(tvc.InputError) as caught:
+        load_onnx(path)
+    sentence = str(caught.value)
+    assert f"'{layer}'" in sentence
+    assert cause in sentence
+    assert remedy in sentence
+    assert "\n" not in sentence
+
+
+def test_normalization_that_lost_its_numbers(tmp_path: Path) -> None:
+    lost = "net_1/normalization_1/Sub/y:0"
+    middle = node("Sub", f"a {lost}", "out", "net_1/normalization_1/Sub")
+    path = broken(tmp_path / "b.onnx", middle, inputs={lost: [1, 4, 1, 1]})
+    with pytest.raises(tvc.InputError, match=r"'normalization' lost its numbers.*Rescaling\("):
+        load_onnx(path)
+
+
+def test_inputs_nobody_reads_are_dropped(tmp_path: Path) -> None:
+    dead = "net_1/normalization_1/Sub/y:0"
+    middle = node("Neg", "a", "out", "net_1/activation_1/Neg")
+    path = broken(tmp_path / "b.onnx", middle, inputs={dead: [1, 1, 1, 3]})
+    network = load_onnx(path)
+    assert network.source.inputs == ("img",)
+    x = draw(1, 8, 8, 3).astype(np.float32)
+    (out,) = evaluate(path, {"img": x, dead: np.zeros((1, 1, 1, 3), np.float32)}, ["out"])
+    close(network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())), out)
+
+
+# ---------------------------------------------------------------- operators
+
+
+def one(path: Path, middle: list, constants: dict, shape: list, *, opset: int = 15) -> Path:
+    """A channels-first file of a few operators in one layer."""
+    return save(path, middle, constants, {"x": shape}, ["out"], opset=opset, producer="by hand")
+
+
+def layer(op: str, inputs: str, out: str = "out", **attributes: object) -> onnx.NodeProto:
+    return node(op, inputs, out, f"/{op}", **attributes)
+
+
+K3 = {"k": draw(4, 2, 3, 3), "b": draw(4, seed=1)}
+OPERATORS = {
+    "uneven pads": (layer("Conv", "x k b", pads=[0, 0, 1, 1], strides=[2, 2]), K3),
+    "negative slope": (layer("LeakyRelu", "x", alpha=0.3), {}),
+    "pool, uneven pads": (
+        layer("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
+        {},
+    ),
+    "average, uneven pads": (
+        layer("AveragePool", "x", kernel_shape=[3, 2], strides=[2, 2], pads=[0, 0, 1, 1]),
+        {},
+    ),
+    "global maximum": (layer("GlobalMaxPool", "x"), {}),
+    "global average": (layer("GlobalAveragePool", "x"), {}),
+    "transposed": (
+        layer("ConvTranspose", "x kt bt", strides=[2, 2], pads=[1, 1, 0, 0]),
+        {"kt": draw(2, 3, 3, 3), "bt": draw(3)},
+    ),
+    "transposed, even": (
+        layer("ConvTranspose", "x kt", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+        {"kt": draw(2, 3, 3, 3)},
+    ),
+    "transposed, dilated": (
+        layer("ConvTranspose", "x kt", dilations=[2, 1]),
+        {"kt": draw(2, 2, 3, 3)},
+    ),
+    "slice": (layer("Slice", "x s e a p"), {"s": [1, -1], "e": [5, -99], "a": [2, 3], "p": [2, -2]}),
+    "pad": (layer("Pad", "x w v"), {"w": [0, 0, 1, 2, 0, 0, 3, 0], "v": 0.7}),
+    "reflect": (layer("Pad", "x w", mode="reflect"), {"w": [0, 0, 1, 2, 0, 0, 3, 0]}),
+    "squeeze": (layer("ReduceMean", "x", axes=[2, 3], keepdims=0), {}),
+    "maximum": (layer("ReduceMax", "x", axes=[-1], keepdims=1), {}),
+    "prelu": (layer("PRelu", "x slope"), {"slope": draw(2, 1, 1)}),
+    "softmax": (layer("Softmax", "x", axis=1), {}),
+    "hard sigmoid": (layer("HardSigmoid", "x", alpha=0.2), {}),
+    "batch norm": (
+        layer("BatchNormalization", "x g b m v", epsilon=1e-3),
+        {"g": draw(2), "b": draw(2, seed=1), "m": draw(2, seed=2), "v": draw(2, seed=3) ** 2 + 0.1},
+    ),
+    "from a constant": (layer("Sub", "c x"), {"c": draw(2, 1, 1)}),
+    "divided": (layer("Div", "x c"), {"c": draw(2, 1, 1)}),
+    "reshape": (layer("Reshape", "x s"), {"s": [-1, 7, 16]}),
+    "reshape, axis kept": (layer("Reshape", "x s"), {"s": [0, 4, -1]}),
+    "flatten": (layer("Reshape", "x s"), {"s": [0, -1]}),
+    "enlarge": (
+        node("Resize", "x  s", "out", mode="nearest", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor"),
+        {"s": np.array([1, 1, 2, 3.0])},
+    ),
+    "enlarge smoothly": (
+        node("Resize", "x  s", "out", mode="linear", coordinate_transformation_mode="half_pixel"),
+        {"s": np.array([1, 1, 2, 2.0])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_those_of_the_standard(tmp_path: Path, name: str) -> None:
+    operator, constants = OPERATORS[name]
+    if operator.op_type == "Resize":  # an input left out has an empty name
+        scales = operator.input[-1]
+        del operator.input[:]
+        operator.input.extend(["x", "", scales])
+    path = one(tmp_path / "n.onnx", [operator], constants, ["N", 2, 7, 8])
+    x = draw(3, 2, 7, 8, seed=4).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), expected)
+    double = copy.deepcopy(network).double()(torch.from_numpy(x).double())
+    assert double.dtype is torch.float64
+    close(double.float(), expected)
+    torch.export.export(network, (torch.from_numpy(x),))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_of_a_newer_standard(tmp_path: Path, approximate: str) -> None:
+    gelu = layer("Gelu", "x", approximate=approximate)
+    path = one(tmp_path / "n.onnx", [gelu], {}, ["N", 2, 7, 8], opset=20)
+    x = draw(3, 2, 7, 8).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:
+    """TensorFlow's rule for padding="same", from its documentation."""
+    reach = (kernel - 1) * dilation + 1
+    total = max(reach - stride, 0) if size % stride == 0 else max(reach - size % stride, 0)
+    return (total // 2, total - total // 2) if upper else (total - total // 2, total // 2)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("op", "kernel", "stride", "dilation"),
+    [
+        ("Conv", (3, 3), (2, 2), (1, 1)),
+        ("Conv", (2, 4), (1, 3), (1, 1)),
+        ("Conv", (3, 2), (1, 1), (2, 3)),
+        ("MaxPool", (3, 2), (2, 2), (1, 1)),
+        ("AveragePool", (3, 2), (2, 2), (1, 1)),
+        ("AveragePool", (4, 4), (3, 2), (1, 1)),
+    ],
+)
+def test_same_padding(
+    tmp_path: Path, op: str, kernel: tuple, stride: tuple, dilation: tuple, auto: str, fixed: bool
+) -> None:
+    settings: dict = {"kernel_shape": kernel, "strides": stride}
+    constants = {}
+    if op == "Conv":
+        settings["dilations"] = dilation
+        constants = {"k": draw(4, 2, *kernel), "b": draw(4)}
+    inputs = "x k b" if op == "Conv" else "x"
+    sizes = [(7, 8)] if fixed else [(7, 8), (8, 9), (9, 7)]
+    given = ["N", 2, *sizes[0]] if fixed else ["N", 2, "H", "W"]
+    path = one(
+        tmp_path / "auto.onnx", [layer(op, inputs, auto_pad=auto, **settings)], constants, given
+    )
+    network = load_onnx(path)
+    for size in sizes:
+        sides = [
+            same_by_hand(*window, auto == "SAME_UPPER")
+            for window in zip(size, kernel, stride, dilation, strict=True)
+        ]
+        settings["pads"] = [side[0] for side in sides] + [side[1] for side in sides]
+        plain = layer(op, inputs, **settings)
+        path = one(tmp_path / "plain.onnx", [plain], constants, ["N", 2, *size])
+        x = (draw(2, 2, *size) - 2).astype(np.float32)  # negative: a border of zeros would show
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+        assert expected.shape[2:] == tuple(
+            -(-n // step) for n, step in zip(size, stride, strict=True)
+        )
+        close(network(torch.from_numpy(x)), expected)
+        torch.export.export(network, (torch.from_numpy(x),))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [3, 4, 5])
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+def test_transposed_convolution_same(tmp_path: Path, auto: str, kernel: int, stride: int) -> None:
+    if kernel < stride:
+        pytest.skip("a gap, not a border")
+    constants = {"k": draw(2, 3, kernel, kernel), "b": draw(3)}
+    up = layer("ConvTranspose", "x k b", auto_pad=auto, strides=[stride, stride])
+    network = load_onnx(one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4]))
+    bare = layer("ConvTranspose", "x k b", strides=[stride, stride])
+    path = one(tmp_path / "bare.onnx", [bare], constants, ["N", 2, 5, 4])
+    x = draw(2, 2, 5, 4).astype(np.float32)
+    (whole,) = evaluate(path, {"x": x}, ["out"])
+    total = kernel - stride
+    first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+    expected = whole[:, :, first : first + 5 * stride, first : first + 4 * stride]
+    close(network(torch.from_numpy(x)), expected)
+
+
+def test_transposed_convolution_to_a_given_size(tmp_path: Path) -> None:
+    """As the exporter writes Conv2DTranspose(padding="same"): the output's shape is stated."""
+    constants = {"k": draw(2, 3, 3, 3)}
+    up = layer("ConvTranspose", "x k", auto_pad="SAME_UPPER", strides=[2, 2], output_shape=[10, 8])
+    network = load_onnx(one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4]))
+    path = one(
+        tmp_path / "b.onnx",
+        [layer("ConvTranspose", "x k", strides=[2, 2])],
+        constants,
+        ["N", 2, 5, 4],
+    )
+    x = draw(1, 2, 5, 4).astype(np.float32)
+    (whole,) = evaluate(path, {"x": x}, ["out"])
+    close(network(torch.from_numpy(x)), whole[:, :, :10, :8])
+
+
+# ---------------------------------------------------------------- passes
+
+
+def test_swish_and_unfused_batch_norm_become_one_module_each(tmp_path: Path) -> None:
+    bn = "net_1/bn_1/batchnorm"
+    constants = weights("net_1/conv2d_1", 3, 4) | {
+        f"{bn}/mul:0": draw(1, 4, 1, 1, seed=2),
+        "const_fold_opt__9": draw(1, 4, 1, 1, seed=3),
+    }
+    first = conv("net_1/conv2d_1", "t", "net_1/conv2d_1/Relu:0")
+    nodes = [
+        TURN,
+        *first,
+        node("Mul", f"net_1/conv2d_1/Relu:0 {bn}/mul:0", f"{bn}/mul_1:0", f"{bn}/mul_1"),
+        node("Add", f"{bn}/mul_1:0 const_fold_opt__9", f"{bn}/add_1:0", f"{bn}/add_1"),
+        node("Sigmoid", f"{bn}/add_1:0", "net_1/swish_1/Sigmoid:0", "net_1/swish_1/Sigmoid"),
+        node("Mul", f"{bn}/add_1:0 net_1/swish_1/Sigmoid:0", "out", "net_1/swish_1/mul"),
+    ]
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 6, 3]}, ["out"])
+    x, network, (norm, out) = run(path, (2, 6, 6, 3), [f"{bn}/add_1:0", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["bn", "swish"])
+    close(seen["bn"], norm)
+    close(seen["swish"], out)
+    assert isinstance(network.swish, nn.SiLU)
+    assert [name for name, _ in network.bn.named_parameters()] == ["weight", "bias"]
+    assert dict(network.named_buffers()) == {}
+
+
+def test_channels_last_constants_before_the_first_transpose_are_turned(tmp_path: Path) -> None:
+    mean, scale = "net_1/norm_1/Sub/y:0", "net_1/norm_1/Sqrt:0"
+    constants = {mean: draw(1, 1, 1, 3), scale: draw(3, seed=4) ** 2 + 0.5}
+    constants |= weights("net_1/conv2d_1", 3, 4)
+    nodes = [
+        node("Sub", f"img {mean}", "s", "net_1/norm_1/Sub"),
+        node("Div", f"s {scale}", "d", "net_1/norm_1/truediv"),
+        node("Pad", "d w", "p", "net_1/zero_padding2d_1/Pad"),
+        node("Transpose", "p", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        *conv("net_1/conv2d_1", "t", "out"),
+    ]
+    constants |= {"w": [0, 1, 0, 0, 0, 0, 2, 0]}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 5, 6, 3]}, ["out"])
+    x, network, (d, p, out) = run(path, (2, 5, 6, 3), ["d", "p", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(network(image), out)
+    seen = tvc.activations(network, image, ["norm", "zero_padding2d"])
+    close(seen["norm"], d.transpose(0, 3, 1, 2))
+    close(seen["zero_padding2d"], p.transpose(0, 3, 1, 2))
+    assert not [m for m in network.modules() if type(m).__name__ == "Permute"]
+    as_exported = load_onnx(path, input_layout="as_exported")
+    close(as_exported(torch.from_numpy(x)), out)
+
+
+def test_pictures_with_one_channel_are_turned_by_a_reshape(tmp_path: Path) -> None:
+    nodes = [
+        node("Reshape", "img shape", "t", "net_1/conv2d_1/BiasAdd__22"),
+        *conv("net_1/conv2d_1", "t", "a"),
+        node("Transpose", "a", "u", "Transpose__3", perm=[0, 2, 3, 1]),
+        node("Reshape", "u flat", "f", "net_1/flatten_1/Reshape"),
+        node("Relu", "f", "r", "net_1/activation_1/Relu"),
+        node("MatMul", "r net_1/dense_1/Cast/ReadVariableOp:0", "out", "net_1/dense_1/MatMul"),
+    ]
+    constants = weights("net_1/conv2d_1", 1, 4) | {
+        "shape": [-1, 1, 6, 5],
+        "flat": [-1, 48],
+        "net_1/dense_1/Cast/ReadVariableOp:0": draw(48, 3),
+    }
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 5, 1]}, ["out"])
+    x, network, (f, r, out) = run(path, (2, 6, 5, 1), ["f", "r", "out"])
+    assert network.source.input_size == (1, 6, 5)
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(network(image), out)
+    records = {record.name: record for record in network.source.layers}
+    seen = tvc.activations(network, image, ["flatten", "activation"])
+    for name, wanted in (("flatten", f), ("activation", r)):
+        close(seen[name][:, list(records[name].permutation)], wanted)
+        assert not np.allclose(seen[name].numpy(), wanted)
+    assert isinstance(network.dense.dense, nn.Linear)
+    assert network.dense.dense.bias is None
+
+
+def test_a_dense_layer_shared_by_two_flattened_maps_stays_one(tmp_path: Path) -> None:
+    kernel = "net_1/dense_1/Cast/ReadVariableOp:0"
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "a"),
+        *conv("net_1/conv2d_1_2", "t", "b"),
+        node("Transpose", "a", "ta", "Transpose__3", perm=[0, 2, 3, 1]),
+        node("Transpose", "b", "tb", "Transpose__4", perm=[0, 2, 3, 1]),
+        node("Reshape", "ta flat", "fa", "net_1/flatten_1/Reshape"),
+        node("Reshape", "tb flat", "fb", "net_1/flatten_1_2/Reshape"),
+        node("MatMul", f"fa {kernel}", "da", "net_1/dense_1/MatMul"),
+        node("MatMul", f"fb {kernel}", "db", "net_1/dense_3/MatMul"),
+        node("Add", "da db", "out", "net_1/add_1/Add"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 2) | weights("net_1/conv2d_1_2", 3, 2, seed=7)
+    constants |= {"flat": [-1, 24], kernel: draw(24, 3)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 5, 3]}, ["out"])
+    x, network, (da, db, out) = run(path, (2, 6, 5, 3), ["da", "db", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    close(network(image), out)
+    seen = tvc.activations(network, image, "dense@*")
+    close(seen["dense"], da)
+    close(seen["dense@1"], db)
+    assert len([m for m in network.modules() if isinstance(m, nn.Linear)]) == 1
+
+
+def test_maps_that_the_network_puts_out_come_channels_first_and_it_says_so(tmp_path: Path) -> None:
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "a"),
+        node("Transpose", "a", "out", "Transpose__3", perm=[0, 2, 3, 1]),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 2)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 5, 3]}, ["out"])
+    x, network, (a, out) = run(path, (2, 6, 5, 3), ["a", "out"])
+    close(network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())), a)
+    assert [note for note in network.source.notes if "(N, C, H, W)" in note]
+    close(load_onnx(path, input_layout="as_exported")(torch.from_numpy(x)), out)
+
+
+def test_a_file_that_is_channels_first_already_is_left_alone(tmp_path: Path) -> None:
+    nodes = conv("net_1/conv2d_1", "img", "out")
+    path = save(
+        tmp_path / "n.onnx",
+        nodes,
+        weights("net_1/conv2d_1", 3, 2),
+        {"img": ["N", 3, 6, 5]},
+        ["out"],
+    )
+    x, network, (out,) = run(path, (2, 3, 6, 5), ["out"])
+    close(network(torch.from_numpy(x)), out)
+    assert network.source.input_size == (3, 6, 5)
+
+
+def test_a_bad_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(tvc.InputError, match="'NCHW' or 'as_exported', not 'NHWC'"):
+        load_onnx(tmp_path / "n.onnx", input_layout="NHWC")
