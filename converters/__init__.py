@@ -1,9 +1,18 @@
 """Networks from files of other frameworks: Keras models exported to ONNX become torch modules."""
 
+from converters.comparison import Comparison, LayerComparison, compare
 from converters.importer import LayerRecord, Source, load_onnx
 from converters.network import ImportedNetwork
 
-__all__ = ["ImportedNetwork", "LayerRecord", "Source", "load_onnx"]
+__all__ = [
+    "Comparison",
+    "ImportedNetwork",
+    "LayerComparison",
+    "LayerRecord",
+    "Source",
+    "compare",
+    "load_onnx",
+]
 
 # Tells this package from another one that happens to be called converters.
 __torchviz_cnn__ = True

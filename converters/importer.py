@@ -130,7 +130,7 @@ def load_onnx(
     """
     if input_layout not in ("NCHW", "as_exported"):
         raise InputError(f"input_layout is 'NCHW' or 'as_exported', not {input_layout!r}")
-    model = _without_dead_nodes(read_model(path, external_data=external_data))
+    model = without_dead_nodes(read_model(path, external_data=external_data))
     opset = opset_of(model)
     names = read_names(model)
     refuse_broken(model, names.claims, opset)
@@ -158,7 +158,7 @@ def load_onnx(
     return network.eval()
 
 
-def _without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Operators no output depends on, and inputs nobody reads, are left behind."""
     wanted = {value.name for value in model.graph.output}
     kept = []

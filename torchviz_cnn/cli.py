@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import album, demo, models, render
 from torchviz_cnn.errors import InputError, closest
-from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder
+from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder, write_atomically
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
@@ -109,7 +109,7 @@ def _root(
 @app.command("layers")
 def layers_command(
     model: Annotated[str, typer.Argument(help="As for --model of the other commands.")],
-    weights: Weights = "none",
+    weights: Weights = None,
     input_size: InputSize = None,
     every: Annotated[bool, typer.Option("--all", help="Containers and parts too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
@@ -124,6 +124,8 @@ def layers_command(
       torchviz-cnn layers mypackage.nets:build --input-size 1x64x64 --json
     """
     chosen = models.choose_device(device)
+    if weights is None and not model.lower().endswith(".onnx"):
+        weights = "none"  # the table does not depend on them
     loaded = models.load(model, weights, input_size=size_of(input_size), device=chosen)
     table = layer_table(loaded, nested=every)
     if as_json:
@@ -351,6 +353,82 @@ def _check_used(names: Sequence[str], given: dict[str, object]) -> None:
                 f"--{option.replace('_', '-')} is not for {', '.join(names)}, "
                 f"but for {', '.join(takers)}"
             )
+
+
+@app.command("compare")
+def compare_command(
+    file: Annotated[Path, typer.Argument(help="An ONNX file exported by Keras.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures to compare on, or a folder of them; noise otherwise."),
+    ] = None,
+    preprocess: PreprocessMode = None,
+    layer_names: Annotated[
+        Path | None,
+        typer.Option(help="Keras' layer names in order, one a line: checked against the file."),
+    ] = None,
+    input_size: InputSize = None,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for comparison.json and comparison.png."),
+    ] = None,
+) -> None:
+    """Prove layer by layer that an imported network computes what its ONNX file does.
+
+    The file is run by onnxruntime, the imported network by torch, and every layer's output is
+    compared: up to 1e-4 of its largest value is the same, from 1e-3 on it differs and the exit
+    code is 1.
+
+    \b
+    Examples:
+      torchviz-cnn compare model.onnx
+      torchviz-cnn compare model.onnx --images photos --preprocess caffe --out proof
+    """
+    if out is not None:
+        check_folder(out)
+    names = None if layer_names is None else models.read_classes(layer_names)
+    pictures = [read_picture(path) for path in _pictures_in(images or [])]
+    chosen = models.choose_device(device)
+    model = models.load(
+        str(file), preprocess=preprocess, input_size=size_of(input_size), device=chosen
+    )
+    for note in model.notes:
+        if pictures or "preprocessing" not in note:
+            _note(note)
+    inputs = model.preprocess(pictures) if pictures else None
+    result = models.compare_file(file, model, inputs, names)
+    _tell(result.format(None if sys.stdout.isatty() else 120))
+    if out is not None:
+        rows = [row for row in result.layers if row.relative is not None]
+        with all_or_nothing(out) as staging:
+            write_atomically(
+                staging / "comparison.json", lambda f: f.write(result.to_json().encode())
+            )
+            figure = render.errors_figure(
+                [row.name for row in rows],
+                [row.relative for row in rows],
+                bounds=[(1e-4, "same"), (1e-3, "differs")],
+                title=f"{result.file}: the imported network beside {result.reference}",
+            )
+            write_picture(staging, "comparison.png", album.figure_picture(figure))
+        _tell(f"comparison.json and comparison.png in {out}")
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """The files given, and those of the folders given."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+            if not files:
+                raise InputError(f"there is no picture in the folder {str(path)!r}")
+            found += files
+        else:
+            found.append(path)
+    return found
 
 
 @app.command("methods")

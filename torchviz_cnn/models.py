@@ -372,27 +372,61 @@ def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -
     return Model(module, preprocess, size, None, spec, (note,))
 
 
+def _converters(path: str) -> Any:
+    """The package that reads ONNX files; the rest of the library does without it.
+
+    Raises:
+        InputError: when another package of that name hides it.
+    """
+    import converters
+
+    if not getattr(converters, "__torchviz_cnn__", False):
+        found = getattr(converters, "__file__", None) or str(getattr(converters, "__path__", ""))
+        raise InputError(
+            f"{path} cannot be read: the package 'converters' found at {found} is not this "
+            "library's and hides it; rename it or take its folder off the path"
+        )
+    return converters
+
+
+def compare_file(
+    path: str | Path,
+    model: Model,
+    inputs: Tensor | None = None,
+    layer_names: Sequence[str] | None = None,
+) -> Any:
+    """An imported network beside its ONNX file, see :func:`converters.compare`.
+
+    Args:
+        path: the file.
+        model: what :func:`load` made of it.
+        inputs: pictures, prepared; noise otherwise.
+        layer_names: Keras' names in order, to be checked against the file.
+
+    Returns:
+        A :class:`converters.Comparison`.
+
+    Raises:
+        InputError: as :func:`converters.compare`.
+    """
+    if inputs is None:  # the file may leave the size open: take that of the model
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand((2, *model.input_size), generator=generator)
+    network = None if layer_names is not None else model.module
+    return _converters(str(path)).compare(
+        path, inputs=inputs, network=network, layer_names=layer_names
+    )
+
+
 def _from_onnx(
     path: str,
     weights: str | None,
     preprocess: str | None,
     input_size: tuple[int, ...] | None,
 ) -> Model:
-    import converters  # only here: the rest of the library needs no ONNX
-
-    load_onnx = getattr(converters, "load_onnx", None)
-    if load_onnx is None:
-        own = Path(__file__).parents[1] / "converters" / "__init__.py"
-        found = Path(str(getattr(converters, "__file__", "")))
-        if found != own and getattr(converters, "__torchviz_cnn__", False) is False:
-            raise InputError(
-                f"the package 'converters' found at {found} is not this library's and hides it; "
-                "rename it or take its folder off the path"
-            )
-        raise InputError(f"cannot load {path!r}: the package 'converters' is incomplete")
     if weights in ("default", "none"):
         raise InputError(f"{path} holds its own weights; leave --weights out, or give a file")
-    module = load_onnx(path)
+    module = _converters(path).load_onnx(path)
     size, notes = _size_of_import(path, module.source, input_size)
     if preprocess is None:
         notes += (

@@ -2,7 +2,7 @@
 
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
 from torchviz_cnn.render.enlarge import viewable
-from torchviz_cnn.render.figures import attribution_figure, color_scale, sheet
+from torchviz_cnn.render.figures import attribution_figure, color_scale, errors_figure, sheet
 from torchviz_cnn.render.grids import Scale, feature_maps, units
 from torchviz_cnn.render.overlays import masked, overlay, stretch
 
@@ -13,6 +13,7 @@ __all__ = [
     "color_scale",
     "colorize",
     "colormap_for",
+    "errors_figure",
     "feature_maps",
     "masked",
     "overlay",

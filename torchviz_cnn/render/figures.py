@@ -174,3 +174,52 @@ def _scaled(picture: Image.Image, cell: int) -> Image.Image:
     # Small maps keep their square cells; large pictures are averaged.
     how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
     return picture.convert("RGB").resize(size, how)
+
+
+def errors_figure(
+    names: Sequence[str],
+    errors: Sequence[float],
+    *,
+    bounds: Sequence[tuple[float, str]] = (),
+    title: str = "",
+) -> Figure:
+    """Errors of layers over depth, on a logarithmic scale.
+
+    Args:
+        names: of the layers, in order.
+        errors: not negative; those below 1e-9 are drawn there.
+        bounds: lines across, each with a word.
+        title: a line above.
+
+    Returns:
+        A figure of its own, not registered with pyplot.
+
+    Raises:
+        InputError: for no layers, or another number of errors.
+
+    Example:
+        >>> figure = errors_figure(["conv", "dense"], [1e-7, 2e-6], bounds=[(1e-3, "fails")])
+        >>> figure.axes[0].get_yscale()
+        'log'
+    """
+    if not names or len(names) != len(errors):
+        raise InputError(f"{len(errors)} errors were given for {len(names)} layers")
+    figure = Figure(figsize=(min(20.0, 3.0 + 0.22 * len(names)), 4.5))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    drawn = np.clip(np.nan_to_num(np.asarray(errors, float), nan=10.0, posinf=10.0), 1e-9, 10.0)
+    axis.plot(range(len(names)), drawn, "o-", color="#31688e", markersize=4, linewidth=1)
+    for value, word in bounds:
+        axis.axhline(value, color="#b23c3c", linewidth=0.8, linestyle="--")
+        axis.text(len(names) - 0.5, value, f" {word}", va="center", fontsize=8, color="#b23c3c")
+    axis.set_yscale("log")
+    axis.set_ylim(5e-10, 20)
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    step = -(-len(names) // 80)  # more names than that cannot be read
+    axis.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    axis.set_ylabel("largest difference / layer's largest value", fontsize=9)
+    axis.grid(axis="y", linewidth=0.3)
+    if title:
+        figure.suptitle(title, fontsize=11, wrap=True)
+    return figure

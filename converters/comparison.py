@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
-from converters.importer import InputLayout, LayerRecord, _without_dead_nodes, load_onnx
+from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
 from converters.names import Owner, read_names
 from converters.network import ImportedNetwork
 from converters.trust import read_model
@@ -203,7 +203,7 @@ def compare(
             layer_names=layer_names,
             external_data=external_data,
         )
-    model = _without_dead_nodes(read_model(path, external_data=external_data))
+    model = without_dead_nodes(read_model(path, external_data=external_data))
     given = _inputs(network, inputs, seed)
     places = output_tensors(model)
     source = network.source
