@@ -1031,9 +1031,7 @@ def _slice(node: NodeProto, operands: list[Any]) -> Array:
     steps = given.get("steps") or [1] * len(starts)
     cut = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        # Counting backwards, "before the first" cannot be written as a negative end in Python.
-        stop = None if step < 0 and end < -data.shape[axis] else end
-        cut[axis] = slice(start, stop, step)
+        cut[axis] = slice(start, end, step)
     return np.asarray(data[tuple(cut)])
 
 

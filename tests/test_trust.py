@@ -415,6 +415,12 @@ def test_graphs_nested_a_little(save: Save) -> None:
     refused(save(nested(3)), "graph within")
 
 
+def test_a_value_taken_from_a_function_that_is_not_there(save: Save) -> None:
+    model = network([relu(name="n", alpha=1.0)])
+    model.graph.node[0].attribute[0].ref_attr_name = "slope"
+    refused(save(model), "'n' (Relu)", "'alpha'", "function")
+
+
 def test_sparse_weights(save: Save) -> None:
     model = network([relu()])
     values, places = weights((1,), "few"), integers("places", MANY**2)
@@ -518,6 +524,8 @@ def test_inputs_that_are_no_pictures(save: Save) -> None:
         helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, [1]))
     )
     refused(save(model), "input 'x'", "not a tensor")
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    refused(save(model), "input 'x'", "no known data type")
     refused(save(network([relu()], shape=(1,) * 65)), "input 'x'", "65 axes")
     refused(save(network([relu()], shape=(MANY, MANY))), "input 'x'", "elements")
 
@@ -541,6 +549,8 @@ def test_names_cannot_flood_or_steer_a_terminal(save: Save) -> None:
 def test_shapes_that_cannot_fit(save: Save) -> None:
     refused(save(conv_of(weights((4, 3, 3), "kernel"))), "'conv1' (Conv)", "does not fit")
     refused(save(conv_of(weights((4, 3, 10, 10), "kernel"))), "'conv1' (Conv)", "larger than its")
+    model = network([helper.make_node("Softmax", ["whole"], ["out"])], [integers("whole", 1, 2)])
+    refused(save(model), "node 0 (Softmax)", "does not fit")
 
 
 def test_a_misfit_of_one_batch_size_is_no_misfit_of_the_file(save: Save) -> None:
@@ -801,6 +811,7 @@ def doubled(times: int) -> ModelProto:
 
 BOMBS: dict[str, ModelProto] = {
     "constant": network([node("ConstantOfShape", "s")], [integers("s", MANY, MANY)]),
+    "nothing times a lot": network([node("ConstantOfShape", "s")], [integers("s", 0, MANY, MANY)]),
     "expand": network(
         [node("Expand", "one", "s")], [weights((1,), "one"), integers("s", MANY, MANY)]
     ),
@@ -907,6 +918,25 @@ def test_a_bomb_within_the_limit_is_none(save: Save) -> None:
     model = network([node("ConstantOfShape", "s")], [integers("s", 10, 10)])
     read_model(save(model), limits=Limits(elements=192))
     refused(save(model), "(Limits.elements)", limits=Limits(elements=99))
+    # An open batch counts as one picture.
+    read_model(save(network([relu()])), limits=Limits(elements=192))
+
+
+@pytest.mark.parametrize(
+    "senseless",
+    [
+        helper.make_node("Gather", ["shape", "far"], ["s"]),
+        helper.make_node("Slice", ["shape", "", "far"], ["s"]),
+        helper.make_node("Div", ["far", "zero"], ["s"]),
+    ],
+)
+def test_a_size_that_cannot_be_computed_is_unknown(save: Save, senseless: NodeProto) -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["shape"]), senseless, node("ConstantOfShape", "s")]
+    refused(save(network(nodes, [integers("far", 99), integers("zero", 0)])), "(")
+
+
+def test_a_size_that_is_no_number_is_named(save: Save) -> None:
+    refused(save(BOMBS["resize by no number"]), "'bomb' (Resize)", "the size nan")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps this limit")
