@@ -213,7 +213,7 @@ def compare(
     seen = _seen(network, given)
     rows: list[LayerComparison] = []
     for record in source.layers:
-        rows += _compare_layer(record, places.get(record.name, []), seen, found)
+        rows += _compare_layer(network, record, places.get(record.name, []), seen, found)
     return Comparison(
         file=Path(path).name,
         reference=f"onnxruntime {_runtime().__version__}",
@@ -282,6 +282,8 @@ def _members(
     for index, node in enumerate(model.graph.node):
         before = maker.get(node.input[0]) if node.input else None
         beside = near[index]
+        if node.op_type == "Transpose":
+            continue  # moves axes for whoever comes next: no part of what was computed
         if whose[index] is None and before is not None and beside is not None:
             made_by = whose[before]
             if made_by is not None and made_by.path == beside.path:
@@ -456,6 +458,7 @@ def _seen(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Tensor
 
 
 def _compare_layer(
+    network: ImportedNetwork,
     record: LayerRecord,
     places: Sequence[FileTensor],
     seen: Mapping[str, Tensor],
@@ -472,13 +475,17 @@ def _compare_layer(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
-        rows.append(_beside(name, record.type, ours, _channels_first(found, place)))
+        rows.append(_beside(name, record.type, ours, _as_in_network(network, found, place)))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]
 
 
-def _channels_first(found: Mapping[str, Array], place: FileTensor) -> Array:
+def _as_in_network(
+    network: ImportedNetwork, found: Mapping[str, Array], place: FileTensor
+) -> Array:
+    """A tensor of the file with its channels where the network has them."""
     array = found[place.tensor]
     turned = place.axes == "channels last" and array.ndim == 4
+    turned = turned and network.source.input_layout == "NCHW"
     return np.moveaxis(array, -1, 1) if turned else array
 
 
@@ -513,6 +520,6 @@ def _compare_outputs(
     axes = tensor_axes(model)
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
-        theirs = _channels_first(found, FileTensor(name, axes[name]))
+        theirs = _as_in_network(network, found, FileTensor(name, axes[name]))
         rows.append(_beside(f"output {name}", "output", result.float().cpu().numpy(), theirs))
     return rows

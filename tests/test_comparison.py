@@ -1,0 +1,216 @@
+"""The comparison notices what is wrong, names the first layer where it goes wrong, and judges by a
+fixed rule: no order of axes is searched for, nothing is sorted.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+
+import converters
+import torchviz_cnn as tvc
+from converters.comparison import output_tensors, tensor_axes
+from converters.trust import read_model
+from tests.onnx_files import DATA, node, save
+
+pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
+
+REAL = os.environ.get("TORCHVIZ_CNN_DATA")
+FILES = sorted(path.name for path in DATA.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+@pytest.mark.parametrize("file", FILES)
+def test_every_layer_of_an_untouched_import_is_the_same(file, layout):
+    result = converters.compare(DATA / file, input_layout=layout)
+    assert result.passed
+    assert result.first_difference is None
+    assert result.worst < 1e-5
+    compared = {row.name for row in result.layers if row.relative is not None}
+    assert {row.status for row in result.layers if row.name not in compared} <= {
+        f"fused into {name}" for name in compared
+    }
+    with np.load(DATA / file.replace(".nospec", "").replace(".onnx", ".npz")) as stored:
+        names = {str(name) for name in stored["layers"]}
+    assert names & compared  # Keras' own names
+    assert all("@" in name or "." in name or name in names for name in compared)
+
+
+@pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")
+@pytest.mark.parametrize(
+    ("file", "compared"), [("lenet", 8), ("resnet20", 52), ("squeezenet_v1.0", 39)]
+)
+def test_really_trained_networks(file, compared):
+    result = converters.compare(Path(REAL) / "keras" / f"{file}.onnx")
+    assert result.passed
+    assert result.worst < 1e-5
+    assert sum(row.relative is not None for row in result.layers) == compared
+
+
+def spoilt(change):
+    """An imported cat-dog network with something wrong in it."""
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    with torch.no_grad():
+        change(network)
+    return converters.compare(DATA / "catdog.k3export.onnx", network=network)
+
+
+def first_kernel(network, name):
+    return next(p for key, p in network.named_parameters() if key.startswith(name) and p.ndim > 1)
+
+
+NAMES = [row.name for row in converters.load_onnx(DATA / "catdog.k3export.onnx").source.layers]
+CONVOLUTIONS = [name for name in NAMES if "conv" in name]
+DENSE = [name for name in NAMES if "dense" in name]
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *DENSE])
+def test_the_first_layer_that_went_wrong_is_named(name):
+    result = spoilt(lambda network: first_kernel(network, name).mul_(-1.5))
+    assert not result.passed
+    assert result.first_difference.name == name
+    before = [row.status for row in result.layers[: NAMES.index(name)]]
+    assert set(before) <= {"same"}
+    assert f"the first layer that differs is '{name}'" in str(result)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_kernel_with_rows_and_columns_exchanged_is_noticed(name):
+    result = spoilt(lambda net: first_kernel(net, name).copy_(first_kernel(net, name).mT.clone()))
+    assert result.first_difference.name == name
+
+
+def test_features_flattened_in_another_order_are_noticed():
+    """The same numbers, sorted otherwise: who compares sorted values would call them the same."""
+
+    def turn(network):
+        kernel = first_kernel(network, DENSE[0])
+        kernel.copy_(kernel.flip(1))
+
+    result = spoilt(turn)
+    assert result.first_difference.name == DENSE[0]
+
+
+def test_between_the_bounds_is_said_and_passes():
+    name = CONVOLUTIONS[-1]
+    result = spoilt(lambda network: first_kernel(network, name).mul_(1 + 4e-4))
+    assert result.first_difference.status == "nearly the same"
+    assert result.passed
+    assert 1e-4 < result.worst < 1e-3
+
+
+def test_the_numbers_are_those_of_the_definition():
+    """One dense layer, whose weights are doubled: the differences can be written down."""
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    x = torch.rand((3, *network.source.input_size), generator=torch.Generator().manual_seed(3))
+    name = CONVOLUTIONS[0]
+    right = tvc.activations(network, x, name)[name].double().numpy()
+    with torch.no_grad():
+        for parameter in network.get_submodule(name).parameters():
+            parameter.mul_(2.0)  # its ReLU lets the factor through
+    result = converters.compare(DATA / "catdog.k3export.onnx", network=network, inputs=x)
+    row = next(row for row in result.layers if row.name == name)
+    assert row.max_abs == pytest.approx(np.abs(right).max(), rel=1e-5)
+    assert row.relative == pytest.approx(1.0, rel=1e-5)
+    assert row.cosine == pytest.approx(1.0, abs=1e-9)
+    assert row.shape == right.shape[1:]
+    assert (row.status, result.images) == ("differs", 3)
+
+
+def cube(path):
+    """Rows, columns and channels are all 4: shapes alone cannot tell the order of axes."""
+    rng = np.random.default_rng(0)
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "net_1/conv2d_1/convolution__5", perm=[0, 3, 1, 2]),
+            node(
+                "Conv",
+                "t net_1/conv2d_1/convolution/ReadVariableOp:0",
+                "net_1/conv2d_1/convolution:0",
+                "net_1/conv2d_1/convolution",
+                kernel_shape=[1, 1],
+            ),
+            node("Relu", "net_1/conv2d_1/convolution:0", "r", "net_1/conv2d_1/Relu"),
+            node("Transpose", "r", "l", "Transpose__9", perm=[0, 2, 3, 1]),
+            node("Mul", "l net_1/scale_1/y:0", "out", "net_1/scale_1/mul"),
+        ],
+        {
+            "net_1/conv2d_1/convolution/ReadVariableOp:0": rng.normal(size=(4, 4, 1, 1)),
+            "net_1/scale_1/y:0": np.array([1.0, 2.0, 3.0, 4.0]),
+        },
+        {"img": [None, 4, 4, 4]},
+        ["out"],
+    )
+
+
+def test_axes_of_equal_length_are_told_apart_by_rule(tmp_path):
+    file = cube(tmp_path / "cube.onnx")
+    axes = tensor_axes(read_model(file))
+    assert {name: axes[name] for name in ("img", "t", "r", "l", "out")} == {
+        "img": "channels last",
+        "t": "channels first",
+        "r": "channels first",
+        "l": "channels last",
+        "out": "channels last",
+    }
+    assert converters.compare(file).passed
+    # By hand: a 1×1 convolution is a product over channels.
+    x = torch.rand((2, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    kernel = numpy_helper.to_array(read_model(file).graph.initializer[0])[:, :, 0, 0]
+    wanted = np.einsum("oc,nchw->nohw", kernel, x.numpy()).clip(0)
+    network = converters.load_onnx(file)
+    found = tvc.activations(network, x)
+    assert np.allclose(found["conv2d"].numpy(), wanted, atol=1e-6)
+
+
+def test_a_layers_output_is_the_last_tensor_that_others_read(tmp_path):
+    model = read_model(cube(tmp_path / "cube.onnx"))
+    found = {name: [call.tensor for call in calls] for name, calls in output_tensors(model).items()}
+    assert found == {"conv2d": ["r"], "scale": ["out"]}
+
+
+def test_a_shared_layer_has_a_row_for_each_call():
+    result = converters.compare(DATA / "shared.k3export.onnx")
+    names = [row.name for row in result.layers]
+    assert any(name.endswith("@1") for name in names)
+    assert len(names) == len(set(names))
+    assert all(row.status == "same" for row in result.layers)
+
+
+def test_names_that_do_nothing_in_the_file_are_listed_as_not_in_it():
+    with np.load(DATA / "catdog.k3export.npz") as stored:
+        names = [str(name) for name in stored["layers"]]
+    result = converters.compare(DATA / "catdog.k3export.onnx", layer_names=names)
+    assert [row.name for row in result.layers] == names
+    assert result.passed
+
+
+def test_as_data_and_as_text():
+    result = converters.compare(DATA / "tiny.k3export.onnx")
+    data = json.loads(result.to_json())
+    assert data["passed"] is True
+    assert data["worst_relative"] == result.worst
+    assert [row["name"] for row in data["layers"]] == [row.name for row in result.layers]
+    text = result.format(width=90)
+    assert all(row.name in text for row in result.layers)
+    assert max(map(len, text.splitlines()[2:])) <= 90
+
+
+def test_inputs_that_do_not_fit_are_sentences():
+    with pytest.raises(tvc.InputError, match="takes 1 tensors, not 2"):
+        converters.compare(DATA / "catdog.k3export.onnx", inputs=[torch.rand(1)] * 2)
+    with pytest.raises(tvc.InputError, match="onnxruntime cannot run the file"):
+        converters.compare(DATA / "catdog.k3export.onnx", inputs=torch.rand(1, 3, 9, 9))
+
+
+def test_the_network_comes_back_as_it_was():
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx").train()
+    converters.compare(DATA / "catdog.k3export.onnx", network=network)
+    assert network.training
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
