@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -326,10 +327,14 @@ def _from_factory(spec: str, weights: str | None, input_size: tuple[int, ...] | 
         raise InputError(f"{spec} has no published weights; leave --weights out, or give a file")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _random(
+            lambda: _users_code(spec, lambda: importlib.import_module(module_name))
+        )
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"cannot find {spec!r}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -356,7 +361,26 @@ def _made_by(factory: Callable[[], Any], spec: str) -> Any:
         ) from None
     except ValueError:  # written in C: it has no signature to ask
         pass
-    return _random(factory)
+    return _random(lambda: _users_code(spec, factory))
+
+
+def _users_code(spec: str, run: Callable[[], Any]) -> Any:
+    """Run what the user wrote; whatever it raises is told as the user's.
+
+    Raises:
+        InputError: with the file and line, for anything but a module that cannot be found.
+    """
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if error.name is not None and spec.partition(":")[0].startswith(error.name):
+            raise
+        raise InputError(f"{spec} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{spec} failed: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        ) from error
 
 
 def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -> Model:
