@@ -90,9 +90,9 @@ def load_onnx(
 
     Args:
         path: the file.
-        input_layout: ``"NCHW"``: the network takes ``(N, C, H, W)`` like every network of torch;
-            ``"as_exported"``: it takes ``(N, H, W, C)`` like Keras, and is left as it is in the
-            file. Feature maps inside are ``(N, C, H, W)`` in both.
+        input_layout: ``"NCHW"``: the network takes ``(N, C, H, W)`` like every network of torch,
+            and every layer puts out its maps so; ``"as_exported"``: it takes ``(N, H, W, C)`` like
+            Keras, and maps lie as the exporter left them, mostly ``(N, C, H, W)``.
         layer_names: Keras' names in order, ``[layer.name for layer in model.layers]``, or name ->
             class name. They are checked against the file, and layers that do nothing outside
             training, which the file does not have, are put back as identities.
