@@ -11,7 +11,7 @@ import onnx
 from onnx import version_converter
 
 from converters import passes
-from converters.broken import refuse_broken
+from converters.broken import refuse_broken, refuse_unbuildable
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
@@ -193,6 +193,7 @@ def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Gr
     passes.simplify(graph)
     if layout == "NCHW":
         passes.channels_first(graph, keras=names.style != "nameless")
+    refuse_unbuildable(graph)
     passes.merge(graph)
     if names.style == "nameless":
         graph.notes.append(
@@ -233,7 +234,7 @@ def _describe(
         if ".".join(made.path) != made.module
     }
     network.unavailable_layers = {
-        builder.made[conv].module: (
+        (builder.made[conv].module if conv in builder.made else ".".join(conv)): (
             f"the output of {'.'.join(conv)!r} is not in the file: the exporter merged the layer "
             f"with the batch norm {'.'.join(norm)!r} after it; look at {'.'.join(norm)!r}"
         )

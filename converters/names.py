@@ -10,6 +10,7 @@ the exporter's own transposes and shape arithmetic, gets none: it goes to whoeve
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -188,10 +189,10 @@ def read_names(model: onnx.ModelProto) -> Names:
     graph = model.graph
     spelled = [clean(node.name) for node in graph.node]
     initializers = [clean(tensor.name) for tensor in graph.initializer]
-    style = _style(model.producer_name, spelled, initializers)
+    root = _root([*spelled, *initializers])
+    style = _style(model.producer_name, spelled, initializers, root)
     if style == "nameless":
         return Names(model.producer_name, style, tuple(Claim() for _ in graph.node))
-    root = _root([*spelled, *initializers])
     uses: dict[str, set[int]] = {}
     for index, node in enumerate(graph.node):
         for name in node.input:
@@ -206,12 +207,15 @@ def read_names(model: onnx.ModelProto) -> Names:
     return Names(model.producer_name, style, claims)
 
 
-def _style(producer: str, nodes: Sequence[str], initializers: Sequence[str]) -> Style:
+def _style(
+    producer: str, nodes: Sequence[str], initializers: Sequence[str], root: str | None
+) -> Style:
     """Numbers alone do not tell: the second model built in a tf_keras notebook has them too."""
     if producer != "tf2onnx":
         return "nameless"
     paths = [name.split("/") for name in nodes if "/" in name and not _HELPER.fullmatch(name)]
     paths += [name.split("/") for name in initializers if "/" in name]
+    paths = [path for path in paths if root in (None, path[0])]
     scopes = {path[0] for path in paths} | {path[1] for path in paths if len(path) > 2}
     if not scopes:
         return "nameless"
@@ -231,9 +235,10 @@ def _count(names: Iterable[str], tokens: tuple[str, ...]) -> int:
 
 
 def _root(names: Sequence[str]) -> str | None:
-    """The model's own scope, which all paths have in common."""
-    first = {name.split("/")[0] for name in names if "/" in name and not _FOLDED.match(name)}
-    return first.pop() if len(first) == 1 else None
+    """The model's own scope, which the paths have in common, but for what an optimiser renamed."""
+    first = [name.split("/")[0] for name in names if "/" in name and not _FOLDED.match(name)]
+    common = Counter(first).most_common(1)
+    return common[0][0] if common and common[0][1] > len(first) / 2 else None
 
 
 def owner_of(name: str, root: str | None, style: Style) -> Owner | None:

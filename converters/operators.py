@@ -219,7 +219,7 @@ class Affine(nn.Module):
         self.shape = (1, -1, *(1,) * (rank - 2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return input * self.weight.view(self.shape) + self.bias.view(self.shape)
+        return torch.addcmul(self.bias.view(self.shape), input, self.weight.view(self.shape))
 
     def extra_repr(self) -> str:
         return str(self.weight.numel())
@@ -481,7 +481,7 @@ def _squeeze(graph: Graph, node: Node) -> Built:
 
 def _slice(graph: Graph, node: Node) -> Built:
     a = node.attributes
-    if "starts" not in a:
+    if not {"starts", "ends"} <= a.keys():
         raise _unsupported(node, "(its limits depend on the size of the picture)")
     count = len(a["starts"])
     axes, steps = a.get("axes", list(range(count))), a.get("steps", [1] * count)
@@ -583,8 +583,6 @@ def _window(node: Node, rank: int) -> tuple[list[int], list[int], list[int], lis
 
 def _windowed(graph: Graph, node: Node) -> Built | None:
     """Left to onnx2torch, but for an average over an uneven border."""
-    if node.op == "Conv" and graph.static(node, 1) is None:
-        raise _unsupported(node, "(its kernel is computed)")
     auto = node.attributes.get("auto_pad", "NOTSET")
     kernel, stride, dilation, pads = _window(node, len(node.attributes["kernel_shape"]))
     half = len(pads) // 2
@@ -606,11 +604,9 @@ def _same_pad(graph: Graph, node: Node) -> Built:
 
 
 def _conv_transpose(graph: Graph, node: Node) -> Built | None:
-    kernel_array = graph.static(node, 1)
-    if kernel_array is None:
-        raise _unsupported(node, "(its kernel is computed)")
-    node.attributes.setdefault("kernel_shape", list(kernel_array.shape[2:]))
-    kernel, stride, dilation, pads = _window(node, kernel_array.ndim - 2)
+    shape = graph.constants[node.inputs[1]].shape
+    node.attributes.setdefault("kernel_shape", list(shape[2:]))
+    kernel, stride, dilation, pads = _window(node, len(shape) - 2)
     auto = node.attributes.pop("auto_pad", "NOTSET")
     extra = node.attributes.get("output_padding", [0] * len(kernel))
     rank = len(kernel)

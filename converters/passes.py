@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from converters.graph import Array, Graph, Node, Shape, known_length
+from torchviz_cnn.errors import InputError
 
 TO_CHANNELS_FIRST = [0, 3, 1, 2]
 TO_CHANNELS_LAST = [0, 2, 3, 1]
@@ -232,9 +233,10 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | 
     if node.op in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
         return first
     if node.op == "Gather":
-        index = [i for i in rest[0] if isinstance(i, int)]
-        return [first[i] for i in index] if len(index) == len(rest[0]) else None
-    if node.op == "Slice" and "starts" in node.attributes:
+        inside = range(-len(first), len(first))
+        index = [i for i in rest[0] if isinstance(i, int) and i in inside] if rest else []
+        return [first[i] for i in index] if rest and len(index) == len(rest[0]) else None
+    if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
         start, end = node.attributes["starts"][0], node.attributes["ends"][0]
         step = node.attributes.get("steps", [1])[0]
         return first[start:end:step]
@@ -655,6 +657,10 @@ def channels_first(graph: Graph, *, keras: bool) -> None:
 
 
 def _permute(shape: Shape, perm: Sequence[int]) -> Shape:
+    if sorted(perm) != list(range(len(shape))):
+        raise InputError(
+            f"this file contradicts itself: a tensor of shape {shape} is turned {perm}"
+        )
     return tuple(shape[axis] for axis in perm)
 
 
