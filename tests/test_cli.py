@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -639,3 +640,62 @@ def test_layers_of_one_cell_are_drawn_as_units():
     flat = album.layer_picture(info, values)
     # The same bars; the titles tell the shapes apart.
     assert np.array_equal(np.asarray(drawn)[40:], np.asarray(flat)[40:])
+
+
+ONNX = Path(__file__).parent / "data"
+
+
+def test_compare_proves_an_import_and_writes_what_it_found(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    code, out, err = run("compare", ONNX / "tiny.k3export.onnx", "--out", "o")
+    assert code == 0, err
+    assert "all the same" in out
+    assert "grad_cam at" in out
+    assert files(tmp_path / "o") == ["comparison.json", "comparison.png"]
+    stored = json.loads((tmp_path / "o" / "comparison.json").read_text())
+    assert stored["passed"] is True
+    assert [row["method"] for row in stored["explanations"]] == ["saliency", "grad_cam"]
+
+
+def test_compare_fails_with_1_where_a_layer_differs(run, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from torchviz_cnn import models
+
+    load = models.load
+
+    def spoilt(*args, **kwargs):
+        model = load(*args, **kwargs)
+        with torch.no_grad():
+            next(p for p in model.module.parameters() if p.ndim == 4).mul_(-1)
+        return model
+
+    monkeypatch.setattr(models, "load", spoilt)
+    code, out, _ = run("compare", ONNX / "catdog.k3export.onnx", "--no-explanations")
+    assert code == 1
+    assert "the first layer that differs is 'conv2d'" in out
+
+
+def test_an_onnx_file_is_a_model_for_every_command(run, picture, tmp_path):
+    model = ONNX / "catdog.k3export.onnx"
+    code, out, err = run("layers", model)
+    assert code == 0, err
+    assert "conv2d (Conv2D)" in out
+    code, _, err = run("explain", picture, "-m", model, "--layer", "conv2d_1", "-o", "o")
+    assert code == 0, err
+    assert "the preprocessing 'rescale' is assumed" in err
+    code, _, err = run("activations", picture, "-m", model, "-l", "conv2d", "-o", "o")
+    assert code == 0, err
+    assert {"photo_grad_cam.png", "photo_000_conv2d.png"} <= set(files(tmp_path / "o"))
+
+
+def test_compare_takes_a_folder_of_pictures(run, picture, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "photos").mkdir()
+    picture.rename(tmp_path / "photos" / "a.png")
+    words = ("compare", ONNX / "catdog.k3export.onnx", "--images", "photos")
+    code, out, err = run(*words, "--preprocess", "rescale", "--no-explanations")
+    assert code == 0, err
+    assert "all the same" in out
+    (tmp_path / "none").mkdir()
+    code, _, err = run("compare", ONNX / "catdog.k3export.onnx", "--images", "none")
+    assert (code, "there is no picture in the folder 'none'" in err) == (2, True)

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ import torch
 import typer
 from tqdm import tqdm
 
-from torchviz_cnn import album, demo, models, render
-from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn import album, demo, models, parity, render
+from torchviz_cnn.errors import InputError, NotApplicable, closest
 from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder, write_atomically
 from torchviz_cnn.inputs import network_failure
 from torchviz_cnn.methods import METHODS
@@ -377,6 +378,9 @@ def compare_command(
         Path | None,
         typer.Option(help="Keras' layer names in order, one a line: checked against the file."),
     ] = None,
+    explanations: Annotated[
+        bool, typer.Option(help="Compare saliency and Grad-CAM too, on the first picture.")
+    ] = True,
     input_size: InputSize = None,
     device: Device = "auto",
     out: Annotated[
@@ -388,7 +392,7 @@ def compare_command(
 
     The file is run by onnxruntime, the imported network by torch, and every layer's output is
     compared: up to 1e-4 of its largest value is the same, from 1e-3 on it differs and the exit
-    code is 1.
+    code is 1. Then saliency and Grad-CAM are compared with slopes measured in the file.
 
     \b
     Examples:
@@ -409,11 +413,26 @@ def compare_command(
     inputs = model.preprocess(pictures) if pictures else None
     result = models.compare_file(file, model, inputs, names)
     _tell(result.format(None if sys.stdout.isatty() else 120))
+    agreed = []
+    if explanations:
+        first = (models.noise(model) if inputs is None else inputs)[:1]
+        try:
+            agreed = parity.compare_explanations(file, model, first.to(chosen))
+        except NotApplicable as error:
+            _note(f"explanations are not compared: {error}")
+        for row in agreed:
+            _tell(str(row))
     if out is not None:
         rows = [row for row in result.layers if row.relative is not None]
         with all_or_nothing(out) as staging:
             write_atomically(
-                staging / "comparison.json", lambda f: f.write(result.to_json().encode())
+                staging / "comparison.json",
+                lambda f: f.write(
+                    json.dumps(
+                        {**result.to_dict(), "explanations": [asdict(row) for row in agreed]},
+                        indent=1,
+                    ).encode()
+                ),
             )
             figure = render.errors_figure(
                 [row.name for row in rows],
@@ -423,7 +442,7 @@ def compare_command(
             )
             write_picture(staging, "comparison.png", album.figure_picture(figure))
         _tell(f"comparison.json and comparison.png in {out}")
-    if not result.passed:
+    if not result.passed or not all(row.passed for row in agreed):
         raise typer.Exit(1)
 
 

@@ -413,6 +413,12 @@ def _converters(path: str) -> Any:
     return converters
 
 
+def noise(model: Model, seed: int = 0) -> Tensor:
+    """Two pictures of uniform noise from 0 to 1, as the network takes them, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((2, *model.input_size), generator=generator)
+
+
 def compare_file(
     path: str | Path,
     model: Model,
@@ -433,9 +439,8 @@ def compare_file(
     Raises:
         InputError: as :func:`converters.compare`.
     """
-    if inputs is None:  # the file may leave the size open: take that of the model
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.rand((2, *model.input_size), generator=generator)
+    if inputs is None:
+        inputs = noise(model)
     network = None if layer_names is not None else model.module
     return _converters(str(path)).compare(
         path, inputs=inputs, network=network, layer_names=layer_names
