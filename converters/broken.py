@@ -97,7 +97,7 @@ def refuse_unbuildable(graph: Graph) -> None:
     """
     made = {name for node in graph.nodes for name in node.outputs} | graph.inputs.keys()
     for name in graph.outputs:
-        if name not in made:
+        if name not in made or not graph.inputs:
             raise InputError(f"the output {name!r} of this file does not depend on any input")
     for node in graph.nodes:
         if node.op not in ("Conv", "ConvTranspose"):

@@ -422,7 +422,7 @@ def _find_interfaces(
             name for name in made if readers.get(name, set()) - {index} or name in outputs
         ]
         # The layer's output is the last of them: hooks look at the first of several.
-        unit.outputs = seen_outside[::-1]
+        unit.outputs = seen_outside[::-1] if len(unit.nodes) > 1 else made
         unit.nodes = _from_outputs(unit.nodes, unit.outputs)
         fixed = {"", *made}
         given = [name for node in unit.nodes for name in node.inputs]

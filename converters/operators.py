@@ -102,6 +102,18 @@ def _from_end(end: int) -> int | None:
     return None if end < -(2**31) + 1 else end
 
 
+class Split(nn.Module):
+    """In pieces along an axis."""
+
+    def __init__(self, sizes: Sequence[int], axis: int) -> None:
+        super().__init__()
+        self.sizes, self.axis = list(sizes), axis
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, ...]:  # noqa: A002
+        pieces = input.split(self.sizes, self.axis)
+        return pieces[0] if len(pieces) == 1 else tuple(pieces)
+
+
 class Tile(nn.Module):
     """Repeated along its axes."""
 
@@ -368,7 +380,7 @@ def build(graph: Graph, node: Node) -> Built:
     if own is not None:
         built = own(graph, node)
         if built is not None:
-            return built
+            return _with_constants(graph, node, *built)
     return _by_onnx2torch(graph, node)
 
 
@@ -417,10 +429,12 @@ def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
     for name, value in node.attributes.items():
         plain = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         proto.attribute.append(helper.make_attribute(name, plain))
-    infos, constants = [], []
+    infos, constants, known = [], [], []
     for name in node.inputs:
         if name in graph.constants:
             constants.append(numpy_helper.from_array(graph.constants[name], name))
+            own = list(graph.constants[name].shape)
+            known.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, own))
         elif name:
             shape = graph.shapes.get(name)
             dims = (
@@ -432,7 +446,9 @@ def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.outputs
     ]
-    alone = OnnxGraph(helper.make_graph([proto], "one", infos, outputs, constants))
+    alone = OnnxGraph(
+        helper.make_graph([proto], "one", infos, outputs, constants, value_info=known)
+    )
     return next(iter(alone.nodes.values())), alone
 
 
@@ -512,6 +528,18 @@ def _tile(graph: Graph, node: Node) -> Built:
     if repeats is None:
         raise _unsupported(node, "(how often it repeats depends on the size of the picture)")
     return _one(Tile([int(n) for n in repeats]), node)
+
+
+def _split(graph: Graph, node: Node) -> Built:
+    axis, count = node.attributes.get("axis", 0), len(node.outputs)
+    sizes = node.attributes.get("split")
+    if sizes is None:
+        shape = graph.shapes.get(node.inputs[0], ())
+        whole = shape[axis] if -len(shape) <= axis < len(shape) else None
+        if whole is None or whole % count:
+            raise _unsupported(node, "(it does not say how large the pieces are)")
+        sizes = [whole // count] * count
+    return _one(Split(sizes, axis), node)
 
 
 def _concat(graph: Graph, node: Node) -> Built | None:
@@ -655,9 +683,14 @@ def _resize(graph: Graph, node: Node) -> Built:
         raise _unsupported(node, "(it resizes channels)")
     whole = scale is not None and all(n == int(n) for n in scale)
     if mode == "nearest" and (whole or _whole_factors(source, size)):
-        # With whole factors every way of rounding picks the same pixel, but for exact halves.
-        if transform not in ("asymmetric", "half_pixel", "tf_half_pixel_for_nn"):
-            raise _unsupported(node, f"(nearest, {transform})")
+        # torch takes the cell that k // factor lies in. So do these with whole factors, no others.
+        rounding = a.get("nearest_mode", "round_prefer_floor")
+        if (transform, rounding.removesuffix("_prefer_floor").removesuffix("_prefer_ceil")) not in (
+            ("asymmetric", "floor"),
+            ("tf_half_pixel_for_nn", "floor"),
+            ("half_pixel", "round"),
+        ):
+            raise _unsupported(node, f"(nearest, {transform}, {rounding})")
         torch_mode = "nearest"
     elif mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel"):
         torch_mode = "bilinear"
@@ -683,6 +716,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Tile": _tile,
+    "Split": _split,
     "Concat": _concat,
     "Add": _arithmetic(Add),
     "Sum": _arithmetic(Add),

@@ -401,6 +401,18 @@ def test_it_can_be_trained(tiny: nn.Module) -> None:
     assert all(not torch.equal(before[name], p) for name, p in tiny.named_parameters())
 
 
+def test_it_moves_to_a_device(tiny: nn.Module, device: torch.device) -> None:
+    keras = keras_beside(DATA / "tiny.k3export.onnx")
+    x = nchw(keras["x"])
+    names = ["conv2d", "add", "flatten", "predictions.dense"]
+    expected = tvc.activations(tiny, x, names)
+    moved = copy.deepcopy(tiny).to(device)
+    assert {tensor.device.type for tensor in moved.state_dict().values()} == {device.type}
+    for name, maps in tvc.activations(moved, x.to(device), names).items():
+        torch.testing.assert_close(maps.cpu(), expected[name], rtol=1e-3, atol=1e-3)
+    assert error(moved(x.to(device)).detach().cpu().numpy(), keras["y"]) <= 1e-3
+
+
 def test_copies_keep_what_they_know(tiny: nn.Module) -> None:
     again = copy.deepcopy(tiny)
     assert again.source == tiny.source
