@@ -146,7 +146,7 @@ def load_onnx(
     _describe(network, builder, fused, listed, kinds)
     network.source = Source(
         file=Path(path).name,
-        exporter=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        exporter=f"{model.producer_name} {model.producer_version}".removesuffix(" None").strip(),
         opset=opset,
         inputs=tuple(graph.inputs),
         outputs=tuple(value.name for value in model.graph.output),

@@ -464,8 +464,7 @@ def _from_onnx(
     if weights is not None:
         load_state(module, read_state(weights), weights)
     mode = preprocess_by_name(preprocess or "rescale", size)
-    source = f"{path} ({module.source.exporter or 'ONNX'})"
-    return Model(module, mode, size, None, source, (*module.source.notes, *notes))
+    return Model(module, mode, size, None, Path(path).name, (*module.source.notes, *notes))
 
 
 def _size_of_import(
