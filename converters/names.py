@@ -294,7 +294,7 @@ def _claim(
         for index in _PARAMETERS.get(node.op_type, ())
         if index < len(node.input) and _is_evidence(node, index, uses, constants)
     ]
-    owner = next((each for each in (by_node, *reversed([by_output]), *weights) if each), None)
+    owner = next((each for each in (by_node, by_output, *weights) if each), None)
     if node.op_type in _KERNELS and weights and weights[0] is not None and by_node is None:
         owner = weights[0]  # an anonymous convolution is called after its kernel
     if owner is None:

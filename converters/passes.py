@@ -80,6 +80,7 @@ def simplify(graph: Graph) -> None:
     normalise_attributes(graph)
     drop_no_ops(graph)
     fold_constants(graph)
+    normalise_attributes(graph)  # more of the settings are constants now
     shape_arithmetic(graph)
     graph.prune()
     transposing_reshapes(graph)
@@ -186,11 +187,31 @@ def _folded(node: Node, values: list[Array]) -> Array | None:
         return np.expand_dims(values[0], tuple(node.attributes["axes"]))
     if node.op == "Squeeze" and "axes" in node.attributes:
         return np.squeeze(values[0], tuple(node.attributes["axes"]))
+    if node.op == "ConstantOfShape":
+        size = known_length(values[0].tolist())
+        if size is None or size > _MOST_ELEMENTS or (values[0] < 0).any():
+            return None
+        filling = np.asarray(node.attributes.get("value", np.zeros(1, np.float32))).reshape(-1)
+        return np.full(values[0].tolist(), filling[0], filling.dtype)
+    if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
+        return _sliced(values[0], node.attributes)
     if node.op == "Cast":
         return values[0].astype(helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
     if node.op == "Concat":
         return np.concatenate(values, node.attributes["axis"])
     return None
+
+
+def _sliced(value: Array, attributes: dict[str, Any]) -> Array | None:
+    starts, ends = attributes["starts"], attributes["ends"]
+    axes = attributes.get("axes", list(range(len(starts))))
+    steps = attributes.get("steps", [1] * len(starts))
+    if not set(axes) <= set(range(-value.ndim, value.ndim)) or 0 in steps:
+        return None
+    cuts = [slice(None)] * value.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=False):
+        cuts[axis] = slice(start, None if end < -(2**31) + 1 else end, step)
+    return value[tuple(cuts)]
 
 
 # ---------------------------------------------------------------------------- shape arithmetic

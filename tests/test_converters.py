@@ -111,6 +111,17 @@ def test_explanations_of_a_trained_network_are_keras(name: str) -> None:
     assert tvc.default_layer(network, x) == layer
 
 
+@needs_data
+def test_a_network_that_torch_exported() -> None:
+    path = external("resnet20.onnx").parent.parent / "resnet20_cifar10.onnx"
+    network = load_onnx(path)
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    (expected,) = evaluate(path, {"image": x}, ["logits"])
+    assert error(network(torch.from_numpy(x)).detach().numpy(), expected) <= 1e-5
+    assert network.source.input_size == (3, 32, 32)
+    assert tvc.default_layer(network, torch.from_numpy(x)) == "relu_19"
+
+
 # ---------------------------------------------------------------- every exporter
 
 

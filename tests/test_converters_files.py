@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import torchviz_cnn as tvc
@@ -809,6 +810,32 @@ def test_pieces(tmp_path: Path, sizes: list[int] | None) -> None:
     (expected,) = evaluate(path, {"x": x}, ["out"])
     network = load_onnx(path)
     close(network(torch.from_numpy(x)), expected)
+    torch.export.export(network, (torch.from_numpy(x),))
+
+
+def test_widths_of_a_border_that_torch_exported_as_arithmetic(tmp_path: Path) -> None:
+    nodes = [
+        node("ConstantOfShape", "four", "zeros", value=numpy_helper.from_array(np.zeros(1, int))),
+        node("Concat", "given zeros", "all", axis=0),
+        node("Reshape", "all pairs", "matrix"),
+        node("Slice", "matrix m1 end zero m1", "turned"),
+        node("Transpose", "turned", "columns", perm=[1, 0]),
+        node("Reshape", "columns m1", "flat"),
+        node("Cast", "flat", "widths", to=7),
+        node("Pad", "x widths", "out", "/Pad"),
+    ]
+    constants = {
+        "four": [4],
+        "given": [1, 2, 3, 0],  # left, right, top, bottom
+        "pairs": [-1, 2],
+        "m1": [-1],
+        "end": [-9223372036854775807],
+        "zero": [0],
+    }
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 5, 3])
+    x = draw(2, 4, 5, 3).astype(np.float32)
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), np.pad(x, ((0, 0), (0, 0), (3, 0), (1, 2))))
     torch.export.export(network, (torch.from_numpy(x),))
 
 

@@ -85,6 +85,8 @@ def test_every_layer_is_keras(path: Path) -> None:
         assert error(seen[name], keras[f"layer:{name}"]) <= 1e-5, name
     assert error(network(*given), keras["y"]) <= 1e-5
     torch.export.export(network, tuple(given))
+    as_exported = load_onnx(path, input_layout="as_exported")
+    assert error(as_exported(*(x.permute(0, 2, 3, 1) for x in given)), keras["y"]) <= 1e-5
 
 
 def test_all_files_are_listed() -> None:
