@@ -207,6 +207,8 @@ def compare(
     model = without_dead_nodes(read_model(path, external_data=external_data))
     given = _inputs(network, inputs, seed)
     places = output_tensors(model)
+    if not places:  # a file without names: take the importer's word for where its layers end
+        places = _places_by_tensor(model, network)
     source = network.source
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
@@ -272,6 +274,19 @@ def output_tensors(model: onnx.ModelProto) -> dict[str, list[FileTensor]]:
             place = FileTensor(node.output[0], axes[node.output[0]])
             found.setdefault(".".join(claim.alias.path), []).append(place)
     return found
+
+
+def _places_by_tensor(
+    model: onnx.ModelProto, network: ImportedNetwork
+) -> dict[str, list[FileTensor]]:
+    """Layers of a file that names none, as far as their outputs still bear the file's names."""
+    axes = tensor_axes(model)
+    made = {name for node in model.graph.node for name in node.output}
+    return {
+        record.name: [FileTensor(record.tensor, axes[record.tensor])]
+        for record in network.source.layers
+        if record.tensor in made
+    }
 
 
 def _members(
