@@ -352,7 +352,12 @@ def _call(scope: str) -> tuple[int, int]:
     """
     name, _, call = scope.partition("@")
     number = name.rpartition("_")[2]
-    return int(number) if number.isdecimal() else 0, int(call or 0)
+    return _short_number(number), _short_number(call)
+
+
+def _short_number(text: str) -> int:
+    """A number; 0 for anything else a name may end in, and for numbers no exporter counts to."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _in_order(units: list[Unit]) -> list[Unit]:
