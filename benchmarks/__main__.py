@@ -1,12 +1,13 @@
-"""``python -m benchmarks cost``."""
+"""``python -m benchmarks cost`` and ``python -m benchmarks imported``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks import cost
+from benchmarks import cost, imported
 from torchviz_cnn.models import choose_device
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -32,6 +33,20 @@ def cost_command(
         model or ["vgg16", "resnet50"], batch or [1, 8], device=chosen, rounds=rounds
     )
     print(cost.table(rows))
+
+
+@app.command("imported")
+def imported_command(
+    file: Annotated[Path, typer.Argument(help="An ONNX file exported by Keras.")],
+    against: Annotated[str, typer.Option(help="torchvision's network of the same kind.")],
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """An imported network's forward pass beside torchvision's: time, median and quartiles."""
+    chosen = choose_device(device)
+    print(cost.machine(chosen))
+    print(imported.measure(file, against, batch=batch, device=chosen, rounds=rounds))
 
 
 app()
