@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import onnx
 
+from converters.graph import Graph
 from converters.names import Claim, clean
 from torchviz_cnn.errors import InputError
 
@@ -85,3 +86,26 @@ def _refuse_lost_constants(model: onnx.ModelProto, claims: Sequence[Claim]) -> N
             "replace the Normalization layer by Rescaling(scale=1 / std, offset=-mean / std) and "
             "export again"
         )
+
+
+def refuse_unbuildable(graph: Graph) -> None:
+    """Raise for what is valid ONNX and yet no network of layers.
+
+    Raises:
+        InputError: when an output does not depend on what the network is given, or a convolution
+            has no fixed kernel.
+    """
+    made = {name for node in graph.nodes for name in node.outputs} | graph.inputs.keys()
+    for name in graph.outputs:
+        if name not in made or not graph.inputs:
+            raise InputError(f"the output {name!r} of this file does not depend on any input")
+    for node in graph.nodes:
+        if node.op not in ("Conv", "ConvTranspose"):
+            continue
+        weights = [graph.static(node, position) for position in range(1, len(node.inputs))]
+        ranks = [None if weight is None else weight.ndim for weight in weights]
+        if not ranks or ranks[0] not in (3, 4, 5) or any(rank != 1 for rank in ranks[1:]):
+            raise InputError(
+                f"the convolution {clean(node.name or node.output)!r} has no fixed kernel and bias "
+                "of the right shape; only networks with stored weights are imported"
+            )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,7 +210,7 @@ def compare(
     source = network.source
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
-    found = _run_reference(model, _as_in_file(model, network, given), [*names, *wanted])
+    found = _run_reference(model, as_in_file(model, network, given), [*names, *wanted])
     seen = _seen(network, given)
     rows: list[LayerComparison] = []
     for record in source.layers:
@@ -361,19 +362,26 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _run_reference(
-    model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
-) -> dict[str, Array]:
-    """Tensors of the file as onnxruntime computes them, nothing fused and nothing reordered."""
+def start_session(model: onnx.ModelProto) -> Any:
+    """Onnxruntime ready to run a model, nothing fused and nothing reordered.
+
+    Raises:
+        InputError: where it is not installed, or cannot run the model.
+    """
     runtime = _runtime()
-    there = {value.name for value in model.graph.output}
-    for name in dict.fromkeys(names):
-        if name not in there:
-            model.graph.output.append(helper.make_empty_tensor_value_info(name))
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what it cannot do is raised; what it deems odd is no news
-    state = runtime.capi.onnxruntime_pybind11_state
+    with refusals_told():
+        return runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """What onnxruntime refuses, as a sentence."""
+    state = _runtime().capi.onnxruntime_pybind11_state
     refusals = tuple(
         getattr(state, name)
         for name in (
@@ -382,14 +390,24 @@ def _run_reference(
         )
     )
     try:
-        session = runtime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        wanted = list(dict.fromkeys(names))
-        return dict(zip(wanted, session.run(wanted, dict(feeds)), strict=True))
+        yield
     except refusals as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"onnxruntime cannot run the file: {reason}") from None
+
+
+def _run_reference(
+    model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
+) -> dict[str, Array]:
+    """Tensors of the file as onnxruntime computes them."""
+    there = {value.name for value in model.graph.output}
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in there:
+            model.graph.output.append(helper.make_empty_tensor_value_info(name))
+    session = start_session(model)
+    with refusals_told():
+        return dict(zip(wanted, session.run(wanted, dict(feeds)), strict=True))
 
 
 # ---------------------------------------------------------------------------- the network's side
@@ -424,9 +442,10 @@ def _side(known: int | None, axis: int, rank: int, last: bool) -> int:
     return known or (3 if is_channels else 64)
 
 
-def _as_in_file(
+def as_in_file(
     model: onnx.ModelProto, network: ImportedNetwork, given: Sequence[Tensor]
 ) -> dict[str, Array]:
+    """What the network is given, with the axes where the file has them."""
     axes = tensor_axes(model)
     feeds = {}
     for name, tensor in zip(network.source.inputs, given, strict=True):
@@ -475,13 +494,11 @@ def _compare_layer(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
-        rows.append(_beside(name, record.type, ours, _as_in_network(network, found, place)))
+        rows.append(_beside(name, record.type, ours, as_in_network(network, found, place)))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]
 
 
-def _as_in_network(
-    network: ImportedNetwork, found: Mapping[str, Array], place: FileTensor
-) -> Array:
+def as_in_network(network: ImportedNetwork, found: Mapping[str, Array], place: FileTensor) -> Array:
     """A tensor of the file with its channels where the network has them."""
     array = found[place.tensor]
     turned = place.axes == "channels last" and array.ndim == 4
@@ -520,6 +537,6 @@ def _compare_outputs(
     axes = tensor_axes(model)
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
-        theirs = _as_in_network(network, found, FileTensor(name, axes[name]))
+        theirs = as_in_network(network, found, FileTensor(name, axes[name]))
         rows.append(_beside(f"output {name}", "output", result.float().cpu().numpy(), theirs))
     return rows

@@ -11,7 +11,7 @@ import onnx
 from onnx import version_converter
 
 from converters import passes
-from converters.broken import refuse_broken
+from converters.broken import refuse_broken, refuse_unbuildable
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
@@ -91,9 +91,9 @@ def load_onnx(
 
     Args:
         path: the file.
-        input_layout: ``"NCHW"``: the network takes ``(N, C, H, W)`` like every network of torch;
-            ``"as_exported"``: it takes ``(N, H, W, C)`` like Keras, and is left as it is in the
-            file. Feature maps inside are ``(N, C, H, W)`` in both.
+        input_layout: ``"NCHW"``: the network takes ``(N, C, H, W)`` like every network of torch,
+            and every layer puts out its maps so; ``"as_exported"``: it takes ``(N, H, W, C)`` like
+            Keras, and maps lie as the exporter left them, mostly ``(N, C, H, W)``.
         layer_names: Keras' names in order, ``[layer.name for layer in model.layers]``, or name ->
             class name. They are checked against the file, and layers that do nothing outside
             training, which the file does not have, are put back as identities.
@@ -148,7 +148,7 @@ def load_onnx(
     _describe(network, builder, fused, listed, kinds)
     network.source = Source(
         file=Path(path).name,
-        exporter=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        exporter=f"{model.producer_name} {model.producer_version}".removesuffix(" None").strip(),
         opset=opset,
         inputs=tuple(graph.inputs),
         outputs=tuple(value.name for value in model.graph.output),
@@ -195,6 +195,7 @@ def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Gr
     passes.simplify(graph)
     if layout == "NCHW":
         passes.channels_first(graph, keras=names.style != "nameless")
+    refuse_unbuildable(graph)
     passes.merge(graph)
     if names.style == "nameless":
         graph.notes.append(
@@ -241,7 +242,7 @@ def _describe(
         if ".".join(made.path) != made.module
     }
     network.unavailable_layers = {
-        builder.made[conv].module: (
+        (builder.made[conv].module if conv in builder.made else ".".join(conv)): (
             f"the output of {'.'.join(conv)!r} is not in the file: the exporter merged the layer "
             f"with the batch norm {'.'.join(norm)!r} after it; look at {'.'.join(norm)!r}"
         )

@@ -152,6 +152,7 @@ _PLAIN = {
     "LeakyRelu": "LeakyReLU",
     "PRelu": "PReLU",
     "Elu": "ELU",
+    "Clip": "ReLU",
     "Resize": "UpSampling2D",
     "Slice": "Cropping2D",
     "Transpose": "Permute",

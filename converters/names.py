@@ -37,13 +37,16 @@ _OPERATOR_SCOPES = frozenset(
         "AddV2",
         "BiasAdd",
         "Cast",
+        "Const",
         "Conv1D",
         "Conv2D",
         "Conv3D",
-        "Const",
+        "DepthwiseConv2d",
+        "Elu",
         "ExpandDims",
         "FusedBatchNormV3",
         "GatherV2",
+        "Gelu",
         "MatMul",
         "Max",
         "Maximum",
@@ -52,16 +55,26 @@ _OPERATOR_SCOPES = frozenset(
         "Minimum",
         "Mul",
         "Pad",
+        "PartitionedCall",
         "Prod",
+        "Rank",
         "ReadVariableOp",
         "RealDiv",
+        "Relu",
         "Relu6",
+        "Repeat",
         "Reshape",
+        "Rsqrt",
+        "Selu",
         "Shape",
+        "Sigmoid",
         "Softmax",
+        "SquaredDifference",
         "Squeeze",
+        "StatefulPartitionedCall",
         "Sub",
         "Sum",
+        "Tanh",
         "Tensordot",
         "Tile",
         "add",
@@ -69,22 +82,29 @@ _OPERATOR_SCOPES = frozenset(
         "clip_by_value",
         "concat",
         "conv2d_transpose",
-        "convolution",
         "conv_transpose",
+        "convolution",
         "depthwise",
         "einsum",
+        "floordiv",
         "mean_and_variance",
         "merged_input",
+        "mod",
         "moments",
         "mul",
+        "range",
         "resize",
+        "rotation_matrix",
         "separable_conv2d",
         "split",
         "stack",
+        "stateless_random_uniform",
         "strided_slice",
         "sub",
+        "transform",
         "transpose",
         "truediv",
+        "unstack",
         "zeros",
         "zeros_like",
     ]
@@ -171,25 +191,37 @@ def read_names(model: onnx.ModelProto) -> Names:
     graph = model.graph
     spelled = [clean(node.name) for node in graph.node]
     initializers = [clean(tensor.name) for tensor in graph.initializer]
-    style = "exact" if has_table(model) else _style(model.producer_name, spelled, initializers)
+    root = _root([*spelled, *initializers])
+    style: Style = (
+        "exact"
+        if has_table(model)
+        else _style(model.producer_name, spelled, initializers, root)
+    )
     if style == "nameless":
         return Names(model.producer_name, style, tuple(Claim() for _ in graph.node))
-    root = _root([*spelled, *initializers])
-    uses = Counter(name for node in graph.node for name in node.input)
+    uses: dict[str, set[int]] = {}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            uses.setdefault(name, set()).add(index)
     constants = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     claims = tuple(_claim(node, root, style, uses, constants) for node in graph.node)
     claims = _named_by_helper(graph.node, claims, root, style)
     if style == "keras2":
         claims = _keras2_calls(graph.node, claims, constants)
+    claims = _calls_without_names(graph.node, claims, constants)
+    claims = _calls_of_norms(claims)
     return Names(model.producer_name, style, claims)
 
 
-def _style(producer: str, nodes: Sequence[str], initializers: Sequence[str]) -> Style:
+def _style(
+    producer: str, nodes: Sequence[str], initializers: Sequence[str], root: str | None
+) -> Style:
     """Numbers alone do not tell: the second model built in a tf_keras notebook has them too."""
     if producer != "tf2onnx":
         return "nameless"
     paths = [name.split("/") for name in nodes if "/" in name and not _HELPER.fullmatch(name)]
     paths += [name.split("/") for name in initializers if "/" in name]
+    paths = [path for path in paths if root in (None, path[0])]
     scopes = {path[0] for path in paths} | {path[1] for path in paths if len(path) > 2}
     if not scopes:
         return "nameless"
@@ -209,9 +241,10 @@ def _count(names: Iterable[str], tokens: tuple[str, ...]) -> int:
 
 
 def _root(names: Sequence[str]) -> str | None:
-    """The model's own scope, which all paths have in common."""
-    first = {name.split("/")[0] for name in names if "/" in name and not _FOLDED.match(name)}
-    return first.pop() if len(first) == 1 else None
+    """The model's own scope, which the paths have in common, but for what an optimiser renamed."""
+    first = [name.split("/")[0] for name in names if "/" in name and not _FOLDED.match(name)]
+    common = Counter(first).most_common(1)
+    return common[0][0] if common and common[0][1] > len(first) / 2 else None
 
 
 def owner_of(name: str, root: str | None, style: Style) -> Owner | None:
@@ -249,7 +282,7 @@ def _claim(
     node: onnx.NodeProto,
     root: str | None,
     style: Style,
-    uses: Mapping[str, int],
+    uses: Mapping[str, set[int]],
     constants: Mapping[str, int],
 ) -> Claim:
     """Evidence in order of weight: the node's name, its output's, its kernel's, its bias'."""
@@ -266,9 +299,9 @@ def _claim(
     weights = [
         owner_of(_fused_weight(node.input[index]), root, style)
         for index in _PARAMETERS.get(node.op_type, ())
-        if index < len(node.input) and _is_evidence(node.input[index], uses, constants)
+        if index < len(node.input) and _is_evidence(node, index, uses, constants)
     ]
-    owner = next((each for each in (by_node, *reversed([by_output]), *weights) if each), None)
+    owner = next((each for each in (by_node, by_output, *weights) if each), None)
     if node.op_type in _KERNELS and weights and weights[0] is not None and by_node is None:
         owner = weights[0]  # an anonymous convolution is called after its kernel
     if owner is None:
@@ -286,12 +319,17 @@ def _fused_weight(name: str) -> str:
     return match[1] if match else name
 
 
-def _is_evidence(name: str, uses: Mapping[str, int], constants: Mapping[str, int]) -> bool:
+def _is_evidence(
+    node: onnx.NodeProto, index: int, uses: Mapping[str, set[int]], constants: Mapping[str, int]
+) -> bool:
     """Equal constants of different layers are stored once, under the name of one of them.
 
-    Kernels are not equal by chance; biases and scalars are (zeros).
+    Kernels are not equal by chance; biases are (zeros), unless they are used where one kernel is.
     """
-    return name in constants and (uses[name] == 1 or constants[name] > 1)
+    name = node.input[index]
+    if name not in constants:
+        return False
+    return len(uses[name]) == 1 or constants[name] > 1 or uses[name] == uses[node.input[1]]
 
 
 def _named_by_helper(
@@ -385,3 +423,65 @@ def _numbered(owner: Owner, number: int, whole: set[tuple[str, ...]]) -> Owner:
     if number:
         scope[depth] = f"{scope[depth]}@{number}"
     return replace(owner, scope=tuple(scope))
+
+
+def _calls_without_names(
+    nodes: Sequence[onnx.NodeProto], claims: tuple[Claim, ...], constants: Mapping[str, int]
+) -> tuple[Claim, ...]:
+    """Convolutions known by their kernel alone: each is a call of its own.
+
+    Which call of a nested model each belongs to, its neighbours tell.
+    """
+    by_kernel: dict[str, list[int]] = {}
+    for index, (node, claim) in enumerate(zip(nodes, claims, strict=True)):
+        if node.op_type in _KERNELS and claim.owner is not None and _HELPER.fullmatch(node.name):
+            by_kernel.setdefault(node.input[1], []).append(index)
+    found = list(claims)
+    for indices in by_kernel.values():
+        taken: dict[tuple[str, ...], int] = {}
+        for index in indices if len(indices) > 1 else []:
+            owner = claims[index].owner
+            assert owner is not None
+            around = _scope_around(nodes, claims, index, len(owner.path) - 1) or owner.scope[:-1]
+            scope = (*around, owner.scope[-1])
+            number = taken[scope] = taken.get(scope, -1) + 1
+            scope = (*around, f"{scope[-1]}@{number}") if number else scope
+            found[index] = replace(claims[index], owner=replace(owner, scope=scope))
+    return tuple(found)
+
+
+def _scope_around(
+    nodes: Sequence[onnx.NodeProto], claims: tuple[Claim, ...], start: int, depth: int
+) -> tuple[str, ...] | None:
+    """The scope of the nested model that whatever reads a node's output is in."""
+    owner = claims[start].owner
+    assert owner is not None
+    seen = set(nodes[start].output)
+    for index in range(start + 1, len(nodes)):
+        node, other = nodes[index], claims[index].owner
+        if not depth or not seen.intersection(node.input):
+            continue
+        if other is not None and other.path[:depth] == owner.path[:depth]:
+            return other.scope[:depth]
+        seen.update(node.output)
+    return None
+
+
+def _calls_of_norms(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+    """A fused batch norm is called as often as the convolution that it was fused into."""
+    calls: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    found = []
+    for claim in claims:
+        if claim.owner is None or claim.alias is None:
+            found.append(claim)
+            continue
+        alias, scope = claim.alias, claim.owner.scope
+        known = calls.setdefault(alias.path, [])
+        if scope not in known:
+            known.append(scope)
+        same_model = alias.path[:-1] == claim.owner.path[:-1]
+        around = scope[:-1] if same_model else alias.scope[:-1]
+        number = [each for each in known if each[:-1] == scope[:-1]].index(scope)
+        last = f"{alias.scope[-1]}@{number}" if number else alias.scope[-1]
+        found.append(replace(claim, alias=replace(alias, scope=(*around, last))))
+    return tuple(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -124,10 +125,12 @@ class Unit:
         nodes: in an order in which they can run, the same for every call of a layer.
         nested: a model used as a layer, with layers of its own.
         raw: an operator alone, no layer.
+        call: grows from one call of a layer to the next.
     """
 
     name: str
     nodes: list[Node]
+    call: tuple[int, int] = (0, 0)
     nested: bool = False
     raw: bool = False
     inputs: list[str] = field(default_factory=list)
@@ -333,7 +336,7 @@ def units_of(whole: Unit, depth: int, constants: Mapping[str, object]) -> list[U
             continue
         assert node.owner is not None
         key = (path[depth], node.owner.scope[depth])
-        unit = groups.setdefault(key, Unit(path[depth], []))
+        unit = groups.setdefault(key, Unit(path[depth], [], _call(node.owner.scope[depth])))
         unit.nodes.append(node)
         unit.nested = unit.nested or len(path) > depth + 1
     units = _in_order(list(groups.values()))
@@ -341,8 +344,21 @@ def units_of(whole: Unit, depth: int, constants: Mapping[str, object]) -> list[U
     return units
 
 
+def _call(scope: str) -> tuple[int, int]:
+    """A scope's number, and that of a call inside it.
+
+    >>> _call("conv2d_3"), _call("dense@1")
+    ((3, 0), (0, 1))
+    """
+    name, _, call = scope.partition("@")
+    number = name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0, int(call or 0)
+
+
 def _in_order(units: list[Unit]) -> list[Unit]:
     """Units in an order in which they can run.
+
+    Calls of one layer run in their own order where they do not depend on each other.
 
     Where an exporter merged operators of different layers, two layers may wait for each other: then
     what can run of the one becomes a unit of its own, and the rest keeps the name.
@@ -350,7 +366,12 @@ def _in_order(units: list[Unit]) -> list[Unit]:
     waiting, ordered = list(units), list[Unit]()
     pending = {name for unit in units for node in unit.nodes for name in node.outputs}
     while waiting:
-        ready = next((unit for unit in waiting if not _needs(unit.nodes, pending)), None)
+        able = (unit for unit in waiting if not _needs(unit.nodes, pending))
+        first = next(able, None)
+        in_turn = (
+            unit for unit in chain([first], able) if unit and not _has_earlier_call(unit, waiting)
+        )
+        ready = next(in_turn, first)
         if ready is None:
             ready = _split_first(waiting, pending)
         else:
@@ -358,6 +379,10 @@ def _in_order(units: list[Unit]) -> list[Unit]:
         ordered.append(ready)
         pending.difference_update(name for node in ready.nodes for name in node.outputs)
     return ordered
+
+
+def _has_earlier_call(unit: Unit, waiting: Sequence[Unit]) -> bool:
+    return any(each.name == unit.name and each.call < unit.call for each in waiting)
 
 
 def _needs(nodes: Sequence[Node], pending: set[str]) -> set[str]:
@@ -397,7 +422,7 @@ def _find_interfaces(
             name for name in made if readers.get(name, set()) - {index} or name in outputs
         ]
         # The layer's output is the last of them: hooks look at the first of several.
-        unit.outputs = seen_outside[::-1]
+        unit.outputs = seen_outside[::-1] if len(unit.nodes) > 1 else made
         unit.nodes = _from_outputs(unit.nodes, unit.outputs)
         fixed = {"", *made}
         given = [name for node in unit.nodes for name in node.inputs]

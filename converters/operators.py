@@ -102,6 +102,29 @@ def _from_end(end: int) -> int | None:
     return None if end < -(2**31) + 1 else end
 
 
+class Split(nn.Module):
+    """In pieces along an axis."""
+
+    def __init__(self, sizes: Sequence[int], axis: int) -> None:
+        super().__init__()
+        self.sizes, self.axis = list(sizes), axis
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, ...]:  # noqa: A002
+        pieces = input.split(self.sizes, self.axis)
+        return pieces[0] if len(pieces) == 1 else tuple(pieces)
+
+
+class Tile(nn.Module):
+    """Repeated along its axes."""
+
+    def __init__(self, repeats: Sequence[int]) -> None:
+        super().__init__()
+        self.repeats = tuple(repeats)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input.repeat(self.repeats)
+
+
 class Pad(nn.Module):
     """A border; negative widths cut. ``widths`` come as torch has them, last axis first."""
 
@@ -208,10 +231,30 @@ class Affine(nn.Module):
         self.shape = (1, -1, *(1,) * (rank - 2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return input * self.weight.view(self.shape) + self.bias.view(self.shape)
+        return torch.addcmul(self.bias.view(self.shape), input, self.weight.view(self.shape))
 
     def extra_repr(self) -> str:
         return str(self.weight.numel())
+
+
+class Standardize(nn.Module):
+    """A batch norm whose mean and variance are computed, as tf_keras does in layer norms."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> Tensor:
+        shape = (1, -1, *(1,) * (input.ndim - 2))
+        scale = weight / (variance + self.eps).sqrt()
+        return (input - mean.view(shape)) * scale.view(shape) + bias.view(shape)
 
 
 class Add(nn.Module):
@@ -337,7 +380,7 @@ def build(graph: Graph, node: Node) -> Built:
     if own is not None:
         built = own(graph, node)
         if built is not None:
-            return built
+            return _with_constants(graph, node, *built)
     return _by_onnx2torch(graph, node)
 
 
@@ -360,14 +403,24 @@ def _by_onnx2torch(graph: Graph, node: Node) -> Built:
         module, mapping = converter(*_as_onnx(graph, node))
     except (NotImplementedError, KeyError, ValueError) as error:
         raise _unsupported(node, f"({error})" if str(error) else "") from error
-    inputs = [name for name in mapping.inputs if name]
+    return _with_constants(graph, node, module, [name for name in mapping.inputs if name])
+
+
+def _with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[str]) -> Built:
+    """The module with those operands that are fixed in the file inside it."""
     constants = {
         i: tensor(graph.constants[n]) for i, n in enumerate(inputs) if n in graph.constants
     }
     if constants:
-        learnt = [i for i in constants if inputs[i].split("//")[0].endswith("ReadVariableOp:0")]
+        learnt = [i for i in constants if _is_learnt(node, i, inputs[i])]
         module = WithConstants(module, constants, learnt)
     return module, [name for name in inputs if name not in graph.constants]
+
+
+def _is_learnt(node: Node, place: int, name: str) -> bool:
+    """Whether an operand is a weight of a Keras layer; a batch norm's statistics are none."""
+    is_weight = name.split("//")[0].endswith("ReadVariableOp:0")
+    return is_weight and not (node.op == "BatchNormalization" and place > 2)
 
 
 def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
@@ -376,10 +429,12 @@ def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
     for name, value in node.attributes.items():
         plain = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         proto.attribute.append(helper.make_attribute(name, plain))
-    infos, constants = [], []
+    infos, constants, known = [], [], []
     for name in node.inputs:
         if name in graph.constants:
             constants.append(numpy_helper.from_array(graph.constants[name], name))
+            own = list(graph.constants[name].shape)
+            known.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, own))
         elif name:
             shape = graph.shapes.get(name)
             dims = (
@@ -391,7 +446,9 @@ def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.outputs
     ]
-    alone = OnnxGraph(helper.make_graph([proto], "one", infos, outputs, constants))
+    alone = OnnxGraph(
+        helper.make_graph([proto], "one", infos, outputs, constants, value_info=known)
+    )
     return next(iter(alone.nodes.values())), alone
 
 
@@ -440,7 +497,7 @@ def _squeeze(graph: Graph, node: Node) -> Built:
 
 def _slice(graph: Graph, node: Node) -> Built:
     a = node.attributes
-    if "starts" not in a:
+    if not {"starts", "ends"} <= a.keys():
         raise _unsupported(node, "(its limits depend on the size of the picture)")
     count = len(a["starts"])
     axes, steps = a.get("axes", list(range(count))), a.get("steps", [1] * count)
@@ -464,6 +521,25 @@ def _torch_widths(pads: Sequence[int]) -> list[int]:
     """ONNX: all beginnings, then all ends; torch: pairs, last axis first."""
     half = len(pads) // 2
     return [n for axis in reversed(range(half)) for n in (pads[axis], pads[half + axis])]
+
+
+def _tile(graph: Graph, node: Node) -> Built:
+    repeats = graph.static(node, 1)
+    if repeats is None:
+        raise _unsupported(node, "(how often it repeats depends on the size of the picture)")
+    return _one(Tile([int(n) for n in repeats]), node)
+
+
+def _split(graph: Graph, node: Node) -> Built:
+    axis, count = node.attributes.get("axis", 0), len(node.outputs)
+    sizes = node.attributes.get("split")
+    if sizes is None:
+        shape = graph.shapes.get(node.inputs[0], ())
+        whole = shape[axis] if -len(shape) <= axis < len(shape) else None
+        if whole is None or whole % count:
+            raise _unsupported(node, "(it does not say how large the pieces are)")
+        sizes = [whole // count] * count
+    return _one(Split(sizes, axis), node)
 
 
 def _concat(graph: Graph, node: Node) -> Built | None:
@@ -491,6 +567,13 @@ def _reduce(graph: Graph, node: Node) -> Built | None:
 def _affine(graph: Graph, node: Node) -> Built:
     weight, bias = (tensor(graph.constants[name]) for name in node.inputs[1:])
     return _one(Affine(weight, bias, node.attributes["rank"]), node)
+
+
+def _batch_norm(graph: Graph, node: Node) -> Built | None:
+    if all(name in graph.constants for name in node.inputs[1:]):
+        return None
+    module = Standardize(node.attributes.get("epsilon", 1e-5))
+    return _with_constants(graph, node, module, node.inputs)
 
 
 def _prelu(graph: Graph, node: Node) -> Built | None:
@@ -528,8 +611,6 @@ def _window(node: Node, rank: int) -> tuple[list[int], list[int], list[int], lis
 
 def _windowed(graph: Graph, node: Node) -> Built | None:
     """Left to onnx2torch, but for an average over an uneven border."""
-    if node.op == "Conv" and graph.static(node, 1) is None:
-        raise _unsupported(node, "(its kernel is computed)")
     auto = node.attributes.get("auto_pad", "NOTSET")
     kernel, stride, dilation, pads = _window(node, len(node.attributes["kernel_shape"]))
     half = len(pads) // 2
@@ -551,11 +632,9 @@ def _same_pad(graph: Graph, node: Node) -> Built:
 
 
 def _conv_transpose(graph: Graph, node: Node) -> Built | None:
-    kernel_array = graph.static(node, 1)
-    if kernel_array is None:
-        raise _unsupported(node, "(its kernel is computed)")
-    node.attributes.setdefault("kernel_shape", list(kernel_array.shape[2:]))
-    kernel, stride, dilation, pads = _window(node, kernel_array.ndim - 2)
+    shape = graph.constants[node.inputs[1]].shape
+    node.attributes.setdefault("kernel_shape", list(shape[2:]))
+    kernel, stride, dilation, pads = _window(node, len(shape) - 2)
     auto = node.attributes.pop("auto_pad", "NOTSET")
     extra = node.attributes.get("output_padding", [0] * len(kernel))
     rank = len(kernel)
@@ -604,9 +683,14 @@ def _resize(graph: Graph, node: Node) -> Built:
         raise _unsupported(node, "(it resizes channels)")
     whole = scale is not None and all(n == int(n) for n in scale)
     if mode == "nearest" and (whole or _whole_factors(source, size)):
-        # With whole factors every way of rounding picks the same pixel, but for exact halves.
-        if transform not in ("asymmetric", "half_pixel", "tf_half_pixel_for_nn"):
-            raise _unsupported(node, f"(nearest, {transform})")
+        # torch takes the cell that k // factor lies in. So do these with whole factors, no others.
+        rounding = a.get("nearest_mode", "round_prefer_floor")
+        if (transform, rounding.removesuffix("_prefer_floor").removesuffix("_prefer_ceil")) not in (
+            ("asymmetric", "floor"),
+            ("tf_half_pixel_for_nn", "floor"),
+            ("half_pixel", "round"),
+        ):
+            raise _unsupported(node, f"(nearest, {transform}, {rounding})")
         torch_mode = "nearest"
     elif mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel"):
         torch_mode = "bilinear"
@@ -631,6 +715,8 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Unsqueeze": _squeeze,
     "Slice": _slice,
     "Pad": _pad,
+    "Tile": _tile,
+    "Split": _split,
     "Concat": _concat,
     "Add": _arithmetic(Add),
     "Sum": _arithmetic(Add),
@@ -641,6 +727,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "ReduceMax": _reduce,
     "ReduceMin": _reduce,
     "Affine": _affine,
+    "BatchNormalization": _batch_norm,
     "PRelu": _prelu,
     "Silu": lambda graph, node: _one(nn.SiLU(), node),
     "Mish": lambda graph, node: _one(nn.Mish(), node),

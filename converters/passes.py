@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from converters.graph import Array, Graph, Node, Shape, known_length
+from torchviz_cnn.errors import InputError
 
 TO_CHANNELS_FIRST = [0, 3, 1, 2]
 TO_CHANNELS_LAST = [0, 2, 3, 1]
@@ -79,10 +80,13 @@ def simplify(graph: Graph) -> None:
     normalise_attributes(graph)
     drop_no_ops(graph)
     fold_constants(graph)
+    normalise_attributes(graph)  # more of the settings are constants now
     shape_arithmetic(graph)
     graph.prune()
     transposing_reshapes(graph)
     cancel_transposes(graph)
+    expanded_numbers(graph)
+    dense_on_maps(graph)
     linear_layers(graph)
     graph.prune()
 
@@ -183,11 +187,31 @@ def _folded(node: Node, values: list[Array]) -> Array | None:
         return np.expand_dims(values[0], tuple(node.attributes["axes"]))
     if node.op == "Squeeze" and "axes" in node.attributes:
         return np.squeeze(values[0], tuple(node.attributes["axes"]))
+    if node.op == "ConstantOfShape":
+        size = known_length(values[0].tolist())
+        if size is None or size > _MOST_ELEMENTS or (values[0] < 0).any():
+            return None
+        filling = np.asarray(node.attributes.get("value", np.zeros(1, np.float32))).reshape(-1)
+        return np.full(values[0].tolist(), filling[0], filling.dtype)
+    if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
+        return _sliced(values[0], node.attributes)
     if node.op == "Cast":
         return values[0].astype(helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
     if node.op == "Concat":
         return np.concatenate(values, node.attributes["axis"])
     return None
+
+
+def _sliced(value: Array, attributes: dict[str, Any]) -> Array | None:
+    starts, ends = attributes["starts"], attributes["ends"]
+    axes = attributes.get("axes", list(range(len(starts))))
+    steps = attributes.get("steps", [1] * len(starts))
+    if not set(axes) <= set(range(-value.ndim, value.ndim)) or 0 in steps:
+        return None
+    cuts = [slice(None)] * value.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=False):
+        cuts[axis] = slice(start, None if end < -(2**31) + 1 else end, step)
+    return value[tuple(cuts)]
 
 
 # ---------------------------------------------------------------------------- shape arithmetic
@@ -230,9 +254,10 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | 
     if node.op in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
         return first
     if node.op == "Gather":
-        index = [i for i in rest[0] if isinstance(i, int)]
-        return [first[i] for i in index] if len(index) == len(rest[0]) else None
-    if node.op == "Slice" and "starts" in node.attributes:
+        inside = range(-len(first), len(first))
+        index = [i for i in rest[0] if isinstance(i, int) and i in inside] if rest else []
+        return [first[i] for i in index] if rest and len(index) == len(rest[0]) else None
+    if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
         start, end = node.attributes["starts"][0], node.attributes["ends"][0]
         step = node.attributes.get("steps", [1])[0]
         return first[start:end:step]
@@ -245,7 +270,7 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | 
 
 
 def _product(factors: Sequence[list[Dim]]) -> list[Dim] | None:
-    """The product of single lengths; times one, a length that is not known stays itself."""
+    """The product of single lengths; with one that is not known it is not known either."""
     if any(len(factor) != 1 for factor in factors):
         return None
     unknown = [factor[0] for factor in factors if isinstance(factor[0], str)]
@@ -254,7 +279,7 @@ def _product(factors: Sequence[list[Dim]]) -> list[Dim] | None:
         number *= factor[0] if isinstance(factor[0], int) else 1
     if not unknown:
         return [number]
-    return [unknown[0]] if len(unknown) == 1 and number == 1 else None
+    return ["*".join([*sorted(unknown), str(number)]) if number != 1 or unknown[1:] else unknown[0]]
 
 
 def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
@@ -293,6 +318,41 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
 
 
 # ---------------------------------------------------------------------------- weighted layers
+
+
+def expanded_numbers(graph: Graph) -> None:
+    """One number repeated for every channel of a batch norm may as well stay one number."""
+    makers = graph.makers()
+    for node in graph.nodes:
+        for position, name in enumerate(
+            node.inputs[1:3] if node.op == "BatchNormalization" else []
+        ):
+            before = makers.get(name)
+            number = graph.static(before, 0) if before is not None else None
+            if before is None or before.op != "Expand" or number is None or number.size != 1:
+                continue
+            flat = f"{before.inputs[0]}//number"
+            graph.constants[flat] = number.reshape(1)
+            node.inputs[position + 1] = flat
+
+
+def dense_on_maps(graph: Graph) -> None:
+    """A product flattened to a matrix and back works on the last axis as it is."""
+    consumers, makers = graph.consumers(), graph.makers()
+    for node in list(graph.nodes):
+        kernel = graph.static(node, 1) if node.op == "MatMul" else None
+        before = makers.get(node.inputs[0]) if kernel is not None and kernel.ndim == 2 else None
+        users = consumers.get(node.output, [])
+        if kernel is None or before is None or before.op != "Reshape" or len(users) != 1:
+            continue
+        source, target = graph.shapes.get(before.inputs[0]), users[0].attributes.get("shape")
+        if users[0].op != "Reshape" or source is None or target is None:
+            continue
+        flat = before.attributes.get("shape")
+        inner = list(source[1:-1])
+        if flat == [-1, kernel.shape[0]] and target[1:] == [*inner, kernel.shape[1]]:
+            node.inputs[0], node.outputs = before.inputs[0], users[0].outputs
+            graph.nodes.remove(users[0])
 
 
 def linear_layers(graph: Graph) -> None:
@@ -531,7 +591,7 @@ def separate_borders(graph: Graph) -> None:
 def transposing_reshapes(graph: Graph) -> None:
     """With one channel, the exporter turns pictures around by a Reshape: make it a Transpose."""
     for node in graph.nodes:
-        if node.op != "Reshape" or not node.attributes.get("keeps_batch"):
+        if node.op != "Reshape" or node.owner or not node.attributes.get("keeps_batch"):
             continue
         source = graph.shapes.get(node.inputs[0])
         target = node.attributes["shape"]
@@ -545,6 +605,11 @@ def transposing_reshapes(graph: Graph) -> None:
                 break
 
 
+def _is_free_transpose(node: Node) -> bool:
+    """A transpose of the exporter's own, not a layer of the network (Keras' Permute)."""
+    return node.op == "Transpose" and node.owner is None and "perm" in node.attributes
+
+
 def cancel_transposes(graph: Graph) -> None:
     """Two transposes in a row are one, or none."""
     changed = True
@@ -552,8 +617,8 @@ def cancel_transposes(graph: Graph) -> None:
         changed = False
         makers = graph.makers()
         for node in list(graph.nodes):
-            before = makers.get(node.inputs[0]) if node.op == "Transpose" else None
-            if before is None or before.op != "Transpose":
+            before = makers.get(node.inputs[0]) if _is_free_transpose(node) else None
+            if before is None or not _is_free_transpose(before):
                 continue
             perm = [before.attributes["perm"][axis] for axis in node.attributes["perm"]]
             node.inputs, node.attributes = [before.inputs[0]], {"perm": perm}
@@ -604,10 +669,19 @@ def channels_first(graph: Graph, *, keras: bool) -> None:
         graph.shapes[turned] = shape
         graph.inputs[name] = graph.shapes[name] = _permute(shape, TO_CHANNELS_FIRST)
     push_transposes(graph)
+    if keras:
+        turn_remaining_maps(graph)
+        push_transposes(graph)
+    absorb_into_dense(graph)
+    graph.sort()
     _drop_transposes_before_outputs(graph)
 
 
 def _permute(shape: Shape, perm: Sequence[int]) -> Shape:
+    if sorted(perm) != list(range(len(shape))):
+        raise InputError(
+            f"this file contradicts itself: a tensor of shape {shape} is turned {perm}"
+        )
     return tuple(shape[axis] for axis in perm)
 
 
@@ -623,7 +697,7 @@ def push_transposes(graph: Graph) -> None:
         cancel_transposes(graph)
         consumers, makers = graph.consumers(), graph.makers()
         for node in list(graph.nodes):
-            if node.op != "Transpose" or node.inputs[0] in graph.constants:
+            if not _is_free_transpose(node) or node.inputs[0] in graph.constants:
                 continue
             for user in dict.fromkeys(consumers.get(node.output, [])):
                 if _push(graph, node, user, makers):
@@ -631,8 +705,6 @@ def push_transposes(graph: Graph) -> None:
                     break
             if changed:
                 break
-    graph.prune()
-    absorb_into_dense(graph)
     graph.sort()
     graph.prune()
 
@@ -663,6 +735,12 @@ def _push(graph: Graph, node: Node, user: Node, makers: dict[str, Node]) -> bool
             "pads": [begin[i] for i in where] + [end[i] for i in where],
         }
         inputs = [node.inputs[0]]
+    elif user.op == "Linear" and perm == TO_CHANNELS_LAST:
+        # A dense layer on maps is a convolution with a window of one cell.
+        kernel = f"{user.inputs[1]}//1x1"
+        graph.constants[kernel] = graph.constants[user.inputs[1]][:, :, None, None]
+        user.op = "Conv"
+        inputs = [node.inputs[0], kernel, *user.inputs[2:]]
     elif user.op in _REDUCTIONS and user.attributes.get("axes"):
         return _push_reduction(graph, node, user)
     else:
@@ -685,7 +763,7 @@ def _before(graph: Graph, name: str, perm: list[int], makers: dict[str, Node]) -
         graph.constants[new] = np.ascontiguousarray(full.transpose(_inverse(perm)))
         return new
     maker = makers.get(name)
-    if maker is not None and maker.op == "Transpose" and maker.attributes["perm"] == perm:
+    if maker is not None and _is_free_transpose(maker) and maker.attributes["perm"] == perm:
         return maker.inputs[0]
     return None
 
@@ -717,6 +795,54 @@ def _transpose_after(graph: Graph, node: Node, perm: list[int]) -> None:
     )
 
 
+_ALWAYS_FIRST = frozenset(
+    "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize".split()  # noqa: SIM905
+)
+
+
+def turn_remaining_maps(graph: Graph) -> None:
+    """Let layers that the exporter left channels last put their maps out channels first.
+
+    Keras' maps are channels last, so a layer's output is unless it comes from what was turned. It
+    is turned inside the layer, and back for whoever reads it, where that may cancel again.
+    """
+    last = _channels_last_maps(graph)
+    consumers = graph.consumers()
+    for node in list(graph.nodes):
+        name = node.output
+        users = consumers.get(name, [])
+        inside = name not in graph.outputs and all(user.owner == node.owner for user in users)
+        if name not in last or node.owner is None or inside:
+            continue
+        inner, first = graph.fresh(name), graph.fresh(name)
+        node.outputs[0] = inner
+        shape = graph.shapes[inner] = graph.shapes[name]
+        graph.shapes[first] = _permute(shape, TO_CHANNELS_FIRST)
+        turn = Node("Transpose", [inner], [first], {"perm": TO_CHANNELS_FIRST}, owner=node.owner)
+        back = Node("Transpose", [first], [name], {"perm": TO_CHANNELS_LAST})
+        for user in users:
+            if user.owner == node.owner:
+                user.inputs = [inner if given == name else given for given in user.inputs]
+        position = graph.nodes.index(node) + 1
+        graph.nodes[position:position] = [turn, back]
+
+
+def _channels_last_maps(graph: Graph) -> set[str]:
+    """Tensors of four axes that nothing has turned channels first."""
+    first = {name for name, shape in graph.inputs.items() if len(shape) == 4}
+    last: set[str] = set()
+    for node in graph.nodes:
+        if len(graph.shapes.get(node.output, ())) != 4:
+            continue
+        turned = _is_free_transpose(node) and node.attributes["perm"] == TO_CHANNELS_FIRST
+        keeps = node.op not in ("Reshape", "Transpose") and first.intersection(node.inputs)
+        if turned or keeps or node.op in _ALWAYS_FIRST:
+            first.add(node.output)
+        elif not _is_free_transpose(node):
+            last.add(node.output)
+    return last
+
+
 def absorb_into_dense(graph: Graph) -> None:
     """Flatten channels-first maps as they lie and permute the rows of the dense kernels after.
 
@@ -726,7 +852,7 @@ def absorb_into_dense(graph: Graph) -> None:
     makers = graph.makers()
     for node in list(graph.nodes):
         before = makers.get(node.inputs[0]) if node.op == "Flatten" else None
-        if before is None or before.op != "Transpose" or node.attributes.get("axis", 1) != 1:
+        if before is None or not _is_free_transpose(before) or node.attributes.get("axis", 1) != 1:
             continue
         source = graph.shapes.get(before.inputs[0])
         perm = before.attributes["perm"]
@@ -796,11 +922,9 @@ def _drop_transposes_before_outputs(graph: Graph) -> None:
     makers = graph.makers()
     for position, name in enumerate(graph.outputs):
         node = makers.get(name)
-        if (
-            node is not None
-            and node.op == "Transpose"
-            and node.attributes["perm"] == TO_CHANNELS_LAST
-        ):
+        if node is None or not _is_free_transpose(node):
+            continue
+        if node.attributes["perm"] == TO_CHANNELS_LAST:
             graph.outputs[position] = node.inputs[0]
             graph.notes.append(
                 "the network puts out maps: they come as (N, C, H, W), not (N, H, W, C) as in Keras"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,6 +208,21 @@ class Bare(nn.Module):
     def forward(self, x):
         return x.mean((2, 3))
 
+class Complaining(Bare):
+    def forward(self, x):
+        raise TypeError("my own complaint")
+
+class Lost(Bare):
+    def forward(self, x):
+        return x.mean((2, 3)) * float("nan")
+
+class Complex(Bare):
+    def forward(self, x):
+        return x.mean((2, 3)).to(torch.complex64)
+
+def raising():
+    return {}["weights"]
+
 def needs(size):
     return nn.Linear(size, 2)
 """
@@ -269,7 +285,7 @@ def needs(size):
                 "--method",
                 "saliency",
             ],
-            "cannot take pictures of 3×9×9",
+            "inputs of shape (N, 3, 9, 9): the layer '1' takes 192 features and is reached by 243",
         ),
         (
             ["activations", "photo.png", "-m", "cat_dog", "-l", "conv9"],
@@ -317,6 +333,33 @@ def needs(size):
             "--align is not for saliency, but for grad_cam",
         ),
         (["explain", "photo.png", "-m", "zzzzz"], "package.module:factory"),
+        (["layers", "vit_b_16", "--input-size", "3x256x256"], "Wrong image height"),
+        (["layers", "nets:double", "--input-size", "3x100000x100000"], "positive whole numbers"),
+        (["layers", "nets:raising"], "nets:raising failed: KeyError: 'weights' ("),
+        (["layers", "wrong:net"], "wrong:net failed: SyntaxError"),
+        (["layers", "quits:net"], "quits:net failed: SystemExit: 3 ("),
+        (["layers", "sys:exit"], "sys:exit failed: SystemExit"),
+        (["layers", "nowhere.nets:net"], "cannot find 'nowhere.nets:net'"),
+        (["layers", "nets:nowhere"], "cannot find 'nets:nowhere'"),
+        (
+            ["explain", "photo.png", "-m", "nets:Complaining"],
+            "the network failed when it was run: TypeError: my own complaint (",
+        ),
+        (
+            ["explain", "photo.png", "-m", "nets:Lost", "--method", "saliency"],
+            "the network puts out NaN",
+        ),
+        (["explain", "photo.png", "-m", "nets:Complex"], "puts out torch.complex64 numbers"),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--method", "nope", "--method", "all"],
+            "there is no method 'nope'",
+        ),
+        (["activations", "photo.png", "-m", "cat_dog", "--scale", "0,inf"], "two finite numbers"),
+        (
+            ["activations", "photo.png", "-m", "cat_dog", "--classes", "three.txt"],
+            "3 class names are known for a network of 2 classes",
+        ),
+        (["explain", "nan.tiff", "-m", "cat_dog"], "holds NaN or infinite numbers"),
         (["explain", "photo.png"], "Missing option"),
         (["explain"], "Missing argument"),
     ],
@@ -330,6 +373,10 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
     )
     (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "wrong.py").write_text("def broken(:")
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit(3)")
+    (tmp_path / "three.txt").write_text("a\nb\nc\n")
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(tmp_path / "nan.tiff")
     monkeypatch.delitem(sys.modules, "nets", raising=False)
     before = [name for name in files(tmp_path) if "pycache" not in name]
     code, out, err = run(*words)
@@ -543,3 +590,112 @@ def test_activations_run_the_network_twice_a_picture_at_most(run, picture, monke
     code, _, err = run("activations", picture, picture, "-m", "cat_dog_small", "--out", "o")
     assert code == 0, err
     assert len(runs) <= 5
+
+
+def test_a_fault_of_this_program_is_not_hidden(run, picture, monkeypatch):
+    from torchviz_cnn import album
+
+    def broken(*_args, **_options):
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(album, "predict", broken)
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        run("explain", picture, "-m", "cat_dog_small", "--out", "o")
+
+
+def test_targets_that_would_share_a_file_name_do_not(run, picture, tmp_path):
+    (tmp_path / "two.txt").write_text("b c\nb/c\n")
+    words = ("-m", "cat_dog_small", "--classes", "two.txt", "-t", "b c", "-t", "b/c", "-o", "o")
+    code, _, err = run("explain", picture, *words)
+    assert code == 0, err
+    assert {"photo_grad_cam_b_c.png", "photo_grad_cam_b_c-2.png"} <= set(files(tmp_path / "o"))
+
+
+def test_what_a_network_warns_of_is_a_note(run, nets, picture, tmp_path):
+    (tmp_path / "spelt.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 4, 3)\n"
+        "    def forward(self, x):\n"
+        "        e = self.conv(x).mean((2, 3)).exp()\n"
+        "        return e / e.sum(1, keepdim=True)\n"
+    )
+    code, _, err = run(
+        "explain", picture, "-m", "spelt:Net", "--input-size", "3x20x20", "--out", "o"
+    )
+    assert code == 0, err
+    assert "note: this network puts out probabilities" in err
+    assert "UserWarning" not in err
+
+
+def test_layers_of_one_cell_are_drawn_as_units():
+    from torchviz_cnn import album
+    from torchviz_cnn.summary import LayerInfo
+
+    info = LayerInfo("avgpool", "AdaptiveAvgPool2d", (6, 1, 1), 0, 0, 0, 1, 0)
+    values = torch.tensor([3.0, 0.0, 1.0, 2.0, -1.0, 0.5])
+    drawn = album.layer_picture(info, values[:, None, None])
+    flat = album.layer_picture(info, values)
+    # The same bars; the titles tell the shapes apart.
+    assert np.array_equal(np.asarray(drawn)[40:], np.asarray(flat)[40:])
+
+
+ONNX = Path(__file__).parent / "data"
+
+
+def test_compare_proves_an_import_and_writes_what_it_found(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    code, out, err = run("compare", ONNX / "tiny.k3export.onnx", "--out", "o")
+    assert code == 0, err
+    assert "all the same" in out
+    assert "grad_cam at" in out
+    assert files(tmp_path / "o") == ["comparison.json", "comparison.png"]
+    stored = json.loads((tmp_path / "o" / "comparison.json").read_text())
+    assert stored["passed"] is True
+    assert [row["method"] for row in stored["explanations"]] == ["saliency", "grad_cam"]
+
+
+def test_compare_fails_with_1_where_a_layer_differs(run, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from torchviz_cnn import models
+
+    load = models.load
+
+    def spoilt(*args, **kwargs):
+        model = load(*args, **kwargs)
+        with torch.no_grad():
+            next(p for p in model.module.parameters() if p.ndim == 4).mul_(-1)
+        return model
+
+    monkeypatch.setattr(models, "load", spoilt)
+    code, out, _ = run("compare", ONNX / "catdog.k3export.onnx", "--no-explanations")
+    assert code == 1
+    assert "the first layer that differs is 'conv2d'" in out
+
+
+def test_an_onnx_file_is_a_model_for_every_command(run, picture, tmp_path):
+    model = ONNX / "catdog.k3export.onnx"
+    code, out, err = run("layers", model)
+    assert code == 0, err
+    assert "conv2d (Conv2D)" in out
+    code, _, err = run("explain", picture, "-m", model, "--layer", "conv2d_1", "-o", "o")
+    assert code == 0, err
+    assert "the preprocessing 'rescale' is assumed" in err
+    code, _, err = run("activations", picture, "-m", model, "-l", "conv2d", "-o", "o")
+    assert code == 0, err
+    assert {"photo_grad_cam.png", "photo_000_conv2d.png"} <= set(files(tmp_path / "o"))
+
+
+def test_compare_takes_a_folder_of_pictures(run, picture, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "photos").mkdir()
+    picture.rename(tmp_path / "photos" / "a.png")
+    words = ("compare", ONNX / "catdog.k3export.onnx", "--images", "photos")
+    code, out, err = run(*words, "--preprocess", "rescale", "--no-explanations")
+    assert code == 0, err
+    assert "all the same" in out
+    (tmp_path / "none").mkdir()
+    code, _, err = run("compare", ONNX / "catdog.k3export.onnx", "--images", "none")
+    assert (code, "there is no picture in the folder 'none'" in err) == (2, True)

@@ -111,6 +111,17 @@ def test_explanations_of_a_trained_network_are_keras(name: str) -> None:
     assert tvc.default_layer(network, x) == layer
 
 
+@needs_data
+def test_a_network_that_torch_exported() -> None:
+    path = external("resnet20.onnx").parent.parent / "resnet20_cifar10.onnx"
+    network = load_onnx(path)
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    (expected,) = evaluate(path, {"image": x}, ["logits"])
+    assert error(network(torch.from_numpy(x)).detach().numpy(), expected) <= 1e-5
+    assert network.source.input_size == (3, 32, 32)
+    assert tvc.default_layer(network, torch.from_numpy(x)) == "relu_19"
+
+
 # ---------------------------------------------------------------- every exporter
 
 
@@ -399,6 +410,18 @@ def test_it_can_be_trained(tiny: nn.Module) -> None:
     nn.functional.cross_entropy(logits[0], torch.tensor([0, 1, 2, 3])).backward()
     optimizer.step()
     assert all(not torch.equal(before[name], p) for name, p in tiny.named_parameters())
+
+
+def test_it_moves_to_a_device(tiny: nn.Module, device: torch.device) -> None:
+    keras = keras_beside(DATA / "tiny.k3export.onnx")
+    x = nchw(keras["x"])
+    names = ["conv2d", "add", "flatten", "predictions.dense"]
+    expected = tvc.activations(tiny, x, names)
+    moved = copy.deepcopy(tiny).to(device)
+    assert {tensor.device.type for tensor in moved.state_dict().values()} == {device.type}
+    for name, maps in tvc.activations(moved, x.to(device), names).items():
+        torch.testing.assert_close(maps.cpu(), expected[name], rtol=1e-3, atol=1e-3)
+    assert error(moved(x.to(device)).detach().cpu().numpy(), keras["y"]) <= 1e-3
 
 
 def test_copies_keep_what_they_know(tiny: nn.Module) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import torchviz_cnn as tvc
 from converters import load_onnx
-from tests.onnx_files import evaluate, node, save
+from tests.onnx_files import DATA, evaluate, node, save
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -470,6 +473,10 @@ OPERATORS = {
              nearest_mode="floor"),
         {"s": np.array([1, 1, 2, 3.0])},
     ),
+    "enlarge, centred": (
+        node("Resize", "x  s", "out", mode="nearest", coordinate_transformation_mode="half_pixel"),
+        {"s": np.array([1, 1, 4, 3.0])},
+    ),
     "enlarge smoothly": (
         node("Resize", "x  s", "out", mode="linear", coordinate_transformation_mode="half_pixel"),
         {"s": np.array([1, 1, 2, 2.0])},
@@ -724,6 +731,120 @@ def test_a_file_that_is_channels_first_already_is_left_alone(tmp_path: Path) -> 
     x, network, (out,) = run(path, (2, 3, 6, 5), ["out"])
     close(network(torch.from_numpy(x)), out)
     assert network.source.input_size == (3, 6, 5)
+
+
+OPS = [
+    *["Relu", "Add", "Concat", "Reshape", "Transpose", "Squeeze", "MatMul"],
+    *["MaxPool", "Conv", "Flatten", "Pad", "Slice", "Gather"],
+]
+
+
+def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
+    """Change something small: an operator, an input, a setting, a size, a name."""
+    graph = model.graph
+    names = [name for each in graph.node for name in each.output]
+    names += [tensor.name for tensor in graph.initializer]
+    chosen = draws.choice(graph.node)
+    sizes = draws.choice(graph.input).type.tensor_type.shape.dim
+    changes = [
+        lambda: setattr(chosen, "op_type", draws.choice(OPS)),
+        lambda: chosen.input.__setitem__(draws.randrange(len(chosen.input)), draws.choice(names)),
+        lambda: chosen.input.append(draws.choice(names)),
+        lambda: chosen.input.pop(),
+        lambda: chosen.attribute.pop() if chosen.attribute else None,
+        lambda: draws.choice(chosen.attribute).ints.append(draws.choice([-3, 0, 1, 2])),
+        lambda: setattr(draws.choice(chosen.attribute), "i", draws.choice([-3, 0, 1, 2])),
+        lambda: graph.node.remove(chosen),
+        lambda: draws.choice(graph.initializer).dims.reverse(),
+        lambda: setattr(chosen, "name", draws.choice(["", "a/b/c", "x_1/y_1/Relu"])),
+        lambda: setattr(draws.choice(sizes), "dim_value", draws.choice([1, 2, 20])),
+    ]
+    with contextlib.suppress(IndexError):  # nothing there to change
+        draws.choice(changes)()
+
+
+@pytest.mark.parametrize("start", sorted(DATA.rglob("*.onnx")), ids=lambda path: path.stem)
+def test_a_damaged_file_is_refused_or_is_what_it_says(tmp_path: Path, start: Path) -> None:
+    draws = random.Random(start.stem)
+    loaded = 0
+    for _ in range(25):
+        model = onnx.load(start)
+        mutate(model, draws)
+        onnx.save(model, tmp_path / "n.onnx")
+        try:  # any other exception fails the test
+            network = load_onnx(tmp_path / "n.onnx", input_layout="as_exported")
+        except tvc.InputError:
+            continue
+        loaded += 1
+        assert all(isinstance(module, nn.Module) for module in network.modules())
+    assert loaded
+
+
+def test_what_does_not_depend_on_the_input_is_refused(tmp_path: Path) -> None:
+    nodes = [layer("MaxPool", "k", "p", kernel_shape=[2, 2]), layer("Relu", "p")]
+    path = one(tmp_path / "n.onnx", nodes, {"k": draw(1, 2, 4, 4)}, ["N", 2, 7, 8])
+    with pytest.raises(tvc.InputError, match="'out' of this file does not depend on any input"):
+        load_onnx(path)
+
+
+def test_an_operator_on_a_constant_has_it_inside(tmp_path: Path) -> None:
+    nodes = [layer("MaxPool", "k", "p", kernel_shape=[2, 2]), layer("Add", "p x")]
+    path = one(tmp_path / "n.onnx", nodes, {"k": draw(1, 2, 8, 9)}, ["N", 2, 7, 8])
+    x = draw(2, 2, 7, 8).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+@pytest.mark.parametrize("sizes", [None, [1, 3]])
+def test_pieces(tmp_path: Path, sizes: list[int] | None) -> None:
+    inputs = "x" if sizes is None else "x sizes"
+    nodes = [
+        node("Split", inputs, "a b", "/Split", axis=1),
+        layer("Relu", "a", "r"),
+        layer("Exp", "b", "e"),
+        layer("Concat", "e r", axis=1),
+    ]
+    constants = {} if sizes is None else {"sizes": sizes}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 5, 3])
+    x = draw(2, 4, 5, 3).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), expected)
+    torch.export.export(network, (torch.from_numpy(x),))
+
+
+def test_widths_of_a_border_that_torch_exported_as_arithmetic(tmp_path: Path) -> None:
+    nodes = [
+        node("ConstantOfShape", "four", "zeros", value=numpy_helper.from_array(np.zeros(1, int))),
+        node("Concat", "given zeros", "all", axis=0),
+        node("Reshape", "all pairs", "matrix"),
+        node("Slice", "matrix m1 end zero m1", "turned"),
+        node("Transpose", "turned", "columns", perm=[1, 0]),
+        node("Reshape", "columns m1", "flat"),
+        node("Cast", "flat", "widths", to=7),
+        node("Pad", "x widths", "out", "/Pad"),
+    ]
+    constants = {
+        "four": [4],
+        "given": [1, 2, 3, 0],  # left, right, top, bottom
+        "pairs": [-1, 2],
+        "m1": [-1],
+        "end": [-9223372036854775807],
+        "zero": [0],
+    }
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 5, 3])
+    x = draw(2, 4, 5, 3).astype(np.float32)
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), np.pad(x, ((0, 0), (0, 0), (3, 0), (1, 2))))
+    torch.export.export(network, (torch.from_numpy(x),))
+
+
+def test_enlarging_that_torch_rounds_otherwise_is_refused(tmp_path: Path) -> None:
+    enlarge = node("Resize", "x r s", "out", mode="nearest", nearest_mode="floor")
+    constants = {"s": np.array([1, 1, 2, 2.0]), "r": np.zeros(0)}
+    path = one(tmp_path / "n.onnx", [enlarge], constants, ["N", 2, 7, 8])
+    with pytest.raises(tvc.InputError, match=r"nearest, half_pixel, floor"):
+        load_onnx(path)
 
 
 def test_a_bad_layout_is_refused(tmp_path: Path) -> None:

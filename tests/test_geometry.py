@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import torchviz_cnn as tvc
-from torchviz_cnn.tracing import place_of_layer
+from torchviz_cnn.tracing import place_of_layer, watch
 
 
 def seen_from(module, layer, size, cell):
@@ -77,7 +77,7 @@ def test_a_cell_lies_in_the_middle_of_what_it_sees(name, cell):
     module, layer = NETS[name]
     module = positive(module)
     size = (1, 40, 46)
-    place = place_of_layer(module, layer, torch.zeros(1, *size, dtype=torch.float64))
+    place = place_of_layer(module, layer, watch(module, torch.zeros(1, *size, dtype=torch.float64)))
     if name == "transposed convolution":  # takes whole blocks: look at a block's middle cell
         cell = (4, 4)
     centre = tuple(c + s * i for c, s, i in zip(place.centre, place.step, cell, strict=True))

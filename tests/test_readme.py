@@ -1,6 +1,7 @@
 """What the README says is what the code does."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
     assert blocks
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((320, 240), 60).convert("RGB").save("cat.jpg")
+    shutil.copy(ROOT / "tests" / "data" / "catdog.k3export.onnx", "model.onnx")
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"ROOT": ROOT})
 

@@ -284,3 +284,25 @@ def test_a_colour_scale_has_the_maps_colours_and_its_numbers():
     assert np.array_equal(trimmed(numbers[:, 150:]), ink("2.5"))
     signed = np.asarray(render.color_scale("seismic", -3.0, 3.0, "", 200)).min(2) < 128
     assert np.array_equal(trimmed(signed[12:29, 80:120]), ink("0"))
+
+
+def test_the_overlay_of_a_figure_has_the_colours_of_its_map():
+    """A span far from zero: the overlay's lowest and highest places are the ends of the bar."""
+    values = np.linspace(0.11, 0.113, 24).reshape(4, 6)
+    white = Image.new("RGB", (6, 4), "white")
+    figure = render.attribution_figure(
+        values, picture=white, colormap="viridis", span=(values.min(), values.max())
+    )
+    over = np.asarray(figure.axes[2].images[0].get_array()).astype(float)
+    for place, share in (((0, 0), 0.0), ((3, 5), 1.0)):
+        wanted = 0.6 * 255 + 0.4 * colorize(np.array(share), "viridis").astype(float)
+        assert over[place] == pytest.approx(wanted, abs=1.5)
+
+
+def test_long_words_are_broken_not_cut():
+    name = "a_rather_long_backbone_name.with.dots_and.more_of_them"
+    lines = wrap(name, 90)
+    assert "".join(lines) == name
+    assert len(lines) > 1
+    assert all(text_width(line, 12) <= 90 for line in lines)
+    assert wrap("iiii", 1) == ["i", "i", "i", "i"]  # narrower than any letter

@@ -8,7 +8,7 @@ import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -112,6 +112,8 @@ SOFTMAX: dict[str, Callable[[Tensor], Any]] = {
     "cast by name": lambda x: x.softmax(1).half().double(),
     "moved": lambda x: x.softmax(1).cpu(),
     "clamped": lambda x: x.softmax(1).clamp(1e-7, 1 - 1e-7),
+    "clamped in place": lambda x: x.softmax(1).clamp_(1e-7, 1),
+    "turned over twice": lambda x: x.softmax(1).flip(1).flip(1),
     "clipped below": lambda x: torch.clamp_min(x.softmax(1), 1e-9).contiguous(),
     "transposed": lambda x: x.t().softmax(0).t(),
     ".T": lambda x: x.T.softmax(0).T,
@@ -783,6 +785,9 @@ ODDS: dict[str, Callable[[Tensor], Any]] = {
     "softmax, class 1, axis kept": lambda x: F.softmax(x, 1)[:, 1:2],
     "select": lambda x: x.softmax(1).select(1, 1),
     "log softmax, class 1": lambda x: x.log_softmax(1)[:, 1],
+    "split": lambda x: x.softmax(1).split([1, x.shape[1] - 1], 1)[1][:, 0],
+    "unbind": lambda x: x.softmax(1).unbind(1)[1],
+    "index_select": lambda x: torch.index_select(x.softmax(1), 1, torch.tensor([1])),
 }
 
 
@@ -938,3 +943,125 @@ def test_the_default_layer_refuses_what_a_method_refuses() -> None:
 def test_an_input_size_that_is_none_is_refused(size: Any) -> None:
     with pytest.raises(tvc.InputError, match="input_size must be"):
         tvc.layers(Net(), size)
+
+
+class Moody(Net):
+    """What it does with its scores changes from call to call."""
+
+    MOODS: ClassVar = {
+        "plain": lambda x: x,
+        "softmax": lambda x: x.softmax(1),
+        "spelt out": lambda x: x.exp() / x.exp().sum(1, keepdim=True),
+        "some classes": lambda x: x.softmax(1)[:, :3],
+    }
+
+    def now(self, mood: str) -> None:
+        self.end.become(self.MOODS[mood])
+
+    def wanted(self, mood: str, x: Tensor) -> Tensor:
+        z = self.logits(x).detach()
+        others = z[:, [0, 2, 3, 4]].logsumexp(1)
+        return {
+            "plain": z[:, 1],
+            "softmax": z[:, 1],
+            "spelt out": z.log_softmax(1)[:, 1],
+            "some classes": z[:, 1] - others,
+        }[mood]
+
+
+@pytest.mark.filterwarnings("ignore:this network puts out probabilities")
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "occlusion"])
+@pytest.mark.parametrize("first", Moody.MOODS)
+def test_what_a_network_did_before_does_not_mislead(method: str, first: str) -> None:
+    x = pictures()
+    for second in Moody.MOODS:
+        net = Moody()
+        for mood in (first, second, first):
+            net.now(mood)
+            close(explain(method, net, x, 1).score, net.wanted(mood, x))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "log_softmax"])
+def test_of_some_classes_of_a_softmax_the_probabilities_are_the_networks_own(kind: str) -> None:
+    x = pictures()
+    net = Net(lambda z: getattr(z, kind)(1)[:, :3])
+    chances = net.logits(x).softmax(1).detach()
+    close(tvc.saliency(net, x, 2, score="probability").score, chances[:, 2])
+    hidden = tvc.occlusion(net, x, 2, window=x.shape[2:], stride=1).hidden_probability()
+    close(hidden[:, 0, 0], net.logits(0 * x).softmax(1)[:, 2].detach())
+
+
+def test_a_softmax_written_over_in_place_is_a_sentence() -> None:
+    net = Net(lambda z: z.softmax(1).mul_(0.5))
+    with pytest.raises(tvc.InputError, match="writes into a tensor that its own gradient needs"):
+        tvc.saliency(net, pictures(), 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_pictures_softmax_may_lose_its_batch_axis(method: str) -> None:
+    x = pictures(1, 3, 8, 7)
+    found = explain(method, Net(lambda z: z.softmax(1).squeeze()), x, 3)
+    wanted = explain(method, Net(nn.Softmax(1)), x, 3)
+    close(found.score, wanted.score)
+    close(found.values, wanted.values)
+
+
+class Together(Net):
+    """Takes two pictures at once and no other number: it squeezes, then normalises the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8).double()
+        self.eval()
+
+    def logits(self, x: Tensor) -> Tensor:
+        maps = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+        return self.fc(self.norm(maps.mean((2, 3), keepdim=True).squeeze()))
+
+
+@pytest.mark.parametrize("layer", [None, "conv2"])
+def test_grad_cam_runs_a_network_as_it_is_given_pictures(layer: str | None) -> None:
+    x, net = pictures(), Together()
+    found = tvc.grad_cam(net, x, [1, 4], layer=layer, relu=False)
+    same = Net()
+    same.norm = net.norm
+    same.load_state_dict(net.state_dict())
+    same.logits = lambda x: same.fc(  # type: ignore[method-assign]
+        same.norm(same.relu2(same.conv2(same.relu1(same.conv1(x)))).mean((2, 3)))
+    )
+    close(found.values, tvc.grad_cam(same, x, [1, 4], layer=layer, relu=False).values)
+
+
+@pytest.mark.parametrize("layer", ["conv2", "relu1"])
+def test_with_a_named_layer_grad_cam_is_one_forward_pass_from_the_first_call_on(layer: str) -> None:
+    net = Net()
+    for index, size in enumerate([(8, 7), (9, 7), (9, 9)]):
+        result = tvc.grad_cam(net, pictures(2, 3, *size), 1, layer=layer)
+        assert net.runs == index + 1
+        assert result.heatmap("receptive_field").shape == (2, *size)
+
+
+@pytest.mark.parametrize(
+    ("layer", "error"),
+    [
+        (nn.Conv2d(3, 3, 1, dtype=torch.float32), "double|Double"),
+        (nn.Linear(7, 7, dtype=torch.float32), "dtype|Double|Float"),
+    ],
+)
+def test_errors_that_are_not_about_sizes_are_not_said_to_be(layer: nn.Module, error: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1).double(), layer, nn.Flatten())
+    with pytest.raises(RuntimeError, match=error) as caught:
+        tvc.saliency(net, pictures(), 0)
+    assert not isinstance(caught.value, tvc.InputError)
+
+
+def test_a_users_hook_that_fails_is_not_said_to_be_about_sizes() -> None:
+    def hook(*_: object) -> None:
+        raise RuntimeError("no channels in my hook")
+
+    net = Net()
+    net.conv1.register_forward_hook(hook)
+    with pytest.raises(RuntimeError, match="no channels in my hook") as caught:
+        tvc.saliency(net, pictures(), 0)
+    assert not isinstance(caught.value, tvc.InputError)
+    assert net.runs == 1  # nobody ran it again to find out

@@ -21,7 +21,7 @@ from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, Windo
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
-from torchviz_cnn.inputs import check_inputs
+from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts
 from torchviz_cnn.models import Model
@@ -55,20 +55,20 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
     """
     module = module_of(model)
     inputs = check_inputs(model, module, inputs)
-    with undisturbed(module, inputs):
-        try:
-            chances = run(module, inputs, sure=True).probabilities()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            shape = "×".join(map(str, inputs.shape[1:]))
-            raise InputError(f"the network cannot take pictures of {shape}: {reason}") from error
+    with misfits_explained(module, inputs), undisturbed(module, inputs):
+        chances = run(module, inputs, sure=True).probabilities()
     if chances.ndim == 1 or chances.shape[1] == 1:
         chances = chances.reshape(-1, 1)
         chances = torch.cat([1 - chances, chances], 1)
     if chances.ndim != 2:
         raise InputError(f"the network is no classifier: its output is {tuple(chances.shape)}")
     top = chances.topk(min(count, chances.shape[1]), 1)
-    known = model.classes if model.classes and len(model.classes) == chances.shape[1] else None
+    known = model.classes
+    if known is not None and len(known) != chances.shape[1]:
+        raise InputError(
+            f"{len(known)} class names are known for a network of {chances.shape[1]} classes; give "
+            "one name a class"
+        )
     return [
         [
             Prediction(index, known[index] if known else str(index), probability)
@@ -295,6 +295,8 @@ def layer_picture(
     """
     shape = "×".join(map(str, output.shape))
     title = f"{info.name} ({info.type}) {shape}"
+    if output.ndim == 3 and output.shape[1:] == (1, 1):
+        output = output.flatten()  # a map of one cell is a number
     if output.ndim == 3:
         channels = None
         if top is not None and top < len(output):

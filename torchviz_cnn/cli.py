@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from tqdm import tqdm
 
-from torchviz_cnn import album, demo, models, render
-from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn import album, demo, models, parity, render
+from torchviz_cnn.errors import InputError, NotApplicable, closest
 from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder, write_atomically
+from torchviz_cnn.inputs import network_failure
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, source, summary
 from torchviz_cnn.models import Model
@@ -84,13 +88,18 @@ def _model(
 
 def _stems(paths: Iterable[Path]) -> list[str]:
     """File stems, made different where two pictures have the same one."""
-    stems: list[str] = []
-    for path in paths:
-        stem, number = path.stem, 2
-        while stem in stems:
-            stem, number = f"{path.stem}-{number}", number + 1
-        stems.append(stem)
-    return stems
+    return _different([path.stem for path in paths])
+
+
+def _different(names: Iterable[str]) -> list[str]:
+    """Names, numbered from the second of the same on."""
+    taken: list[str] = []
+    for name in names:
+        unique, number = name, 2
+        while unique in taken:
+            unique, number = f"{name}-{number}", number + 1
+        taken.append(unique)
+    return taken
 
 
 def _file_name(text: str) -> str:
@@ -203,14 +212,14 @@ def activations_command(
 
 def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
     """The methods meant, and whether those that cannot be used may be left out."""
-    if "all" in wished:
-        return list(METHODS), True
     for name in wished:
-        if name not in METHODS:
+        if name not in METHODS and name != "all":
             raise InputError(
                 f"there is no method {name!r}"
                 + (closest(name, METHODS) or f"; choose from {', '.join(METHODS)}, or all")
             )
+    if "all" in wished:
+        return list(METHODS), True
     return list(dict.fromkeys(wished)), False
 
 
@@ -323,7 +332,9 @@ def explain_command(
             names, network, inputs, question, options, skip=skip, tell=_note
         )
         tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
-        marks = [""] if len(target or []) < 2 else [f"_{_file_name(t)}" for t in target or []]
+        marks = [""]
+        if target and len(target) > 1:
+            marks = _different(f"_{_file_name(each)}" for each in target)
         with all_or_nothing(out) as staging:
             for which, mark in enumerate(marks):
                 label = next(iter(results.values())).label(0, which)
@@ -367,6 +378,9 @@ def compare_command(
         Path | None,
         typer.Option(help="Keras' layer names in order, one a line: checked against the file."),
     ] = None,
+    explanations: Annotated[
+        bool, typer.Option(help="Compare saliency and Grad-CAM too, on the first picture.")
+    ] = True,
     input_size: InputSize = None,
     device: Device = "auto",
     out: Annotated[
@@ -378,7 +392,7 @@ def compare_command(
 
     The file is run by onnxruntime, the imported network by torch, and every layer's output is
     compared: up to 1e-4 of its largest value is the same, from 1e-3 on it differs and the exit
-    code is 1.
+    code is 1. Then saliency and Grad-CAM are compared with slopes measured in the file.
 
     \b
     Examples:
@@ -399,11 +413,26 @@ def compare_command(
     inputs = model.preprocess(pictures) if pictures else None
     result = models.compare_file(file, model, inputs, names)
     _tell(result.format(None if sys.stdout.isatty() else 120))
+    agreed = []
+    if explanations:
+        first = (models.noise(model) if inputs is None else inputs)[:1]
+        try:
+            agreed = parity.compare_explanations(file, model, first.to(chosen))
+        except NotApplicable as error:
+            _note(f"explanations are not compared: {error}")
+        for row in agreed:
+            _tell(str(row))
     if out is not None:
         rows = [row for row in result.layers if row.relative is not None]
         with all_or_nothing(out) as staging:
             write_atomically(
-                staging / "comparison.json", lambda f: f.write(result.to_json().encode())
+                staging / "comparison.json",
+                lambda f: f.write(
+                    json.dumps(
+                        {**result.to_dict(), "explanations": [asdict(row) for row in agreed]},
+                        indent=1,
+                    ).encode()
+                ),
             )
             figure = render.errors_figure(
                 [row.name for row in rows],
@@ -413,7 +442,7 @@ def compare_command(
             )
             write_picture(staging, "comparison.png", album.figure_picture(figure))
         _tell(f"comparison.json and comparison.png in {out}")
-    if not result.passed:
+    if not result.passed or not all(row.passed for row in agreed):
         raise typer.Exit(1)
 
 
@@ -494,14 +523,31 @@ def demo_command(
 def main() -> None:
     """Run the command line; what the user did wrong is one sentence and exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _told_warning
+            app()
     except InputError as error:
         _fail(str(error))
     except CannotWrite as error:
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"cannot write{where}: {error.strerror or error}")
+        _fail(f"cannot write {error.filename}: {error.strerror or error}")
     except OSError as error:
         _fail(str(error))
+    except Exception as error:
+        sentence = _not_enough_memory(error) or network_failure(error)
+        if sentence is None:  # a fault of this program: show where
+            raise
+        _fail(sentence)
+
+
+def _told_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _note(str(message))
+
+
+def _not_enough_memory(error: Exception) -> str | None:
+    words = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words:
+        return "there is not enough memory for this; try a smaller --input-size or --batch-size"
+    return None
 
 
 def _fail(sentence: str) -> None:

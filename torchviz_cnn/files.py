@@ -18,16 +18,15 @@ class CannotWrite(OSError):  # noqa: N818 - OSError's own subclasses are named s
 
 
 @contextmanager
-def _told_as_writing() -> Iterator[None]:
+def _told_as_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except CannotWrite:
         raise
     except OSError as error:
-        raise CannotWrite(error.errno, error.strerror or str(error), error.filename) from error
+        raise CannotWrite(error.errno, error.strerror or str(error), str(path)) from error
 
 
-@_told_as_writing()
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write a file under a temporary name beside its place, then rename it.
 
@@ -44,6 +43,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
         CannotWrite: an ``OSError``, when the disk is full or the folder cannot be written.
     """
     path = Path(path)
+    with _told_as_writing(path):
+        _write(path, write)
+    return path
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -57,7 +62,6 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
 
 
 def check_folder(folder: str | Path) -> None:
@@ -89,10 +93,10 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    with _told_as_writing():
+    with _told_as_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _told_as_writing():
+        with _told_as_writing(folder):
             staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
         try:
             yield staging
@@ -103,7 +107,7 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
                         f"{str(folder / file.name)!r} is a folder where a file of that name is to "
                         "be written; name another folder to write to"
                     )
-            with _told_as_writing():
+            with _told_as_writing(folder):
                 for file in files:
                     file.replace(folder / file.name)
         finally:

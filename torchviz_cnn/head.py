@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -44,28 +44,38 @@ _IN_PLACE = {torch.sigmoid_, Tensor.sigmoid_}
 
 # What may be done to probabilities on their way out, and is then done to the scores as well …
 _CARRIED: set[Callable[..., Any]] = {
+    torch.chunk,
     torch.clone,
     torch.flatten,
+    torch.flip,
+    torch.index_select,
     torch.narrow,
     torch.permute,
     torch.reshape,
     torch.select,
+    torch.split,
     torch.squeeze,
     torch.t,
     torch.transpose,
+    torch.unbind,
     torch.unsqueeze,
     Tensor.__getitem__,
+    Tensor.chunk,
     Tensor.clone,
     Tensor.contiguous,
     Tensor.flatten,
+    Tensor.flip,
+    Tensor.index_select,
     Tensor.narrow,
     Tensor.permute,
     Tensor.reshape,
     Tensor.select,
+    Tensor.split,
     Tensor.squeeze,
     Tensor.t,
     Tensor.T.__get__,  # type: ignore[attr-defined]
     Tensor.transpose,
+    Tensor.unbind,
     Tensor.unsqueeze,
     Tensor.view,
 }
@@ -75,11 +85,17 @@ _PASSED: set[Callable[..., Any]] = {
     torch.clamp_max,
     torch.clamp_min,
     torch.clip,
+    torch.clamp_,
+    torch.clip_,
     Tensor.bfloat16,
     Tensor.clamp,
+    Tensor.clamp_,
     Tensor.clamp_max,
+    Tensor.clamp_max_,
     Tensor.clamp_min,
+    Tensor.clamp_min_,
     Tensor.clip,
+    Tensor.clip_,
     Tensor.cpu,
     Tensor.cuda,
     Tensor.double,
@@ -119,10 +135,11 @@ class _Seen:
 
     def output(self, raw: Tensor, logits: Tensor) -> Output | None:
         if self.kind != "sigmoid" and raw.numel() != self.given.numel():
-            if is_single(raw) and self.given.ndim == 2 and len(self.given) == len(raw):
-                # softmax(z)[:, 1]: one probability, whose score is its odds.
-                return Output(raw, self._carry(_log_odds(self.given)).to(raw), self.kind)
-            return None  # some of the classes: their softmax is not the softmax of their scores
+            # Some classes of a softmax: each one's score is its odds against all others.
+            if self.given.ndim != 2 or len(self.given) != len(raw):
+                return None
+            chances = raw.exp() if self.kind == "log_softmax" else raw
+            return Output(chances, self._carry(_log_odds(self.given)).to(raw), "sigmoid")
         return Output(raw, logits.to(raw), self.kind)
 
 
@@ -155,17 +172,27 @@ class _Watch(TorchFunctionMode):
         if self.seen and (func in _CARRIED or func in _PASSED):
             source = self._found(args[0] if args else kwargs.get("input"))
             result = func(*args, **kwargs)
-            if source is not None and isinstance(result, Tensor):
-                steps = source.carried
-                if func in _CARRIED and args:
-                    steps = (*steps, lambda scores: func(scores, *args[1:], **kwargs))
-                elif func in _CARRIED:
-                    rest = {key: value for key, value in kwargs.items() if key != "input"}
-                    steps = (*steps, lambda scores: func(scores, **rest))
-                made = _Seen(source.given, ref(result), _version(result), source.kind, steps)
-                self._remember(made, result)
+            if source is not None:
+                self._follow(source, func, args[1:], kwargs, result)
             return result
         return func(*args, **kwargs)
+
+    def _follow(
+        self, source: _Seen, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Remember what was made of a watched result, and how the scores follow it."""
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+        made = [result] if isinstance(result, Tensor) else result
+        for index, tensor in enumerate(made):
+
+            def step(scores: Tensor, index: int = index) -> Tensor:
+                parts = func(scores, *args, **rest)
+                return parts if isinstance(parts, Tensor) else parts[index]
+
+            carried = (*source.carried, step) if func in _CARRIED else source.carried
+            self._remember(
+                _Seen(source.given, ref(tensor), _version(tensor), source.kind, carried), tensor
+            )
 
     def _remember(self, seen: _Seen, result: Tensor) -> None:
         self.last = result
@@ -254,13 +281,15 @@ def is_single(output: Tensor) -> bool:
 
 
 # How the last run of a network ended. Watching costs some microseconds an operator, so it is left
-# out where it is known to find nothing; a wrong memory only costs time.
-_Ending = Literal["watched", "plain", "probabilities", "looks watched"]
+# out where it is known to find nothing; a wrong memory is noticed, and costs one run more.
+_Ending = Literal["watched", "plain", "looks watched"]
 _ENDS: WeakKeyDictionary[nn.Module, _Ending] = WeakKeyDictionary()
+_TOLD: WeakSet[nn.Module] = WeakSet()  # whose users know that no softmax was seen
 
 _PASSING = (
-    *("Alias", "Clamp", "Clone", "Permute", "Reshape", "Select", "Slice", "Squeeze"),
-    *("ToCopy", "TBackward", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+    *("Alias", "Clamp", "Clone", "Flip", "IndexSelect", "Permute", "Reshape", "Select", "Slice"),
+    *("Split", "Squeeze", "ToCopy", "TBackward", "Transpose", "Unbind", "UnsafeView"),
+    *("Unsqueeze", "View"),
 )
 
 
@@ -297,29 +326,40 @@ def run(
     with watch if watching else nullcontext():
         raw = _tensor(module(inputs.clone() if variants_of is None else inputs))
     _check_rows(raw, inputs, variants_of)
-    if ending == "plain" and not watching and _graph_ends_in_activation(raw):
-        _ENDS[module] = "watched"
-        output = run(module, inputs, sure=True)
-        if _ENDS[module] == "plain":
+    found = watch.output(raw) if watching else None
+    likely = found is None and _are_probabilities(raw)
+    if not watching and (likely or (ending == "plain" and _graph_ends_in_activation(raw))):
+        output = run(module, inputs, sure=True, variants_of=variants_of)
+        if _ENDS[module] == "plain" and not likely:
             _ENDS[module] = "looks watched"  # and is not: do not look again
         return output
-    found = watch.output(raw) if watching else None
-    if found is not None:
-        _ENDS[module] = "watched"
-    elif ending is None or ending == "watched":
-        _ENDS[module] = "probabilities" if _are_probabilities(raw) else "plain"
-        if _ENDS[module] == "probabilities":
-            warnings.warn(
-                "this network puts out probabilities, and what they were made of could not be "
-                "seen (the softmax is spelled out, or something follows it); the logarithm of the "
-                "probability is explained in place of the score before the softmax",
-                stacklevel=5,
-            )
-    if found is None and _ENDS[module] == "probabilities":
-        tiny = torch.finfo(raw.dtype).tiny
-        found = Output(raw, raw.clamp_min(tiny).log(), "softmax")
+    # Where probabilities come from nowhere, keep watching: the next may come from a softmax.
+    _ENDS[module] = "watched" if found is not None or likely else _plain(ending)
+    if likely:
+        found = _from_nowhere(module, raw)
     output = found or Output(raw, raw, None)
-    return output if raw.ndim else Output(raw[None], output.logits.reshape(1), output.kind)
+    if raw.ndim == 0 or (
+        len(inputs) == 1 and raw.ndim == 1 and len(raw) > 1
+    ):  # squeeze() took the batch's axis
+        output = Output(output.raw[None], output.logits.reshape(1, *raw.shape), output.kind)
+    return output
+
+
+def _plain(ending: _Ending | None) -> _Ending:
+    return "looks watched" if ending == "looks watched" else "plain"
+
+
+def _from_nowhere(module: nn.Module, raw: Tensor) -> Output:
+    """Probabilities whose softmax was not seen: their logarithm is a score as well."""
+    if module not in _TOLD:
+        _TOLD.add(module)
+        warnings.warn(
+            "this network puts out probabilities, and what they were made of could not be "
+            "seen (the softmax is spelled out, or something follows it); the logarithm of the "
+            "probability is explained in place of the score before the softmax",
+            stacklevel=6,
+        )
+    return Output(raw, raw.clamp_min(torch.finfo(raw.dtype).tiny).log(), "softmax")
 
 
 def _are_probabilities(raw: Tensor) -> bool:
@@ -332,11 +372,15 @@ def _are_probabilities(raw: Tensor) -> bool:
 
 
 def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None:
-    """Refuse an output that has not one row an image."""
+    """Refuse an output that has not one row an image, or is not made of real numbers."""
+    if not raw.is_floating_point():
+        raise InputError(
+            f"the network puts out {raw.dtype} numbers; scores are floating-point numbers"
+        )
     if raw.ndim and raw.shape[0] == inputs.shape[0]:
         return
-    if not raw.ndim and len(inputs) == 1:  # squeeze() of a batch of one took its axis, too
-        return
+    if len(inputs) == 1 and raw.ndim < 2:
+        return  # squeeze() of a batch of one took its axis, too
     images = inputs if variants_of is None else variants_of
     variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
     raise InputError(

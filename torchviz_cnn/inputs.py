@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.naming import known
 
 if TYPE_CHECKING:
@@ -78,10 +81,12 @@ def checked_size(size: object) -> tuple[int, ...]:
         or not isinstance(size, Sequence)
         or len(size) not in (2, 3)
         or not all(isinstance(n, int | np.integer) and n >= 1 for n in size)
+        or math.prod(int(n) for n in size) > 2**28
     ):
         raise InputError(
             "input_size must be (channels, height, width) of one image, or (height, width) for a "
-            f"network without a channel axis, all positive whole numbers, not {size!r}"
+            f"network without a channel axis, positive whole numbers (at most {2**28:,} in all), "
+            f"not {size!r}"
         )
     return tuple(int(n) for n in size)
 
@@ -98,7 +103,7 @@ def blank(module: nn.Module, size: Sequence[int]) -> Tensor:
     return torch.zeros(1, *size, **place_and_kind(module))
 
 
-def _misfit(name: str, module: nn.Module, given: Tensor) -> str | None:
+def _misfit(what: str, module: nn.Module, given: Tensor) -> str | None:
     """Why a layer cannot take a tensor, if it cannot."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         axis, takes, unit = -3, module.in_channels, "channels"
@@ -111,25 +116,24 @@ def _misfit(name: str, module: nn.Module, given: Tensor) -> str | None:
     has = given.shape[axis] if given.ndim >= -axis else None
     if has is None or has == takes:
         return None
-    return f"the layer {name!r} takes {takes} {unit} and is reached by {has}"
+    return f"{what} takes {takes} {unit} and is reached by {has}"
 
 
 @contextmanager
 def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
     """Turn torch's error about shapes into a sentence that names the layer and the inputs.
 
-    Costs nothing unless something fails: only then the network is run again, and each layer asked
-    whether it can take what reaches it.
+    Costs nothing unless something fails.
 
     Raises:
-        InputError: in place of a ``RuntimeError`` that comes from inputs of a wrong size.
+        InputError: in place of an error that comes from inputs of a wrong size.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        reason = _reason(module, inputs, error)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = None if isinstance(error, InputError) else _reason(module, error)
         if reason is None:
             raise
         shape = ", ".join(["N", *map(str, inputs.shape[1:])])
@@ -139,38 +143,69 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _reason(module: nn.Module, inputs: Tensor, error: RuntimeError) -> str | None:
-    """Which layer could not take what reached it, and why; ``None`` where it was not a layer's fault.
+_ABOUT_SIZES = re.compile(
+    r"\b(sizes?|shapes?|dim(ension)?s?|channels?|kernel|spatial|[1-5]D)\b", re.I
+)
 
-    A layer of torch's own that fails was given something of a wrong size; whatever else fails is
-    the network's own affair.
+
+def _reason(root: nn.Module, error: Exception) -> str | None:
+    """Which layer could not take what reached it, and why; ``None`` where that is not the matter.
+
+    A layer of torch's own that fails with words about sizes was given something of a wrong size, and
+    a network that asserts something asserts it of its inputs; all else is the network's own affair.
     """
-    misfits: list[str] = []
-    running: list[tuple[str, nn.Module]] = []
-    handles = []
-    for name, child in module.named_modules():
-
-        def enter(layer: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            running.append((name, layer))
-            given = args[0] if args else None
-            if isinstance(given, Tensor) and (sentence := _misfit(name, layer, given)):
-                misfits.append(sentence)
-
-        handles.append(child.register_forward_pre_hook(enter))
-        handles.append(child.register_forward_hook(lambda *_: running.pop() and None))
-    try:
-        with undisturbed(module, inputs), suppress(RuntimeError, ValueError):
-            module(inputs[:1].detach().clone())
-            running.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if misfits:
-        return misfits[0]
-    name, layer = running[-1] if running else ("", module)
-    if not type(layer).__module__.startswith("torch.nn.") or any(True for _ in layer.children()):
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, AssertionError):
+        return words if _called_modules(error) else None
+    called = _called_modules(error)
+    if not called or not _innermost_file(error).startswith(str(Path(torch.__file__).parent)):
         return None
-    return f"the layer {name!r} ({type(layer).__name__}) says: {str(error).splitlines()[0]}"
+    layer, args = called[-1]
+    name = next((name for name, child in root.named_modules() if child is layer), "")
+    what = f"the layer {name!r}" if name else f"this {type(layer).__name__}"
+    if not type(layer).__module__.startswith("torch.nn."):
+        return None
+    given = args[0] if args else None
+    if isinstance(given, Tensor) and (sentence := _misfit(what, layer, given)):
+        return sentence
+    return f"{what} ({type(layer).__name__}) says: {words}" if _ABOUT_SIZES.search(words) else None
+
+
+def _called_modules(error: Exception) -> list[tuple[nn.Module, tuple[Any, ...]]]:
+    """The modules that were running when an error was raised, and what they were given."""
+    called = []
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_call_impl":
+            here = trace.tb_frame.f_locals
+            if isinstance(here.get("self"), nn.Module):
+                called.append((here["self"], here.get("args", ())))
+        trace = trace.tb_next
+    return called
+
+
+def network_failure(error: Exception) -> str | None:
+    """A sentence for an error that a network's own code raised; ``None`` for one of this library."""
+    here = str(Path(__file__).parent)
+    if not _called_modules(error) or _innermost_file(error).startswith(here):
+        return None
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"the network failed when it was run: {type(error).__name__}: {error} "
+        f"({where.filename}, line {where.lineno})"
+    )
+
+
+def _innermost_file(error: Exception) -> str:
+    """The file in which an error was raised."""
+    trace = error.__traceback__
+    file = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not code.co_name.startswith("__torch_"):  # where this library looks on
+            file = code.co_filename
+        trace = trace.tb_next
+    return file
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -326,10 +327,14 @@ def _from_factory(spec: str, weights: str | None, input_size: tuple[int, ...] | 
         raise InputError(f"{spec} has no published weights; leave --weights out, or give a file")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _random(
+            lambda: _users_code(spec, lambda: importlib.import_module(module_name))
+        )
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"cannot find {spec!r}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -356,7 +361,26 @@ def _made_by(factory: Callable[[], Any], spec: str) -> Any:
         ) from None
     except ValueError:  # written in C: it has no signature to ask
         pass
-    return _random(factory)
+    return _random(lambda: _users_code(spec, factory))
+
+
+def _users_code(spec: str, run: Callable[[], Any]) -> Any:
+    """Run what the user wrote; whatever it raises is told as the user's.
+
+    Raises:
+        InputError: with the file and line, for anything but a module that cannot be found.
+    """
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if error.name is not None and spec.partition(":")[0].startswith(error.name):
+            raise
+        raise InputError(f"{spec} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{spec} failed: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        ) from error
 
 
 def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -> Model:
@@ -389,6 +413,12 @@ def _converters(path: str) -> Any:
     return converters
 
 
+def noise(model: Model, seed: int = 0) -> Tensor:
+    """Two pictures of uniform noise from 0 to 1, as the network takes them, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((2, *model.input_size), generator=generator)
+
+
 def compare_file(
     path: str | Path,
     model: Model,
@@ -409,9 +439,8 @@ def compare_file(
     Raises:
         InputError: as :func:`converters.compare`.
     """
-    if inputs is None:  # the file may leave the size open: take that of the model
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.rand((2, *model.input_size), generator=generator)
+    if inputs is None:
+        inputs = noise(model)
     network = None if layer_names is not None else model.module
     return _converters(str(path)).compare(
         path, inputs=inputs, network=network, layer_names=layer_names
@@ -435,8 +464,7 @@ def _from_onnx(
     if weights is not None:
         load_state(module, read_state(weights), weights)
     mode = preprocess_by_name(preprocess or "rescale", size)
-    source = f"{path} ({module.source.exporter or 'ONNX'})"
-    return Model(module, mode, size, None, source, (*module.source.notes, *notes))
+    return Model(module, mode, size, None, Path(path).name, (*module.source.notes, *notes))
 
 
 def _size_of_import(

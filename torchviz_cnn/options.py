@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -68,8 +69,8 @@ def scale_of(text: str) -> Scale:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--scale must be channel, layer or LOW,HIGH, not {text!r}") from None
-    if low >= high:
-        raise InputError(f"--scale needs a lower number first, not {text!r}")
+    if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
+        raise InputError(f"--scale needs two finite numbers, the lower first, not {text!r}")
     return (low, high)
 
 

@@ -75,6 +75,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Integers are taken as 16 bits when they exceed 8; floats as 0…1 unless they exceed it."""
     values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError("the picture holds NaN or infinite numbers")
     top = values.max(initial=0)
     scale = 255.0 if top <= 1 and values.size and (values % 1).any() else 1.0
     if top > 255:

@@ -187,6 +187,11 @@ class Question:
                 callable that does not return one score an image.
         """
         values = output.logits if self.score_kind == "logit" else output.probabilities()
+        if bool(values.isnan().any()):
+            raise InputError(
+                "the network puts out NaN for these inputs, of which every map would be made; "
+                "look at its weights and at how the pictures were scaled"
+            )
         if self.callable is not None:
             score = self.callable(values)
             if isinstance(score, Tensor) and score.ndim == 0 and self.images == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -152,10 +154,18 @@ class _CostMode(TorchDispatchMode):
         return out
 
 
-def watch(module: nn.Module, inputs: Tensor) -> Trace:
-    """Run ``module`` once, undisturbed and without a graph, and note every module's runs."""
+@contextmanager
+def _watching(module: nn.Module) -> Iterator[Trace]:
+    """Note every module's runs in the last forward pass of the block."""
     trace, running = Trace(), list[Run]()
     handles = []
+
+    def begin(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        trace.runs.clear()
+        trace.convolutions.clear()
+        running.clear()
+        if inputs and isinstance(inputs[0], Tensor):
+            inputs[0]._torchviz_cnn_place = Place()  # type: ignore[attr-defined]
 
     def enter(name: str) -> Any:
         return lambda _module, _inputs: running.append(Run(name))
@@ -168,20 +178,21 @@ def watch(module: nn.Module, inputs: Tensor) -> Trace:
         trace.runs.append(run)
 
     try:
-        with (
-            misfits_explained(module, inputs),
-            undisturbed(module, inputs),
-            _CostMode(trace, running),
-        ):
-            for name, child in module.named_modules():
-                handles.append(child.register_forward_pre_hook(enter(name)))
-                handles.append(child.register_forward_hook(leave))
-            inputs = inputs.clone()
-            inputs._torchviz_cnn_place = Place()  # type: ignore[attr-defined]
-            module(inputs)
+        handles.append(module.register_forward_pre_hook(begin))
+        for name, child in module.named_modules():
+            handles.append(child.register_forward_pre_hook(enter(name)))
+            handles.append(child.register_forward_hook(leave))
+        with _CostMode(trace, running):
+            yield trace
     finally:
         for handle in handles:
             handle.remove()
+
+
+def watch(module: nn.Module, inputs: Tensor) -> Trace:
+    """Run ``module`` once, undisturbed and without a graph, and note every module's runs."""
+    with misfits_explained(module, inputs), undisturbed(module, inputs), _watching(module) as trace:
+        module(inputs.clone())
     return trace
 
 
@@ -189,31 +200,59 @@ def watch(module: nn.Module, inputs: Tensor) -> Trace:
 _TRACES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Trace]] = WeakKeyDictionary()
 
 
+def _traces(module: nn.Module, inputs: Tensor) -> tuple[dict[tuple[object, ...], Trace], Any]:
+    """What has been seen of a network, and the key of what ``inputs`` would show.
+
+    It is another network once a part has been exchanged.
+    """
+    known = _TRACES.setdefault(module, {})
+    if len(known) >= 64:  # many sizes, or a network rebuilt again and again
+        known.clear()
+    return known, (*inputs.shape[1:], *map(_identity, every_module(module)))
+
+
 def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     """What one image of ``inputs`` showed; run anew when the network has been changed."""
-    key = (*inputs.shape[1:], *map(_identity, every_module(module)))
-    known = _TRACES.setdefault(module, {})
+    known, key = _traces(module, inputs)
     if key not in known:
-        if len(known) >= 64:  # many sizes, or a network rebuilt again and again
-            known.clear()
-        known[key] = watch(module, inputs[:1])
+        try:
+            known[key] = watch(module, inputs[:1])
+        except (RuntimeError, ValueError):
+            if len(inputs) == 1:
+                raise
+            known[key] = watch(module, inputs)  # a network for batches of one size, or of several
     return known[key]
 
 
-def place_of_layer(module: nn.Module, layer: str, inputs: Tensor) -> Place | None:
-    """Where the cells of a layer's output lie on the picture; ``None`` where it is not known.
+@contextmanager
+def traced(module: nn.Module, inputs: Tensor) -> Iterator[Trace]:
+    """Watch the forward pass of the block, unless one of that size has been watched before.
 
-    Runs one picture, unless one of that size has been run for the default layer or for this. A
-    result is told its place at once: it must not hold on to the network, nor depend on it later.
+    Whoever runs the network anyway need not run it again to know where its cells lie.
+
+    Yields:
+        The trace; filled when the block has ended.
+    """
+    known, key = _traces(module, inputs)
+    if key in known:
+        yield known[key]
+        return
+    with _watching(module) as trace:
+        yield trace
+    known[key] = trace
+
+
+def place_of_layer(module: nn.Module, layer: str, trace: Trace) -> Place | None:
+    """Where the cells of a layer's output lie on the picture; ``None`` where it is not known.
 
     Args:
         module: an unwrapped network.
         layer: a name or alias; of several runs the last, unless it says which.
-        inputs: of the size in question.
+        trace: of a forward pass of it.
     """
     base, call = split_call(module, layer)
     name = original_name(module, base)
-    places = [run.place for run in _remembered(module, inputs).runs if run.name == name]
+    places = [run.place for run in trace.runs if run.name == name]
     if "@" not in layer or call is None:
         call = -1
     return places[call] if places and call < len(places) else None

@@ -19,7 +19,7 @@ from torchviz_cnn.naming import Layer, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.resample import upsample
 from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
-from torchviz_cnn.tracing import default_layer, place_of_layer
+from torchviz_cnn.tracing import default_layer, place_of_layer, traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +176,8 @@ def grad_cam(
         chosen, name = _choose(examination.module, layer, examination.inputs)
         explained, values = [], []
         for part in parts(examination, batch_size, 4):
-            maps, answer = _head_only(part, chosen, layer)
+            with traced(examination.module, part.inputs) as trace:
+                maps, answer = _head_only(part, chosen, layer)
             gradient = gradients(answer, maps, of=f"the layer {name!r}", fault=_fault(layer))
             values.append(_grad_cam(maps.detach(), gradient))
             explained.append(answer.detached())
@@ -184,7 +185,7 @@ def grad_cam(
         return CellAttribution(
             values=(value.relu() if relu else value).to(examination.inputs),
             layer=name,
-            place=place_of_layer(examination.module, name, examination.inputs),
+            place=place_of_layer(examination.module, name, trace),
             **examination.about(whole, "grad_cam", {"relu": relu}),
         )
 

@@ -147,13 +147,7 @@ def gradients(
         for index in range(count):
             weights = torch.ones_like(score) if score.ndim == 1 else torch.zeros_like(score)
             weights[..., index] = 1
-            more = keep_graph or index + 1 < count
-            found = cast(  # typed as if allow_unused did not exist
-                "Tensor | None",
-                torch.autograd.grad(
-                    score, at, grad_outputs=weights, retain_graph=more, allow_unused=True
-                )[0],
-            )
+            found = _differentiated(score, at, weights, more=keep_graph or index + 1 < count)
             if found is None:
                 break
             results.append(found)
@@ -163,3 +157,20 @@ def gradients(
             "reaches the score, or the network detaches it or runs that part under no_grad"
         )
     return results[0] if score.ndim == 1 else torch.stack(results, 1)
+
+
+def _differentiated(score: Tensor, at: Tensor, weights: Tensor, *, more: bool) -> Tensor | None:
+    try:
+        return cast(  # typed as if allow_unused did not exist
+            "Tensor | None",
+            torch.autograd.grad(
+                score, at, grad_outputs=weights, retain_graph=more, allow_unused=True
+            )[0],
+        )
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise NotApplicable(
+            "the network writes into a tensor that its own gradient needs, so it cannot be "
+            "differentiated; let it compute out of place there, or use occlusion"
+        ) from error

@@ -69,8 +69,9 @@ def attribution_figure(
         figure.colorbar(drawn, ax=middle, fraction=min(0.2, 0.046 * max(1.0, ratio)), label=unit)
     if picture is not None:
         axes[0].imshow(np.asarray(picture), extent=frame)
-        scaled = values / max(abs(low), high)
-        axes[2].imshow(np.asarray(overlay(picture, scaled, colormap=colormap)), extent=frame)
+        # The overlay has the colours of the map: −1…1 around zero, else from the first to the last.
+        scaled = values / high if low == -high else (values - low) / (high - low)
+        axes[2].imshow(np.asarray(overlay(picture, scaled, colormap=name)), extent=frame)
         for axis, words in zip(axes, ("picture", "map", "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
     return figure

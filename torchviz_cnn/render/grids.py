@@ -156,7 +156,7 @@ def _framed(
     width = max(body.shape[1], 260)
     title_lines = wrap(title, width, 14) if title else []
     top = _MARGIN + 20 * len(title_lines)
-    foot = [fit(words, width, 11)]
+    foot = wrap(words, width, 11)
     bar_height = 34 if bar else 0
     canvas = Image.new(
         "RGB",

@@ -33,15 +33,30 @@ def fit(text: str, width: int, size: int = 12) -> str:
 
 
 def wrap(text: str, width: int, size: int = 12) -> list[str]:
-    """The text in lines of at most ``width`` pixels, broken between words."""
+    """The text in lines of at most ``width`` pixels, broken between words; long words anywhere."""
     lines: list[str] = []
-    for word in text.split():
+    pieces = [piece for word in text.split() for piece in _pieces(word, width, size)]
+    for word in pieces:
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and text_width(joined, size) <= width:
             lines[-1] = joined
         else:
-            lines.append(fit(word, width, size))
+            lines.append(word)
     return lines
+
+
+def _pieces(word: str, width: int, size: int) -> list[str]:
+    """A word in pieces of at most ``width`` pixels, a dotted name where it has a dot if it can be."""
+    pieces = []
+    while len(word) > 1 and text_width(word, size) > width:
+        end = len(word) - 1
+        while end > 1 and text_width(word[:end], size) > width:
+            end -= 1
+        dot = max(word.rfind(mark, 1, end) for mark in "._/-")
+        end = dot + 1 if dot > 0 else end
+        pieces.append(word[:end])
+        word = word[end:]
+    return [*pieces, word]
 
 
 def number(value: float) -> str:
