@@ -1,4 +1,4 @@
-"""``python -m benchmarks cost``."""
+"""``python -m benchmarks cost`` and ``python -m benchmarks keras``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import cost
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -32,6 +33,35 @@ def cost_command(
         model or ["vgg16", "resnet50"], batch or [1, 8], device=chosen, rounds=rounds
     )
     print(cost.table(rows))
+
+
+@app.command("keras")
+def keras_command(
+    app_name: Annotated[
+        list[str] | None, typer.Option("--app", help="Of keras.applications; may be repeated.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Batch norms merged into convolutions.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="For Grad-CAM: auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Keras applications exported, imported and compared layer by layer with Keras itself."""
+    from benchmarks import keras_apps
+
+    print(keras_apps.HEAD)
+    print("|" + " --- |" * (keras_apps.HEAD.count("|") - 1))
+    rows = []
+    names = app_name or keras_apps.APPLICATIONS
+    try:
+        for row in keras_apps.measure(names, every_layer=not merged, device=device):
+            rows.append(row)
+            print(keras_apps.line(row), flush=True)
+    except InputError as error:
+        print(error)
+        raise typer.Exit(2) from None
+    failed = [row.name for row in rows if not row.passed]
+    print(f"failed: {', '.join(failed)}" if failed else "all passed")
+    raise typer.Exit(1 if failed else 0)
 
 
 app()

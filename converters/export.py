@@ -23,8 +23,9 @@ import onnx
 from converters.finish import (
     check_operators,
     drop_unused,
-    fuse_batch_norms,
     make_names_regular,
+    merge_batch_norms,
+    merge_biases,
     put_in_weights,
 )
 from converters.keras_files import OLDEST_KERAS, check_keras_file
@@ -34,6 +35,7 @@ from converters.metadata import (
     IDENTITY,
     IN_FILE,
     INPUT,
+    ONE_BRANCH,
     ExportedLayer,
     LayerTable,
     write_table,
@@ -64,7 +66,8 @@ class Export:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Layers that do nothing outside training: augmentation, dropout, noise."""
-        return tuple(layer.name for layer in self.layers if layer.status == IDENTITY)
+        idle = (IDENTITY, ONE_BRANCH)
+        return tuple(layer.name for layer in self.layers if layer.status in idle)
 
     @property
     def fused(self) -> tuple[str, ...]:
@@ -194,7 +197,7 @@ def _sizes(keras: Any, model: Any, input_shape: Sequence[int | None] | None) -> 
             "not known: give input_shape=(height, width, channels)"
         )
     if input_shape is None:
-        shapes = [tuple(each.shape) for each in known]
+        shapes = [(None, *tuple(each.shape)[1:]) for each in known]
     elif len(known) > 1:
         raise InputError(f"the model has {len(known)} inputs: input_shape is for those with one")
     else:
@@ -230,7 +233,8 @@ def _convert(
     put_in_weights(traced)
     drop_unused(traced.model)
     calls = make_names_regular(traced)
-    fused = {} if every_layer else fuse_batch_norms(traced.model, calls)
+    merge_biases(traced.model, calls)
+    fused = {} if every_layer else merge_batch_norms(traced.model, calls)
     exporter = f"{keras.__name__} {keras.__version__}"
     layers = tuple(_rows(model, traced.calls, set(_present(traced.model, calls)), fused))
     table = LayerTable(exporter, layers)
@@ -268,7 +272,8 @@ def _rows(
         if call.path in merged and merged[call.path] != call.path:
             status = f"fused into {'.'.join(merged[call.path])}"
         if status == GONE and call.does_nothing:
-            yield _row(call.path, call.layer, IDENTITY, call, _before(call, calls))
+            status = IDENTITY if _all_go_through(call, calls) else ONE_BRANCH
+            yield _row(call.path, call.layer, status, call, _before(call, calls))
         else:
             yield _row(call.path, call.layer, status, call)
     for layer in rest:
@@ -291,6 +296,23 @@ def _outermost_first(calls: Iterable[Call]) -> list[Call]:
     }
     order = sorted(first, key=lambda path: [begins[path[: d + 1]] for d in range(len(path))])
     return [first[path] for path in order]
+
+
+def _all_go_through(call: Call, calls: Sequence[Call]) -> bool:
+    """Whether whoever reads what stands before this layer reads it through the layer."""
+    tensor, behind = original(call.inputs[0]), {id(call.outputs[0])}
+    beside = [other for other in calls if other.path[:-1] == call.path[:-1] and other.path]
+    for other in beside[beside.index(call) + 1 :]:
+        if other.does_nothing and id(other.inputs[0]) in behind:
+            behind.add(id(other.outputs[0]))
+    reading = [
+        given
+        for other in beside
+        if not (other.does_nothing and id(other.outputs[0]) not in behind)
+        for given in other.inputs
+        if original(given) is tensor and other is not call
+    ]
+    return all(id(given) in behind for given in reading)
 
 
 def _before(call: Call, calls: Sequence[Call]) -> str | None:

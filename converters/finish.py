@@ -193,103 +193,129 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
             value.name = names.get(value.name, value.name)
 
 
-# ---------------------------------------------------------------------------- batch norms
+# ---------------------------------------------------------------------------- convolutions
 
 
-def fuse_batch_norms(model: onnx.ModelProto, calls: Mapping[str, Call]) -> dict[Call, Call]:
+def merge_biases(model: onnx.ModelProto, calls: Mapping[str, Call]) -> None:
+    """A convolution and the sum of the same layer behind it become one operator."""
+    _Merger(model, calls).merge_biases()
+    drop_unused(model)
+
+
+def merge_batch_norms(model: onnx.ModelProto, calls: Mapping[str, Call]) -> dict[Call, Call]:
     """Batch norms behind convolutions become part of them, as in Keras' own export.
 
-    The convolution's node keeps its name, and its output gets the batch norm's.
+    The convolution's operator keeps its name, and its output gets the batch norm's.
+
+    Args:
+        model: after :func:`make_names_regular`, changed in place.
+        calls: the calls that operators belong to, by name.
 
     Returns:
         The calls of convolutions -> those of the batch norms they have taken in.
     """
-    graph = model.graph
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    fused: dict[Call, Call] = {}
-    gone: set[str] = set()
-    final = {value.name for value in graph.output}
-    for conv in graph.node:
-        pair = _batch_norm_after(conv, readers, constants, calls, final)
-        if pair is not None:
-            mul, add = pair
-            _fuse(graph, conv, mul, add, constants)
-            fused[calls[conv.name]] = calls[add.name]
-            gone.update((mul.name, add.name))
-    for index in reversed(range(len(graph.node))):
-        if graph.node[index].name in gone:
-            del graph.node[index]
+    merged = _Merger(model, calls).merge_batch_norms()
     drop_unused(model)
-    return fused
+    return merged
 
 
-def _batch_norm_after(
-    conv: onnx.NodeProto,
-    readers: Mapping[str, list[onnx.NodeProto]],
-    constants: Mapping[str, onnx.TensorProto],
-    calls: Mapping[str, Call],
-    final: set[str],
-) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """The factor and the summand of a batch norm that alone reads a convolution."""
-    if conv.op_type != "Conv" or len(readers[conv.input[1]]) > 1:
-        return None
-    chain = [conv]
-    for op in ("Mul", "Add"):
-        before = chain[-1].output[0]
-        users = readers.get(before, [])
-        if len(users) != 1 or users[0].op_type != op or before in final:
+class _Merger:
+    """Puts what comes after convolutions into them; what they stood for is left without a use."""
+
+    def __init__(self, model: onnx.ModelProto, calls: Mapping[str, Call]) -> None:
+        self.model = model
+        self.calls = calls
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.final = {value.name for value in model.graph.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def merge_biases(self) -> None:
+        for conv in self._convolutions("Conv", "ConvTranspose"):
+            add = self._next(conv, "Add", conv)
+            if add is None or len(conv.input) > 2 or self._call(add) is not self._call(conv):
+                continue
+            name = f"{scope_of(self.calls[conv.name])}/bias"
+            self._put(conv, [conv.input[1], name], {name: self._number(add)}, add)
+
+    def merge_batch_norms(self) -> dict[Call, Call]:
+        merged: dict[Call, Call] = {}
+        for conv in self._convolutions("Conv"):
+            mul = self._next(conv, "Mul", conv)
+            add = None if mul is None else self._next(mul, "Add", conv)
+            norm = None if add is None else self._call(add)
+            if mul is None or add is None or norm is None or self._call(mul) is not norm:
+                continue
+            if type(norm.layer).__name__ != "BatchNormalization" or len(norm.path) == 0:
+                continue
+            self._scale(conv, self._number(mul), self._number(add), add)
+            merged[self.calls[conv.name]] = norm
+        return merged
+
+    def _convolutions(self, *kinds: str) -> list[onnx.NodeProto]:
+        """Those whose weights are theirs alone: a layer called twice stays as it is."""
+        return [
+            node
+            for node in self.model.graph.node
+            if node.op_type in kinds
+            and node.name in self.calls
+            and node.input[1] in self.constants
+            and len(self.readers[node.input[1]]) == 1
+        ]
+
+    def _call(self, node: onnx.NodeProto) -> Call | None:
+        return self.calls.get(node.name)
+
+    def _next(
+        self, node: onnx.NodeProto, kind: str, conv: onnx.NodeProto
+    ) -> onnx.NodeProto | None:
+        """The one operator that reads this one, if it takes a number for each channel."""
+        before = node.output[0]
+        users = self.readers.get(before, [])
+        if before in self.final or len(users) != 1 or users[0].op_type != kind:
             return None
-        if not _per_channel(users[0], before, constants, conv):
+        other = next((name for name in users[0].input if name != before), "")
+        if other not in self.constants:
             return None
-        chain.append(users[0])
-    _, mul, add = chain
-    norm = calls.get(add.name)
-    whole = norm is not None and calls.get(mul.name) is norm and calls.get(conv.name) is not norm
-    if not whole or conv.name not in calls or type(norm.layer).__name__ != "BatchNormalization":  # type: ignore[union-attr]
-        return None
-    return mul, add
+        kernel = self.constants[conv.input[1]].dims
+        groups = next((a.i for a in conv.attribute if a.name == "group"), 1)
+        channels = kernel[0] if conv.op_type == "Conv" else kernel[1] * groups
+        wide = [channels, *[1] * (len(kernel) - 2)]
+        dims = list(self.constants[other].dims)
+        return users[0] if dims in (wide, [1, *wide]) else None
 
+    def _number(self, node: onnx.NodeProto) -> Array:
+        name = next(name for name in node.input if name in self.constants)
+        return numpy_helper.to_array(self.constants[name]).reshape(-1)
 
-def _per_channel(
-    node: onnx.NodeProto,
-    before: str,
-    constants: Mapping[str, onnx.TensorProto],
-    conv: onnx.NodeProto,
-) -> bool:
-    other = next(name for name in node.input if name != before)
-    if other not in constants:
-        return False
-    channels, rank = constants[conv.input[1]].dims[0], len(constants[conv.input[1]].dims)
-    return list(constants[other].dims)[-rank + 1 :] == [channels, *[1] * (rank - 2)]
+    def _scale(
+        self, conv: onnx.NodeProto, factor: Array, summand: Array, last: onnx.NodeProto
+    ) -> None:
+        kernel = numpy_helper.to_array(self.constants[conv.input[1]])
+        wide = factor.astype(np.float64).reshape(-1, *[1] * (kernel.ndim - 1))
+        bias = summand.astype(np.float64)
+        if len(conv.input) > 2:
+            bias = bias + numpy_helper.to_array(self.constants[conv.input[2]]) * wide.reshape(-1)
+        scope = scope_of(self.calls[conv.name])
+        names = [f"{scope}/merged_kernel", f"{scope}/merged_bias"]
+        arrays = ((kernel * wide).astype(kernel.dtype), bias.astype(kernel.dtype))
+        self._put(conv, names, dict(zip(names, arrays, strict=True)), last)
 
-
-def _fuse(
-    graph: onnx.GraphProto,
-    conv: onnx.NodeProto,
-    mul: onnx.NodeProto,
-    add: onnx.NodeProto,
-    constants: Mapping[str, onnx.TensorProto],
-) -> None:
-    def number(node: onnx.NodeProto) -> Array:
-        name = next(n for n in node.input if n in constants)
-        return numpy_helper.to_array(constants[name]).astype(np.float64).reshape(-1)
-
-    kernel = numpy_helper.to_array(constants[conv.input[1]])
-    factor, summand = number(mul), number(add)
-    wide = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
-    bias = summand
-    if len(conv.input) > 2:
-        bias = bias + numpy_helper.to_array(constants[conv.input[2]]).astype(np.float64) * factor
-    stem = conv.name.rsplit("/", 1)[0]
-    number_of = conv.name.rsplit("/", 1)[1]
-    names = f"{stem}/{number_of}.kernel", f"{stem}/{number_of}.bias"
-    for name, array in zip(names, (wide, bias), strict=True):
-        graph.initializer.append(numpy_helper.from_array(array.astype(kernel.dtype), name))
-    del conv.input[1:]
-    conv.input.extend(names)
-    conv.output[0] = add.output[0]
-
+    def _put(
+        self,
+        conv: onnx.NodeProto,
+        weights: list[str],
+        arrays: Mapping[str, Array],
+        last: onnx.NodeProto,
+    ) -> None:
+        """Give a convolution other weights, and the output of the operator it stands for too."""
+        for name, array in arrays.items():
+            tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self.model.graph.initializer.append(tensor)
+            self.constants[name] = tensor
+        del conv.input[1:]
+        conv.input.extend(weights)
+        old, conv.output[0] = conv.output[0], last.output[0]
+        last.output[0] = old

@@ -55,7 +55,6 @@ class Call:
         return (
             not self.calls
             and len(self.inputs) == len(self.outputs) == 1
-            and all(op.type == "Identity" for op in self.operators)
             and original(self.outputs[0]) is original(self.inputs[0])
         )
 
@@ -94,10 +93,10 @@ class Trace:
 class _Recorder:
     """Notes every call of a layer while it is on."""
 
-    def __init__(self, keras: Any, graph: Any, flatten: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, keras: Any, tf: Any, graph: Any) -> None:
         self.keras = keras
+        self.tf = tf
         self.graph = graph
-        self.flatten = flatten
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.taken: set[str] = set()
@@ -116,6 +115,8 @@ class _Recorder:
             finally:
                 self.stack.pop()
             entry.inputs = self._tensors((args, kwargs))
+            if any(made is tensor for tensor in entry.inputs):
+                made = self.tf.identity(made)  # who reads the layer, and who what stands before it?
             entry.outputs = self._tensors(made)
             new = self.graph.get_operations()[before:]
             entry.operators = [op for op in new if op.name not in self.taken]
@@ -141,7 +142,7 @@ class _Recorder:
         return Call(layer, (*around.path, layer.name), (*around.numbers, number))
 
     def _tensors(self, value: Any) -> list[Any]:
-        return [each for each in self.flatten(value) if hasattr(each, "op")]
+        return [each for each in self.tf.nest.flatten(value) if hasattr(each, "op")]
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def trace(keras: Any, model: Any, sizes: Sequence[tuple[tuple[int | None, ...], 
     import tensorflow as tf
 
     graph = tf.__internal__.FuncGraph("network")
-    recorder = _Recorder(keras, graph, tf.nest.flatten)
+    recorder = _Recorder(keras, tf, graph)
     kinds = [kind for kind in (keras.layers.Layer, getattr(keras, "Operation", None)) if kind]
     with ExitStack() as stack:
         stack.enter_context(_inlined(tf))
@@ -272,7 +273,14 @@ def _to_onnx(
     from tf2onnx import optimizer, tfonnx
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
 
+    class Transposes(optimizer.TransposeOptimizer):  # type: ignore[misc]
+        """Moves a transpose past a sum as past anything else, and merges none into convolutions."""
+
+        def _add_handler(self, transpose: Any, node: Any) -> Any:
+            return self._handle_node_having_branches(transpose, node)
+
     passes = {name: each for name, each in optimizer._get_optimizers().items() if name in _PASSES}
+    passes["optimize_transpose"] = Transposes
     with ExitStack() as stack:
         for name in _REWRITERS_LEFT_OUT:
             stack.enter_context(_replaced(tfonnx, name, lambda _graph, ops: ops))

@@ -21,6 +21,7 @@ VERSION = 1
 
 IN_FILE = "in the file"
 IDENTITY = "does nothing"
+ONE_BRANCH = "does nothing in one branch"
 INPUT = "input"
 GONE = "not in the file"
 
@@ -38,6 +39,7 @@ class ExportedLayer:
         activation: the name of its activation function, where it has one.
         output_shape: as Keras has it, channels last, batch axis first; ``None`` for any length.
         status: ``"in the file"``, ``"fused into X"``, ``"does nothing"`` (outside training),
+            ``"does nothing in one branch"`` where others read what stands before it directly,
             ``"input"`` or ``"not in the file"``.
         after: for a layer that does nothing, the layer beside it whose output it hands on; ``None``
             where that is the input.
