@@ -186,9 +186,9 @@ def _load(keras: Any, path: Path) -> Any:
         raise InputError(f"Keras cannot read {str(path)!r}: {reason}") from error
 
 
-def _sizes(keras: Any, model: Any, input_shape: Sequence[int | None] | None) -> list[
-    tuple[Size, str, str]
-]:
+def _sizes(
+    keras: Any, model: Any, input_shape: Sequence[int | None] | None
+) -> list[tuple[Size, str, str]]:
     """Shape, type and name of each input."""
     known = list(getattr(model, "inputs", None) or []) if model.built else []
     if not known and input_shape is None:

@@ -94,12 +94,12 @@ def put_in_weights(trace: Trace) -> None:
     graph.input.extend(inputs)
     graph.initializer.extend(kept)
     for name in sorted(values):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values.pop(name)), name))
+        graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(values.pop(name)), name)
+        )
 
 
-def _worked_out(
-    trace: Trace, work: list[onnx.NodeProto], wanted: set[str]
-) -> dict[str, Array]:
+def _worked_out(trace: Trace, work: list[onnx.NodeProto], wanted: set[str]) -> dict[str, Array]:
     """What the weights are, and what these operators make of them."""
     used = wanted | {name for node in work for name in node.input}
     values = {name: read() for name, read in trace.weights.items() if name in used}
@@ -268,9 +268,7 @@ class _Merger:
     def _call(self, node: onnx.NodeProto) -> Call | None:
         return self.calls.get(node.name)
 
-    def _next(
-        self, node: onnx.NodeProto, kind: str, conv: onnx.NodeProto
-    ) -> onnx.NodeProto | None:
+    def _next(self, node: onnx.NodeProto, kind: str, conv: onnx.NodeProto) -> onnx.NodeProto | None:
         """The one operator that reads this one, if it takes a number for each channel."""
         before = node.output[0]
         users = self.readers.get(before, [])

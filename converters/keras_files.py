@@ -86,7 +86,9 @@ def _check_description(text: bytes | str) -> None:
     if not isinstance(description, dict):
         raise InputError("its description of the network is no JSON object")
     # How the network was trained (its losses, its optimizer) is not loaded.
-    network = {key: description.get(key) for key in ("module", "class_name", "registered_name", "config")}
+    network = {
+        key: description.get(key) for key in ("module", "class_name", "registered_name", "config")
+    }
     for entry in _objects(network):
         _check_object(entry)
 

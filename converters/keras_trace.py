@@ -155,7 +155,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def trace(keras: Any, model: Any, sizes: Sequence[tuple[tuple[int | None, ...], str, str]]) -> Trace:
+def trace(
+    keras: Any, model: Any, sizes: Sequence[tuple[tuple[int | None, ...], str, str]]
+) -> Trace:
     """Call a model once, as outside training, and turn what TensorFlow records into ONNX.
 
     Args:
@@ -267,9 +269,7 @@ _PASSES = (
 _REWRITERS_LEFT_OUT = ("rewrite_constant_fold", "rewrite_conv2d_with_pad")
 
 
-def _to_onnx(
-    tf: Any, definition: Any, inputs: list[str], outputs: list[str]
-) -> onnx.ModelProto:
+def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     from tf2onnx import optimizer, tfonnx
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
 

@@ -193,9 +193,7 @@ def read_names(model: onnx.ModelProto) -> Names:
     initializers = [clean(tensor.name) for tensor in graph.initializer]
     root = _root([*spelled, *initializers])
     style: Style = (
-        "exact"
-        if has_table(model)
-        else _style(model.producer_name, spelled, initializers, root)
+        "exact" if has_table(model) else _style(model.producer_name, spelled, initializers, root)
     )
     if style == "nameless":
         return Names(model.producer_name, style, tuple(Claim() for _ in graph.node))

@@ -110,7 +110,15 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     found = read_table(onnx.load(hand_made(tmp_path / "net.onnx", table(ROWS))))
     assert found is not None
     assert found.exporter == "keras 9.9"
-    assert found.names == ["img", "conv2d", "batch_normalization", "noise", "block", "twice", "lost"]
+    assert found.names == [
+        "img",
+        "conv2d",
+        "batch_normalization",
+        "noise",
+        "block",
+        "twice",
+        "lost",
+    ]
     assert found.kinds["block.Add"] == "Sharpen"
     assert found.idle == {"noise": "batch_normalization"}
     assert found.layers[1].output_shape == (None, 6, 6, 2)
@@ -120,7 +128,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 def test_a_list_given_by_hand_comes_before_the_table(tmp_path: Path) -> None:
     names = [r["name"] for r in ROWS if "." not in r["name"]]
     path = hand_made(tmp_path / "net.onnx", table(ROWS))
-    network = load_onnx(path, layer_names={name: "Mine" for name in names})
+    network = load_onnx(path, layer_names=dict.fromkeys(names, "Mine"))
     assert {r.type for r in network.source.layers if r.name == "twice"} == {"Mine"}
     with pytest.raises(tvc.InputError, match="'twice' that is not listed"):
         load_onnx(path, layer_names=[name for name in names if name != "twice"])
@@ -399,7 +407,7 @@ def test_pictures_of_any_size(keras: Any, tmp_path: Path) -> None:
 
 def test_a_model_that_was_never_called(keras: Any, tmp_path: Path) -> None:
     model = keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Flatten()], name="new")
-    with pytest.raises(tvc.InputError, match="'new' has never been called.*input_shape="):
+    with pytest.raises(tvc.InputError, match=r"'new' has never been called.*input_shape="):
         export_keras(model, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
     export_keras(model, tmp_path / "net.onnx", input_shape=(5, 5, 3))
