@@ -1,4 +1,4 @@
-"""``python -m benchmarks cost`` and ``python -m benchmarks imported``."""
+"""``python -m benchmarks``: ``cost``, ``imported`` and ``keras``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import cost, imported
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -47,6 +48,35 @@ def imported_command(
     chosen = choose_device(device)
     print(cost.machine(chosen))
     print(imported.measure(file, against, batch=batch, device=chosen, rounds=rounds))
+
+
+@app.command("keras")
+def keras_command(
+    app_name: Annotated[
+        list[str] | None, typer.Option("--app", help="Of keras.applications; may be repeated.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Batch norms merged into convolutions.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="For Grad-CAM: auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Keras applications exported, imported and compared layer by layer with Keras itself."""
+    from benchmarks import keras_apps
+
+    print(keras_apps.HEAD)
+    print("|" + " --- |" * (keras_apps.HEAD.count("|") - 1))
+    rows = []
+    names = app_name or keras_apps.APPLICATIONS
+    try:
+        for row in keras_apps.measure(names, every_layer=not merged, device=device):
+            rows.append(row)
+            print(keras_apps.line(row), flush=True)
+    except InputError as error:
+        print(error)
+        raise typer.Exit(2) from None
+    failed = [row.name for row in rows if not row.passed]
+    print(f"failed: {', '.join(failed)}" if failed else "all passed")
+    raise typer.Exit(1 if failed else 0)
 
 
 app()

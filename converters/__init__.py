@@ -1,16 +1,19 @@
 """Networks from files of other frameworks: Keras models exported to ONNX become torch modules."""
 
 from converters.comparison import Comparison, LayerComparison, compare
+from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
 from converters.network import ImportedNetwork
 
 __all__ = [
     "Comparison",
+    "Export",
     "ImportedNetwork",
     "LayerComparison",
     "LayerRecord",
     "Source",
     "compare",
+    "export_keras",
     "load_onnx",
 ]
 

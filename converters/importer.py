@@ -13,6 +13,7 @@ from onnx import version_converter
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.graph import Graph, Shape, opset_of, read_graph
+from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
 from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
@@ -142,8 +143,9 @@ def load_onnx(
         names = read_names(model)
     graph = _simplified(model, names, input_layout)
     fused = name_fused_norms(graph)
-    listed = _listed(graph, layer_names)
-    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else {}
+    table = read_table(model) if layer_names is None else None
+    listed = _listed(graph, layer_names, table)
+    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else table.kinds if table else {}
     builder = Builder(graph, kinds)
     network = builder.network()
     _describe(network, builder, fused, listed, kinds)
@@ -209,7 +211,13 @@ def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Gr
     return graph
 
 
-def _listed(graph: Graph, layer_names: Sequence[str] | Mapping[str, str] | None) -> Listed | None:
+def _listed(
+    graph: Graph,
+    layer_names: Sequence[str] | Mapping[str, str] | None,
+    table: LayerTable | None,
+) -> Listed | None:
+    if table is not None:
+        return add_listed(graph, table.names, table.kinds, table.idle)
     if layer_names is None:
         return None
     if isinstance(layer_names, str) or not all(isinstance(name, str) for name in layer_names):

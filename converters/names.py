@@ -17,7 +17,9 @@ from typing import Literal
 
 import onnx
 
-Style = Literal["keras3", "keras2", "nameless"]
+from converters.metadata import has_table
+
+Style = Literal["keras3", "keras2", "exact", "nameless"]
 
 _PREFIX = re.compile(r"(?:ConstantFolding/)?(?:(?:Stateful)?PartitionedCall(?:_\d+)?/)*")
 _NUMBERED = re.compile(r"(.+)_\d+")
@@ -190,7 +192,9 @@ def read_names(model: onnx.ModelProto) -> Names:
     spelled = [clean(node.name) for node in graph.node]
     initializers = [clean(tensor.name) for tensor in graph.initializer]
     root = _root([*spelled, *initializers])
-    style = _style(model.producer_name, spelled, initializers, root)
+    style: Style = (
+        "exact" if has_table(model) else _style(model.producer_name, spelled, initializers, root)
+    )
     if style == "nameless":
         return Names(model.producer_name, style, tuple(Claim() for _ in graph.node))
     uses: dict[str, set[int]] = {}
@@ -260,9 +264,10 @@ def owner_of(name: str, root: str | None, style: Style) -> Owner | None:
     for depth, scope in enumerate(scopes):
         numbered = _NUMBERED.fullmatch(scope)
         bare = numbered[1] if numbered else scope
-        if depth and (bare in _OPERATOR_SCOPES or scope in _OPERATOR_SCOPES):
+        operator = bare in _OPERATOR_SCOPES or scope in _OPERATOR_SCOPES
+        if depth and operator and style != "exact":
             break
-        if style == "keras3":
+        if style in ("keras3", "exact"):
             if numbered is None:
                 break
             path.append(bare)

@@ -154,8 +154,20 @@ class Listed:
     absent: dict[str, str]
 
 
-def add_listed(graph: Graph, names: Sequence[str], kinds: Mapping[str, str]) -> Listed:
+def add_listed(
+    graph: Graph,
+    names: Sequence[str],
+    kinds: Mapping[str, str],
+    idle: Mapping[str, str | None] | None = None,
+) -> Listed:
     """Check a list of Keras' layers against the file and put back those that do nothing.
+
+    Args:
+        graph: the file's.
+        names: Keras' layers in order.
+        kinds: their classes, as far as they are known.
+        idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
+            input; where it is not given, it is told from the class, and is the one listed before.
 
     Raises:
         InputError: when the list lacks a layer of the file, or has it elsewhere.
@@ -169,13 +181,28 @@ def add_listed(graph: Graph, names: Sequence[str], kinds: Mapping[str, str]) -> 
         kind = kinds.get(name) or kind_by_name(name)
         if kind is None and name in {clean(given) for given in graph.inputs}:
             kind = "InputLayer"
-        if kind in IDLE and _put_back(graph, name, kind, names[:index]):
+        before = names[:index]
+        if idle is not None and name in idle:
+            before, kind = _place_of(idle[name], names, kinds)
+        elif idle is not None and kind != "InputLayer":
+            kind = None
+        if (kind in IDLE) and _put_back(graph, name, kind, before):
             continue
         absent[name] = (
             f"the Keras layer {name!r} has left nothing in the file that could be looked at: the "
             "exporter merged it into its neighbours, or it does nothing outside training"
         )
     return Listed(tuple(names), absent)
+
+
+def _place_of(
+    after: str | None, names: Sequence[str], kinds: Mapping[str, str]
+) -> tuple[Sequence[str], str]:
+    """What stands before a layer that hands on the output of ``after``, and what to take it for."""
+    if after is None:
+        inputs = [name for name in names if kinds.get(name) == "InputLayer"]
+        return inputs, "Identity" if inputs else "InputLayer"
+    return [after], "Identity"
 
 
 def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str]) -> None:

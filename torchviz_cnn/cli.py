@@ -35,6 +35,7 @@ from torchviz_cnn.options import (
     fill_of,
     pair_of,
     scale_of,
+    shape_of,
     size_of,
 )
 from torchviz_cnn.pictures import read_picture
@@ -444,6 +445,46 @@ def compare_command(
         _tell(f"comparison.json and comparison.png in {out}")
     if not result.passed or not all(row.passed for row in agreed):
         raise typer.Exit(1)
+
+
+@app.command("export-keras")
+def export_keras_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A Keras model's .keras or .h5 file.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The ONNX file to write.")],
+    every_layer: Annotated[
+        bool,
+        typer.Option(
+            "--every-layer",
+            help="Keep batch norms apart from the convolutions before them: slower, but every "
+            "layer can be looked at.",
+        ),
+    ] = False,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTHxCHANNELS, where the model leaves it open."),
+    ] = None,
+) -> None:
+    """Write a Keras model as an ONNX file that keeps its layers and their names.
+
+    Runs where Keras and TensorFlow are installed; the file needs neither.
+
+    \b
+    Examples:
+      torchviz-cnn export-keras cat_dog.keras cat_dog.onnx
+      torchviz-cnn export-keras resnet50.h5 resnet50.onnx --every-layer
+    """
+    shape = None if input_shape is None else shape_of(input_shape, "--input-shape")
+    done = models.export_file(source, target, every_layer=every_layer, input_shape=shape)
+    _tell(f"{target}: {len(done.layers)} layers ({done.exporter})")
+    if done.left_out:
+        _tell(f"left out, for they do nothing outside training: {', '.join(done.left_out)}")
+    if done.fused:
+        _tell(
+            f"merged with the batch norm after them: {len(done.fused)} convolutions, whose own "
+            "output is not in the file (--every-layer keeps it)"
+        )
 
 
 def _pictures_in(paths: Sequence[Path]) -> list[Path]:

@@ -447,6 +447,26 @@ def compare_file(
     )
 
 
+def export_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    every_layer: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+) -> Any:
+    """A Keras file as ONNX, see :func:`converters.export_keras`.
+
+    Returns:
+        A :class:`converters.Export`.
+
+    Raises:
+        InputError: as :func:`converters.export_keras`.
+    """
+    return _converters(str(source)).export_keras(
+        source, target, every_layer=every_layer, input_shape=input_shape
+    )
+
+
 def _from_onnx(
     path: str,
     weights: str | None,

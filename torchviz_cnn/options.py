@@ -56,6 +56,14 @@ def size_of(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
+def shape_of(text: str, option: str) -> tuple[int, ...]:
+    """Of one picture as Keras has it, channels last or without channels."""
+    parts = re.split(r"[x×,]", text)
+    if not all(_is_size(part) for part in parts) or len(parts) not in (2, 3):
+        raise InputError(f"{option} must be like 224x224x3, not {text!r}")
+    return tuple(int(part) for part in parts)
+
+
 def _is_size(part: str) -> bool:
     return part.strip().isdecimal() and 0 < int(part) < 2**31
 
