@@ -89,6 +89,9 @@ def export_keras(
     one after another and written as they are, so that it takes about four times their size in
     memory.
 
+    Where torch was built for CUDA, import this library before Keras: TensorFlow and torch's compiler
+    bring an LLVM each, and when TensorFlow's comes first, some versions of the two abort.
+
     Args:
         model_or_path: a model of Keras 3 on any back end, or of ``tf_keras``; or a ``.keras`` or
             ``.h5`` file of one. Files are not trusted: one that would run code is refused.
@@ -121,7 +124,9 @@ def export_keras(
     if _backend(keras) != "tensorflow":
         return _by_tensorflow(model_or_path, target, every_layer, input_shape)
     _need_exporter()
-    model = _load(keras, Path(model_or_path)) if from_file else model_or_path
+    model = model_or_path
+    if from_file:
+        keras, model = _load(keras, Path(model_or_path))
     proto, table = _convert(keras, model, every_layer, input_shape)
     size = proto.ByteSize()
     if size > _MOST_BYTES:
@@ -177,13 +182,30 @@ def _need_exporter() -> None:
         raise InputError(f"exporting needs tf2onnx, which is not installed: {_INSTALL}") from None
 
 
-def _load(keras: Any, path: Path) -> Any:
-    """A checked file's model; Keras' own guard against code in files stays on."""
+_CANNOT_READ = (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError)
+
+
+def _load(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
+    """A checked file's model and its package; Keras' own guard against code in files stays on."""
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError) as error:
+        return keras, keras.saving.load_model(path, compile=False, safe_mode=True)
+    except _CANNOT_READ as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"Keras cannot read {str(path)!r}: {reason}") from error
+        if path.suffix.lower() == ".keras":
+            raise InputError(f"Keras cannot read {str(path)!r}: {reason}") from error
+    try:
+        import tf_keras
+    except ImportError:
+        raise InputError(
+            f"Keras 3 cannot read {str(path)!r}; if Keras 2 wrote it, python -m pip install "
+            f"tf_keras may help: {reason}"
+        ) from None
+    try:
+        return tf_keras, tf_keras.models.load_model(path, compile=False, safe_mode=True)
+    except _CANNOT_READ as error:
+        raise InputError(
+            f"neither Keras 3 nor tf_keras can read {str(path)!r}: {reason}"
+        ) from error
 
 
 def _sizes(

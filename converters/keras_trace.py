@@ -274,10 +274,13 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
 
     class Transposes(optimizer.TransposeOptimizer):  # type: ignore[misc]
-        """Moves a transpose past a sum as past anything else, and merges none into convolutions."""
+        """Merges no sum into a convolution, and lets transposes of 1×1 maps be transposes."""
 
         def _add_handler(self, transpose: Any, node: Any) -> Any:
             return self._handle_node_having_branches(transpose, node)
+
+        def post_optimize_action(self) -> None:
+            pass
 
     passes = {name: each for name, each in optimizer._get_optimizers().items() if name in _PASSES}
     passes["optimize_transpose"] = Transposes

@@ -250,6 +250,10 @@ def mixed(keras: Any) -> Any:
     y = layers.Dropout(0.5, name="drop")(y)
     z = layers.Conv2D(6, 1, groups=2, activation="relu", name="grouped")(two)
     x = layers.Concatenate(name="Add")([y, z])
+    squeezed = layers.GlobalAveragePooling2D(name="squeeze")(x)
+    squeezed = layers.Reshape((1, 1, 12), name="reshape")(squeezed)
+    squeezed = layers.Conv2D(12, 1, activation="sigmoid", name="excite")(squeezed)
+    x = layers.Multiply(name="multiply")([x, squeezed])
     x = layers.MaxPooling2D(2, name="pool.v1")(x)
     x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", name="train")(x)
     x = x + 1.5
@@ -490,6 +494,30 @@ except ValueError as error:
     np.testing.assert_allclose(found.detach().numpy(), seen["y"], rtol=1e-5, atol=1e-6)
 
 
+def test_models_of_keras_2(keras: Any, tmp_path: Path) -> None:
+    old = pytest.importorskip("tf_keras", reason="tf_keras is not installed")
+    layers = old.layers
+    img = layers.Input((12, 12, 3), name="img")
+    x = layers.RandomFlip(name="flip")(img)
+    x = layers.DepthwiseConv2D(3, name="conv2d_1")(x)  # Keras 3 cannot read this one from a file
+    x = layers.BatchNormalization(name="conv2d")(x)
+    y = layers.ReLU(6.0, name="re_lu")(x)
+    x = layers.Add(name="Add")([x, layers.Conv2D(3, 1, activation="relu", name="relu")(y)])
+    x = layers.Dropout(0.3, name="drop")(x)
+    x = layers.Flatten(name="flatten")(x)
+    model = old.Model(img, layers.Dense(2, activation="softmax", name="out")(x))
+    random = np.random.default_rng(7)
+    for weight in model.weights:
+        low = 0.5 if "gamma" in weight.name or "variance" in weight.name else -0.5
+        if weight.dtype == "float32":
+            weight.assign(random.uniform(low, low + 1, weight.shape))
+    model.save(tmp_path / "model.h5")
+    export_keras(model, tmp_path / "one.onnx", every_layer=True)
+    export_keras(tmp_path / "model.h5", tmp_path / "two.onnx", every_layer=True)
+    for file in ("one.onnx", "two.onnx"):
+        check(old, model, tmp_path / file)
+
+
 # ---------------------------------------------------------------- files nobody vouches for
 
 
@@ -505,6 +533,15 @@ def archive(path: Path, description: Any, weights: bytes | None = None) -> Path:
         file.writestr("metadata.json", "{}")
         file.writestr("model.weights.h5", weights)
     return path
+
+
+def with_description(container: bytes, description: Any) -> bytes:
+    import h5py
+
+    buffer = io.BytesIO(container)
+    with h5py.File(buffer, "r+") as file:
+        file.attrs["model_config"] = json.dumps(description)
+    return buffer.getvalue()
 
 
 def sequential(**layer: Any) -> dict[str, Any]:
@@ -619,6 +656,9 @@ def test_files_that_are_no_models_are_refused(keras: Any, cat_dog: Any, tmp_path
     refused(tmp_path / "half.h5", tmp_path, "it is no HDF5 file, or a damaged one")
     broken = sequential(module="keras.layers", class_name="Conv2D", config={"name": "c"})
     refused(archive(tmp_path / "a.keras", broken), tmp_path, "Keras cannot read")
+    with zipfile.ZipFile(tmp_path / "a.keras") as file, (tmp_path / "b.h5").open("wb") as bare:
+        bare.write(with_description(file.read("model.weights.h5"), broken))
+    refused(tmp_path / "b.h5", tmp_path, "tf_keras (may help|can read)")
     with pytest.raises(tvc.InputError, match="is a folder"):
         export_keras(cat_dog, tmp_path)
     with pytest.raises(tvc.InputError, match="not Linear"):
