@@ -1,5 +1,6 @@
 """Networks from files of other frameworks: Keras models exported to ONNX become torch modules."""
 
+from converters.beside_keras import compare_with_keras
 from converters.comparison import Comparison, LayerComparison, compare
 from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
@@ -13,6 +14,7 @@ __all__ = [
     "LayerRecord",
     "Source",
     "compare",
+    "compare_with_keras",
     "export_keras",
     "load_onnx",
 ]

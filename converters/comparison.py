@@ -206,7 +206,7 @@ def compare(
             external_data=external_data,
         )
     model = without_dead_nodes(read_model(path, external_data=external_data))
-    given = _inputs(network, inputs, seed)
+    given = network_inputs(network, inputs, seed)
     places = output_tensors(model)
     if not places:  # a file without names: take the importer's word for where its layers end
         places = _places_by_tensor(model, network)
@@ -214,7 +214,7 @@ def compare(
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
     found = _run_reference(model, as_in_file(model, network, given), [*names, *wanted])
-    seen = _seen(network, given)
+    seen = seen_layers(network, given)
     rows: list[LayerComparison] = []
     for record in source.layers:
         rows += _compare_layer(network, record, places.get(record.name, []), seen, found)
@@ -443,7 +443,7 @@ def _run_reference(
 # ---------------------------------------------------------------------------- the network's side
 
 
-def _inputs(
+def network_inputs(
     network: ImportedNetwork, inputs: Tensor | Sequence[Tensor] | None, seed: int
 ) -> list[Tensor]:
     """What both sides are given, float32 on the CPU."""
@@ -485,7 +485,7 @@ def as_in_file(
     return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
 
 
-def _seen(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Tensor]:
+def seen_layers(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Tensor]:
     """What every layer of the network puts out, at each of its calls."""
     there = [
         f"{record.module}@*"
@@ -524,7 +524,7 @@ def _compare_layer(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
-        rows.append(_beside(name, record.type, ours, as_in_network(network, found, place)))
+        rows.append(beside(name, record.type, ours, as_in_network(network, found, place)))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]
 
 
@@ -536,7 +536,7 @@ def as_in_network(network: ImportedNetwork, found: Mapping[str, Array], place: F
     return np.moveaxis(array, -1, 1) if turned else array
 
 
-def _beside(name: str, kind: str, ours: Array, theirs: Array) -> LayerComparison:
+def beside(name: str, kind: str, ours: Array, theirs: Array) -> LayerComparison:
     """One row: how far ``ours`` is from ``theirs``, in double precision."""
     if ours.shape != theirs.shape:
         return LayerComparison(name, kind, ours.shape[1:], "differs", np.inf, np.inf, 0.0)
@@ -568,5 +568,5 @@ def _compare_outputs(
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
         theirs = as_in_network(network, found, FileTensor(name, axes[name]))
-        rows.append(_beside(f"output {name}", "output", result.float().cpu().numpy(), theirs))
+        rows.append(beside(f"output {name}", "output", result.float().cpu().numpy(), theirs))
     return rows

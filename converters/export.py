@@ -118,7 +118,7 @@ def export_keras(
     if target.is_dir():
         raise InputError(f"{str(target)!r} is a folder; name the ONNX file to write")
     from_file = isinstance(model_or_path, (str, os.PathLike))
-    keras = _keras_of(model_or_path)
+    keras = keras_of(model_or_path)
     if from_file:
         check_keras_file(Path(model_or_path))
     if _backend(keras) != "tensorflow":
@@ -126,7 +126,7 @@ def export_keras(
     _need_exporter()
     model = model_or_path
     if from_file:
-        keras, model = _load(keras, Path(model_or_path))
+        keras, model = load_keras(keras, Path(model_or_path))
     proto, table = _convert(keras, model, every_layer, input_shape)
     size = proto.ByteSize()
     if size > _MOST_BYTES:
@@ -140,7 +140,7 @@ def export_keras(
 # ---------------------------------------------------------------------------- Keras
 
 
-def _keras_of(model: Any) -> ModuleType:
+def keras_of(model: Any) -> ModuleType:
     """The package a model is made with; Keras 3 for a file.
 
     Raises:
@@ -185,7 +185,7 @@ def _need_exporter() -> None:
 _CANNOT_READ = (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError)
 
 
-def _load(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
+def load_keras(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
     """A checked file's model and its package; Keras' own guard against code in files stays on."""
     try:
         return keras, keras.saving.load_model(path, compile=False, safe_mode=True)

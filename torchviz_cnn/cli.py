@@ -375,6 +375,10 @@ def compare_command(
         typer.Option(help="Pictures to compare on, or a folder of them; noise otherwise."),
     ] = None,
     preprocess: PreprocessMode = None,
+    keras: Annotated[
+        Path | None,
+        typer.Option(help="The .keras or .h5 file it was exported from: compare with Keras too."),
+    ] = None,
     layer_names: Annotated[
         Path | None,
         typer.Option(help="Keras' layer names in order, one a line: checked against the file."),
@@ -399,6 +403,7 @@ def compare_command(
     Examples:
       torchviz-cnn compare model.onnx
       torchviz-cnn compare model.onnx --images photos --preprocess caffe --out proof
+      torchviz-cnn compare model.onnx --keras model.keras
     """
     if out is not None:
         check_folder(out)
@@ -414,6 +419,10 @@ def compare_command(
     inputs = model.preprocess(pictures) if pictures else None
     result = models.compare_file(file, model, inputs, names)
     _tell(result.format(None if sys.stdout.isatty() else 120))
+    results = {"comparison": result}
+    if keras is not None:
+        results["keras"] = models.compare_file(file, model, inputs, keras=keras)
+        _tell(results["keras"].format(None if sys.stdout.isatty() else 120))
     agreed = []
     if explanations:
         first = (models.noise(model) if inputs is None else inputs)[:1]
@@ -424,26 +433,26 @@ def compare_command(
         for row in agreed:
             _tell(str(row))
     if out is not None:
-        rows = [row for row in result.layers if row.relative is not None]
+        data = {
+            **result.to_dict(),
+            "keras": results["keras"].to_dict() if "keras" in results else None,
+            "explanations": [asdict(row) for row in agreed],
+        }
         with all_or_nothing(out) as staging:
             write_atomically(
-                staging / "comparison.json",
-                lambda f: f.write(
-                    json.dumps(
-                        {**result.to_dict(), "explanations": [asdict(row) for row in agreed]},
-                        indent=1,
-                    ).encode()
-                ),
+                staging / "comparison.json", lambda f: f.write(json.dumps(data, indent=1).encode())
             )
-            figure = render.errors_figure(
-                [row.name for row in rows],
-                [row.relative for row in rows],
-                bounds=[(1e-4, "same"), (1e-3, "differs")],
-                title=f"{result.file}: the imported network beside {result.reference}",
-            )
-            write_picture(staging, "comparison.png", album.figure_picture(figure))
+            for name, each in results.items():
+                rows = [row for row in each.layers if row.relative is not None]
+                figure = render.errors_figure(
+                    [row.name for row in rows],
+                    [row.relative for row in rows],
+                    bounds=[(1e-4, "same"), (1e-3, "differs")],
+                    title=f"{each.file}: the imported network beside {each.reference}",
+                )
+                write_picture(staging, f"{name}.png", album.figure_picture(figure))
         _tell(f"comparison.json and comparison.png in {out}")
-    if not result.passed or not all(row.passed for row in agreed):
+    if not all(each.passed for each in (*results.values(), *agreed)):
         raise typer.Exit(1)
 
 

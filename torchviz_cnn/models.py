@@ -424,14 +424,16 @@ def compare_file(
     model: Model,
     inputs: Tensor | None = None,
     layer_names: Sequence[str] | None = None,
+    keras: str | Path | None = None,
 ) -> Any:
-    """An imported network beside its ONNX file, see :func:`converters.compare`.
+    """An imported network beside its ONNX file, see :func:`converters.compare`; or beside Keras.
 
     Args:
         path: the file.
         model: what :func:`load` made of it.
         inputs: pictures, prepared; noise otherwise.
         layer_names: Keras' names in order, to be checked against the file.
+        keras: the Keras file it was exported from: compare with that instead.
 
     Returns:
         A :class:`converters.Comparison`.
@@ -441,6 +443,10 @@ def compare_file(
     """
     if inputs is None:
         inputs = noise(model)
+    if keras is not None:
+        return _converters(str(path)).compare_with_keras(
+            path, keras, inputs=inputs, network=model.module
+        )
     network = None if layer_names is not None else model.module
     return _converters(str(path)).compare(
         path, inputs=inputs, network=network, layer_names=layer_names

@@ -31,7 +31,7 @@ Array = NDArray[Any]
 # differentiation mistaken) is off by as much as there is.
 AGREES = 0.1
 STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the spread of what is changed
-ROUNDINGS = 30  # by so many the score must change at least
+ROUNDINGS = 100  # by so many the score must change at least
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _slopes(scores: Callable[[Array], Array], at: Array, directions: Array) -> A
     By the smallest step that changes the score by more than float32's rounding.
     """
     spread = float(at.std()) or 1.0
-    rounding = float(np.abs(scores(at)).max()) * float(np.finfo(np.float32).eps)
+    rounding = _rounding(scores, at)
     slopes = np.zeros(len(directions))
     for step in (share * spread for share in STEPS):
         change = np.concatenate(
@@ -152,6 +152,14 @@ def _slopes(scores: Callable[[Array], Array], at: Array, directions: Array) -> A
         if np.sqrt((change**2).mean()) >= ROUNDINGS * rounding:
             break
     return slopes
+
+
+def _rounding(scores: Callable[[Array], Array], at: Array) -> float:
+    """How far float32 lets a score stray: over inputs that differ in their last bits."""
+    bits = float(np.finfo(np.float32).eps)
+    jitter = np.random.default_rng(0).normal(size=(16, *at.shape[1:])) * bits
+    found = scores(at * (1 + jitter))
+    return max(float(found.std()), float(np.abs(found).max()) * bits)
 
 
 def _saliency_parity(

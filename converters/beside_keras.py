@@ -1,0 +1,122 @@
+"""Is the imported network the one that Keras has? Layer by layer, against Keras itself.
+
+onnxruntime can only tell what is in the file; what the exporter got wrong, only Keras can.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from converters.comparison import Comparison, LayerComparison, beside, network_inputs, seen_layers
+from converters.export import keras_of, load_keras
+from converters.importer import load_onnx
+from converters.keras_files import check_keras_file
+from converters.network import ImportedNetwork
+from torchviz_cnn.errors import InputError
+
+Array = NDArray[Any]
+
+
+def compare_with_keras(
+    path: str | Path,
+    model_or_path: Any,
+    *,
+    inputs: Tensor | None = None,
+    network: ImportedNetwork | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Run Keras and the imported network on the same pictures, and compare every layer.
+
+    Args:
+        path: the ONNX file.
+        model_or_path: the Keras model it was exported from, or its ``.keras`` or ``.h5`` file.
+        inputs: as the network takes them, ``(N, C, H, W)`` or ``(N, H, W)``; two pictures of uniform
+            noise from 0 to 1 by default.
+        network: the imported network, where it is not to be imported anew.
+        seed: of the noise.
+
+    Returns:
+        A row for each of the Keras model's own layers, in Keras' order.
+
+    Raises:
+        InputError: where Keras is missing or too old, its file cannot be trusted, or the two
+            networks do not belong together.
+
+    Example:
+        >>> result = compare_with_keras("cat_dog.onnx", "cat_dog.keras")  # doctest: +SKIP
+        >>> result.passed, result.reference  # doctest: +SKIP
+        (True, 'keras 3.15.1')
+    """
+    keras = keras_of(model_or_path)
+    model = model_or_path
+    if isinstance(model_or_path, (str, os.PathLike)):
+        check_keras_file(Path(model_or_path))
+        keras, model = load_keras(keras, Path(model_or_path))
+    network = network or load_onnx(path)
+    if len(network.source.inputs) != 1 or len(model.inputs) != 1:
+        raise InputError("a network of one input can be compared with Keras, not one of several")
+    (given,) = network_inputs(network, inputs, seed)
+    nchw = network.source.input_layout == "NCHW"
+    wanted, whole = _keras_outputs(keras, model, given, nchw=nchw)
+    known = {record.name: record for record in network.source.layers}
+    if not known.keys() & wanted.keys():
+        raise InputError(
+            f"no layer of {Path(path).name} ({', '.join([*known][:3])}, …) is called like one of "
+            f"the Keras model's ({', '.join([*wanted][:3])}, …); is this the model it was exported "
+            "from?"
+        )
+    seen = seen_layers(network, [given])
+    rows = []
+    for name, theirs in wanted.items():
+        record = known.get(name)
+        if record is None or record.status != "in the file":
+            status = "not in the file" if record is None else record.status
+            kind = type(model.get_layer(name)).__name__
+            rows.append(LayerComparison(name, kind, None, status))
+            continue
+        ours = seen[name].numpy()
+        if record.permutation is not None:
+            ours = ours[:, list(record.permutation)]
+        rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours)))
+    with torch.no_grad():
+        result = network(given.to(next(network.parameters(), given).device)).cpu().numpy()
+    return Comparison(
+        file=Path(path).name,
+        reference=f"{keras.__name__} {keras.__version__}",
+        images=len(given),
+        layers=tuple(rows),
+        outputs=(beside("output", "output", result, _as_many_axes(whole, result)),),
+        notes=tuple(network.source.notes),
+    )
+
+
+def _keras_outputs(
+    keras: Any, model: Any, given: Tensor, *, nchw: bool
+) -> tuple[dict[str, Array], Array]:
+    """What Keras says each of its layers puts out, channels first, and the whole model."""
+    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
+    probe = keras.Model(model.inputs, [*(layer.output for layer in layers), *model.outputs])
+    pictures = given.numpy()
+    if nchw and pictures.ndim == 4:
+        pictures = np.ascontiguousarray(np.moveaxis(pictures, 1, -1))
+    if pictures.ndim == len(model.inputs[0].shape) - 1:  # gray, and the network has no axis for it
+        pictures = pictures[..., None]
+    arrays = [_channels_first(np.asarray(each)) for each in probe.predict_on_batch(pictures)]
+    names = [layer.name for layer in layers]
+    return dict(zip(names, arrays, strict=False)), arrays[len(names)]
+
+
+def _channels_first(array: Array) -> Array:
+    return np.moveaxis(array, -1, 1) if array.ndim == 4 else array
+
+
+def _as_many_axes(theirs: Array, ours: Array) -> Array:
+    """Keras' array; maps of one channel without that axis where the network has none."""
+    return theirs[:, 0] if theirs.ndim == ours.ndim + 1 and theirs.shape[1] == 1 else theirs
