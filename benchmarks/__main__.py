@@ -1,12 +1,13 @@
-"""``python -m benchmarks cost`` and ``python -m benchmarks keras``."""
+"""``python -m benchmarks cost``, ``imported`` and ``keras``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks import cost
+from benchmarks import cost, imported
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
@@ -62,6 +63,20 @@ def keras_command(
     failed = [row.name for row in rows if not row.passed]
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command("imported")
+def imported_command(
+    file: Annotated[Path, typer.Argument(help="An ONNX file exported by Keras.")],
+    against: Annotated[str, typer.Option(help="torchvision's network of the same kind.")],
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """An imported network's forward pass beside torchvision's: time, median and quartiles."""
+    chosen = choose_device(device)
+    print(cost.machine(chosen))
+    print(imported.measure(file, against, batch=batch, device=chosen, rounds=rounds))
 
 
 app()

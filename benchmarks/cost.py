@@ -16,7 +16,8 @@ import torchviz_cnn as tvc
 from benchmarks.clock import peak_bytes, ratios
 
 
-def _plain(module: nn.Module, inputs: Tensor) -> Tensor:
+def plain(module: nn.Module, inputs: Tensor) -> Tensor:
+    """A forward pass without a graph."""
     with torch.no_grad():
         return module(inputs)
 
@@ -38,7 +39,7 @@ def measure(
         for batch in batches:
             inputs = torch.randn(batch, 3, 224, 224, device=device)
             layer = tvc.default_layer(module, inputs)
-            plain = partial(_plain, module, inputs)
+            forward = partial(plain, module, inputs)
             methods: dict[str, Callable[[], object]] = {
                 "grad_cam": partial(tvc.grad_cam, module, inputs, 5),
                 "saliency": partial(tvc.saliency, module, inputs, 5),
@@ -47,8 +48,8 @@ def measure(
             }
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                timed = ratios(plain, methods, device=device, rounds=rounds)
-                memory = {"plain": peak_bytes(plain, device)}
+                timed = ratios(forward, methods, device=device, rounds=rounds)
+                memory = {"plain": peak_bytes(forward, device)}
                 memory["grad_cam"] = peak_bytes(methods["grad_cam"], device)
                 memory["saliency"] = peak_bytes(methods["saliency"], device)
                 try:

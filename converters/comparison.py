@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
+from converters.graph import Shape, infer_shapes
 from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
 from converters.names import Owner, read_names
-from converters.network import ImportedNetwork
+from converters.network import ImportedNetwork, call_number
 from converters.trust import read_model
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.observe import capture
@@ -207,6 +208,8 @@ def compare(
     model = without_dead_nodes(read_model(path, external_data=external_data))
     given = _inputs(network, inputs, seed)
     places = output_tensors(model)
+    if not places:  # a file without names: take the importer's word for where its layers end
+        places = _places_by_tensor(model, network)
     source = network.source
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
@@ -255,7 +258,7 @@ def output_tensors(model: onnx.ModelProto) -> dict[str, list[FileTensor]]:
     claims = read_names(model).claims
     axes = tensor_axes(model)
     members = _members(model, [claim.owner for claim in claims], [c.near for c in claims])
-    found: dict[str, list[FileTensor]] = {}
+    outputs: dict[Owner, str] = {}
     readers = _readers(model)
     for owner, nodes in members.items():
         outside = [
@@ -265,13 +268,28 @@ def output_tensors(model: onnx.ModelProto) -> dict[str, list[FileTensor]]:
             if any(reader not in nodes for reader in readers.get(name, ()))
         ]
         if outside:
-            place = FileTensor(outside[-1], axes[outside[-1]])
-            found.setdefault(".".join(owner.path), []).append(place)
+            outputs[owner] = outside[-1]
     for node, claim in zip(model.graph.node, claims, strict=True):
         if claim.alias is not None:
-            place = FileTensor(node.output[0], axes[node.output[0]])
-            found.setdefault(".".join(claim.alias.path), []).append(place)
+            outputs[claim.alias] = node.output[0]
+    found: dict[str, list[FileTensor]] = {}
+    for owner in sorted(outputs, key=lambda each: [call_number(scope) for scope in each.scope]):
+        place = FileTensor(outputs[owner], axes[outputs[owner]])
+        found.setdefault(".".join(owner.path), []).append(place)
     return found
+
+
+def _places_by_tensor(
+    model: onnx.ModelProto, network: ImportedNetwork
+) -> dict[str, list[FileTensor]]:
+    """Layers of a file that names none, as far as their outputs still bear the file's names."""
+    axes = tensor_axes(model)
+    made = {name for node in model.graph.node for name in node.output}
+    return {
+        record.name: [FileTensor(record.tensor, axes[record.tensor])]
+        for record in network.source.layers
+        if record.tensor in made
+    }
 
 
 def _members(
@@ -314,6 +332,7 @@ def tensor_axes(model: onnx.ModelProto) -> dict[str, Axes]:
     keeps them where they were. What none of these reach is as Keras has it: last.
     """
     known: dict[str, Axes] = {}
+    shapes = infer_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
     for node in nodes:
@@ -324,12 +343,12 @@ def tensor_axes(model: onnx.ModelProto) -> dict[str, Axes]:
         after = known.get(node.output[0]) if node.output else None
         if after is not None and node.op_type not in _SPATIAL:
             for name in node.input[: None if _is_pointwise(node) else 1]:
-                known.setdefault(name, _turned(node, after))
+                known.setdefault(name, _turned(node, after, shapes))
     for node in nodes:  # and on from what is known
         sources = [known[name] for name in node.input if name in known and name not in constants]
         for name in node.output:
             before: Axes = sources[0] if sources else "channels last"
-            known.setdefault(name, _turned(node, before))
+            known.setdefault(name, _turned(node, before, shapes))
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
     return known
@@ -339,16 +358,27 @@ def _is_pointwise(node: onnx.NodeProto) -> bool:
     return node.op_type in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "Sum")
 
 
-def _turned(node: onnx.NodeProto, axes: Axes) -> Axes:
+def _turned(node: onnx.NodeProto, axes: Axes, shapes: Mapping[str, Shape]) -> Axes:
     """The other side of a transpose between the two orders; the same of anything else.
 
     Either of the two turns one order into the other, so there is one answer in both directions.
     """
-    perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-    # A one-channel picture is reshaped instead: that is a turn as well.
-    if node.op_type == "Transpose" and perm in (_TO_FIRST, _TO_LAST):
-        return "channels last" if axes == "channels first" else "channels first"
-    return axes
+    if not _turns(node, shapes):
+        return axes
+    return "channels last" if axes == "channels first" else "channels first"
+
+
+def _turns(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> bool:
+    if node.op_type == "Transpose":
+        perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        return perm in (_TO_FIRST, _TO_LAST)
+    if node.op_type != "Reshape":
+        return False
+    # A picture of one channel is reshaped instead: H×W×1 and 1×H×W are the same numbers.
+    before, after = (shapes.get(name, ())[1:] for name in (node.input[0], node.output[0]))
+    if len(before) != 3 or len(after) != 3 or before == after:
+        return False
+    return before == (*after[1:], after[0]) or after == (*before[1:], before[0])
 
 
 def _runtime() -> Any:

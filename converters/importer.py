@@ -38,6 +38,8 @@ class LayerRecord:
         status: ``"in the file"``, ``"fused into X"`` or ``"not in the file"``.
         permutation: where the features stand in another order than in Keras (a flattened map is
             channels first here): Keras' output is ``output[:, permutation]``.
+        tensor: what the file calls the output, at the first call; none of its names where it was
+            rewritten on the way.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerRecord:
     output_shape: tuple[int | None, ...] | None
     status: str
     permutation: tuple[int, ...] | None = None
+    tensor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -286,4 +289,5 @@ def _record(
         None if shape is None else shape[1:],
         status,
         graph.permuted.get(made.output),
+        made.output,
     )

@@ -398,7 +398,7 @@ def _number(node: onnx.NodeProto, owner: Owner) -> int:
     named = node.name if not _HELPER.fullmatch(clean(node.name)) else node.output[0]
     parts = clean(named).split("/")
     below = parts[parts.index(owner.scope[-1]) + 1 :] if owner.scope[-1] in parts else parts[-1:]
-    match = re.fullmatch(r".*[a-zA-Z0-9]_(\d+)", below[0]) if below else None
+    match = re.fullmatch(r".*[a-zA-Z0-9]_(\d{1,9})", below[0]) if below else None
     return int(match[1]) if match else 0
 
 

@@ -336,7 +336,7 @@ def units_of(whole: Unit, depth: int, constants: Mapping[str, object]) -> list[U
             continue
         assert node.owner is not None
         key = (path[depth], node.owner.scope[depth])
-        unit = groups.setdefault(key, Unit(path[depth], [], _call(node.owner.scope[depth])))
+        unit = groups.setdefault(key, Unit(path[depth], [], call_number(node.owner.scope[depth])))
         unit.nodes.append(node)
         unit.nested = unit.nested or len(path) > depth + 1
     units = _in_order(list(groups.values()))
@@ -344,15 +344,20 @@ def units_of(whole: Unit, depth: int, constants: Mapping[str, object]) -> list[U
     return units
 
 
-def _call(scope: str) -> tuple[int, int]:
+def call_number(scope: str) -> tuple[int, int]:
     """A scope's number, and that of a call inside it.
 
-    >>> _call("conv2d_3"), _call("dense@1")
+    >>> call_number("conv2d_3"), call_number("dense@1")
     ((3, 0), (0, 1))
     """
     name, _, call = scope.partition("@")
     number = name.rpartition("_")[2]
-    return int(number) if number.isdecimal() else 0, int(call or 0)
+    return _short_number(number), _short_number(call)
+
+
+def _short_number(text: str) -> int:
+    """A number; 0 for anything else a name may end in, and for numbers no exporter counts to."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _in_order(units: list[Unit]) -> list[Unit]:

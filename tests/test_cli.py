@@ -416,9 +416,9 @@ def test_unusual_pictures_work(run, tmp_path, mode):
 
 LIMITED = """
 import resource, signal, sys
+from torchviz_cnn import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-from torchviz_cnn import cli
 sys.argv = ["torchviz-cnn", *sys.argv[1:]]
 cli.main()
 """

@@ -21,6 +21,7 @@ pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxr
 
 REAL = os.environ.get("TORCHVIZ_CNN_DATA")
 FILES = sorted(path.name for path in DATA.glob("*.onnx"))
+KINDS = sorted(path.name for path in (DATA / "keras").glob("*.onnx"))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
@@ -38,6 +39,31 @@ def test_every_layer_of_an_untouched_import_is_the_same(file, layout):
         names = {str(name) for name in stored["layers"]}
     assert names & compared  # Keras' own names
     assert all("@" in name or "." in name or name in names for name in compared)
+
+
+@pytest.mark.parametrize("file", KINDS)
+def test_layers_of_every_common_kind_are_the_same(file):
+    network = converters.load_onnx(DATA / "keras" / file)
+    generator = torch.Generator().manual_seed(2)
+    inputs = None
+    if len(network.source.inputs) > 1:
+        shapes = [
+            value.shape
+            for name, value in np.load(DATA / "keras" / npz(file)).items()
+            if name[0] == "x"
+        ]
+        inputs = [torch.rand(shape, generator=generator).movedim(-1, 1) for shape in shapes]
+    result = converters.compare(DATA / "keras" / file, network=network, inputs=inputs)
+    assert result.passed, result.first_difference
+    assert result.worst < 1e-5
+    compared = [row for row in result.layers if row.relative is not None]
+    assert len(compared) >= 2
+
+
+def npz(file):
+    """The numbers that belong to a file: ``x0``, ``x1``, … are its inputs as Keras takes them."""
+    own = DATA / "keras" / file.replace(".onnx", ".npz")
+    return own.name if own.exists() else f"{file.split('.')[0]}.npz"
 
 
 @pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")

@@ -850,3 +850,23 @@ def test_enlarging_that_torch_rounds_otherwise_is_refused(tmp_path: Path) -> Non
 def test_a_bad_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(tvc.InputError, match="'NCHW' or 'as_exported', not 'NHWC'"):
         load_onnx(tmp_path / "n.onnx", input_layout="NHWC")
+
+
+@pytest.mark.parametrize(
+    "scope", ["dense@ense_1", "dense_1@x", "dense_" + "9" * 5000, "dense@" + "9" * 5000, "@", "_"]
+)
+def test_scopes_that_end_in_no_number_are_names_as_well(tmp_path, scope):
+    """A damaged name is a name; Python refuses to read numbers of more than 4,300 digits."""
+    path = save(
+        tmp_path / "odd.onnx",
+        [
+            node("Relu", "x", "a", f"net_1/{scope}/Relu"),
+            node("Relu", "a", "y", f"net_1/{scope}_1/Relu_1"),
+        ],
+        {},
+        {"x": [None, 4]},
+        ["y"],
+    )
+    network = load_onnx(path)
+    x = torch.tensor([[-1.0, 0.0, 1.0, 2.0]])
+    assert network(x).tolist() == [[0.0, 0.0, 1.0, 2.0]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from torchviz_cnn.errors import NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import every_module, undisturbed
 from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.naming import display_name, module_of, original_name, split_call
@@ -217,8 +217,9 @@ def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
     if key not in known:
         try:
             known[key] = watch(module, inputs[:1])
-        except (RuntimeError, ValueError):
-            if len(inputs) == 1:
+        except (RuntimeError, ValueError) as error:
+            refused = isinstance(error, InputError) and error.__cause__ is None
+            if len(inputs) == 1 or refused:
                 raise
             known[key] = watch(module, inputs)  # a network for batches of one size, or of several
     return known[key]
