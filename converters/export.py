@@ -311,10 +311,7 @@ def _outermost_first(calls: Iterable[Call]) -> list[Call]:
     first.pop((), None)
     place = {path: index for index, path in enumerate(first)}
     begins = {
-        path: min(place[other] for other in first if other[: len(path)] == path)
-        if any(len(other) > len(path) for other in first)
-        else index
-        for index, path in enumerate(first)
+        path: min(place[other] for other in first if other[: len(path)] == path) for path in first
     }
     order = sorted(first, key=lambda path: [begins[path[: d + 1]] for d in range(len(path))])
     return [first[path] for path in order]
@@ -322,19 +319,24 @@ def _outermost_first(calls: Iterable[Call]) -> list[Call]:
 
 def _all_go_through(call: Call, calls: Sequence[Call]) -> bool:
     """Whether whoever reads what stands before this layer reads it through the layer."""
-    tensor, behind = original(call.inputs[0]), {id(call.outputs[0])}
-    beside = [other for other in calls if other.path[:-1] == call.path[:-1] and other.path]
-    for other in beside[beside.index(call) + 1 :]:
-        if other.does_nothing and id(other.inputs[0]) in behind:
-            behind.add(id(other.outputs[0]))
-    reading = [
-        given
+    tensor = original(call.inputs[0])
+    beside = [other for other in calls if other.path and other.path[:-1] == call.path[:-1]]
+    copies = {id(call.outputs[0])}
+    before = {id(call)}
+    for other in beside:
+        if not other.does_nothing or original(other.inputs[0]) is not tensor or other is call:
+            continue
+        if id(other.inputs[0]) in copies:
+            copies.add(id(other.outputs[0]))
+        else:
+            before.add(id(other))
+    return all(
+        id(given) in copies
         for other in beside
-        if not (other.does_nothing and id(other.outputs[0]) not in behind)
+        if id(other) not in before
         for given in other.inputs
-        if original(given) is tensor and other is not call
-    ]
-    return all(id(given) in behind for given in reading)
+        if original(given) is tensor
+    )
 
 
 def _before(call: Call, calls: Sequence[Call]) -> str | None:

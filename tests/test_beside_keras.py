@@ -1,0 +1,99 @@
+"""An imported network beside Keras itself. Needs Keras and TensorFlow: the extra ``keras``."""
+
+import numpy as np
+import pytest
+import torch
+
+import converters
+import torchviz_cnn as tvc
+
+# TensorFlow must come after torch: in the other order the two may load different LLVMs and abort.
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+
+
+def small(channels=3):
+    """A model with biases and batch-norm statistics that are neither 0 nor 1."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((18, 14, channels)),
+            layers.Conv2D(6, 3, activation="relu", name="first"),
+            layers.Conv2D(5, 3, strides=2, padding="same", use_bias=False, name="second"),
+            layers.BatchNormalization(name="norm"),
+            layers.Activation("relu", name="act"),
+            layers.Dropout(0.3, name="drop"),
+            layers.Flatten(name="flat"),
+            layers.Dense(4, activation="softmax", name="last"),
+        ]
+    )
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        low, high = (0.5, 1.5) if "variance" in variable.name else (-0.4, 0.4)
+        variable.assign(random.uniform(low, high, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["every layer", "merged"])
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keras")
+    model = small()
+    model.save(folder / "net.keras")
+    converters.export_keras(model, folder / "net.onnx", every_layer=request.param)
+    return model, folder, request.param
+
+
+def test_every_layer_is_keras_own(exported):
+    model, folder, every = exported
+    result = converters.compare_with_keras(folder / "net.onnx", model)
+    assert result.passed
+    assert result.worst < 1e-5
+    assert result.reference == f"keras {keras.__version__}"
+    assert [row.name for row in result.layers] == [layer.name for layer in model.layers]
+    status = {row.name: row.status for row in result.layers}
+    assert status["second"] == ("same" if every else "fused into norm")
+    assert {status[name] for name in ("first", "norm", "act", "flat", "last")} == {"same"}
+
+
+def test_a_keras_file_will_do(exported):
+    _, folder, _ = exported
+    assert converters.compare_with_keras(folder / "net.onnx", folder / "net.keras").passed
+
+
+def test_other_weights_are_noticed_where_they_begin(exported):
+    _, folder, _ = exported
+    other = small()
+    other.get_layer("norm").gamma.assign(other.get_layer("norm").gamma * -2.0)
+    result = converters.compare_with_keras(folder / "net.onnx", other)
+    assert not result.passed
+    assert result.first_difference.name == "norm"
+
+
+def test_the_numbers_are_keras_predictions(exported):
+    model, folder, _ = exported
+    x = np.random.default_rng(3).uniform(0, 1, (3, 18, 14, 3)).astype(np.float32)
+    network = converters.load_onnx(folder / "net.onnx")
+    found = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    assert found == pytest.approx(model.predict_on_batch(x), abs=1e-6)
+
+
+def test_another_model_is_refused(exported):
+    _, folder, _ = exported
+    stranger = keras.Sequential([keras.Input((18, 14, 3)), keras.layers.Flatten(name="other")])
+    with pytest.raises(tvc.InputError, match="is this the model it was exported from"):
+        converters.compare_with_keras(folder / "net.onnx", stranger)
+
+
+def test_a_gray_network_without_a_channel_axis(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((12, 12)),
+            keras.layers.Reshape((12, 12, 1), name="shape"),
+            keras.layers.Conv2D(3, 3, activation="relu", name="conv"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(2, name="last"),
+        ]
+    )
+    converters.export_keras(model, tmp_path / "gray.onnx")
+    assert converters.compare_with_keras(tmp_path / "gray.onnx", model).passed
