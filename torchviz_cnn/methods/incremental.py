@@ -45,7 +45,7 @@ _PICTURES = 8  # the memory that a batch may take, in pictures that go through t
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
-    """This network cannot be computed in part; the message says why."""
+    """A network that cannot be computed in part; the message says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"occlusion cannot compute this network in part: {reason}")

@@ -426,11 +426,11 @@ class Reader:
         ndim = self.values[source].ndim
         if node.target is operator.getitem:
             index = node.args[1]
+            picks = index if isinstance(index, tuple) else ()
             plain = (
-                isinstance(index, tuple)
-                and len(index) <= ndim - 2
-                and index[0] == slice(None)
-                and all(isinstance(i, int | slice) for i in index)
+                picks[:1] == (slice(None),)
+                and all(i is None or isinstance(i, int | slice) for i in picks)
+                and len(picks) - picks.count(None) <= ndim - 2
                 and not node.all_input_nodes[1:]
             )
             return self._kept(node, (source,)) if plain else None
