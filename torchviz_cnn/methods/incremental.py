@@ -196,7 +196,7 @@ def _following(graph: fx.GraphModule) -> tuple[fx.Node, set[fx.Node]]:
     return inputs[0], follows
 
 
-def _prepare(graph: fx.GraphModule, images: Tensor) -> None:
+def _fold_norms(graph: fx.GraphModule) -> None:
     """Fold batch norms into the convolutions before them; both are the graph's own copies."""
     modules = dict(graph.named_modules())
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
@@ -227,8 +227,16 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
         *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),  # type: ignore[arg-type]
-        *(norm.weight, norm.bias),  # type: ignore[arg-type]
+        *(norm.weight, norm.bias),
     )
+
+
+def _lay_out_weights(graph: fx.GraphModule) -> None:
+    """Channels last: else they are laid out anew at every call."""
+    for module in graph.modules():
+        if type(module) is nn.Conv2d:
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
 
 
 _SHAPES = {"size", "dim", "ndimension", "numel"}
@@ -249,15 +257,17 @@ class Network:
     """A traced network whose nodes can be run one by one, on pictures or on parts of maps."""
 
     def __init__(self, module: nn.Module, images: Tensor) -> None:
+        self.channels_last = (
+            images.device.type == "cpu" and images.dtype is torch.float32 and images.ndim == 4
+        )
         self.graph = traced(module)
-        _prepare(self.graph, images)
+        _fold_norms(self.graph)
+        if self.channels_last:
+            _lay_out_weights(self.graph)
         self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
         self.modules = dict(self.graph.named_modules())
         self.picture, self.follows = _following(self.graph)
         self.answer = next(node for node in self.nodes if node.op == "output")
-        self.channels_last = (
-            images.device.type == "cpu" and images.dtype is torch.float32 and images.ndim == 4
-        )
         self.values = self._first_run(images)
         reader = Reader(self.graph, self.values, self.follows)
         self.local: dict[fx.Node, Local] = {}
@@ -396,7 +406,9 @@ class Plan:
         self.spans: dict[fx.Node, Spans] = {}
         self.areas: dict[fx.Node, tuple[list[Strip], list[Strip]]] = {}
         self._add(network.picture, self.request.spans(self._size(network.picture)))
-        for node in network.nodes:
+        # What follows the last layer is a final activation, if anything: it has to be seen at work.
+        costly = [i for i, node in enumerate(network.nodes) if network.macs[node]]
+        for node in network.nodes[: max(costly, default=0) + 1]:
             found = self._changed(node)
             if found is not None:
                 self._add(node, found)
@@ -533,8 +545,8 @@ class Engine:
             run(module, self.first, sure=True)  # if it fails as well, it says so better
             raise Unsuited(f"as torch.fx traces it, it fails ({error})") from error
         self.plan = Plan(self.network, request, together)
-        macs = self.network.macs
-        if not any(macs[node] for node in self.plan.spans):
+        self.macs = self.plan.macs()
+        if not any(self.network.macs[node] for node in self.plan.spans):
             raise Unsuited(self._obstacle())
 
     def prepare(self) -> None:
@@ -554,14 +566,13 @@ class Engine:
     @property
     def ratio(self) -> float:
         """By how many times there are fewer multiply-adds than in running the whole network."""
-        part, whole = self.plan.macs()
-        return whole / max(part, 1.0)
+        return self.macs[1] / max(self.macs[0], 1.0)
 
     @property
     def pays(self) -> bool:
         """Whether it is clearly faster than running the whole network."""
         positions = math.prod(self.plan.request.positions)
-        enough = sum(self.network.macs.values()) >= _WORTH_MACS
+        enough = self.macs[1] >= _WORTH_MACS
         return enough and positions >= _WORTH_POSITIONS and self.ratio >= _WORTH_RATIO
 
     def _obstacle(self) -> str:
@@ -686,34 +697,45 @@ class Engine:
         )
 
     def _answer(self, tile: Pair | None, count: int) -> Output:
+        wholes = self._wholes(tile, count)
         rows = self.images[:1].expand(count, *self.images.shape[1:])
         return run(
             self.module,
             rows,
             sure=True,
             variants_of=self.images,
-            through=lambda _: self._forward(tile, count),
+            through=lambda _: self._rest(wholes),
         )
 
-    def _forward(self, tile: Pair | None, count: int) -> Any:
-        """The network on the variants of one tile; on the untouched pictures without one."""
-        network, plan = self.network, self.plan
+    def _wholes(self, tile: Pair | None, count: int) -> dict[fx.Node, Tensor]:
+        """The whole maps that the rest of the network needs, for the variants of one tile.
+
+        Those of the untouched pictures without one. Where only the shape is asked for there is
+        nothing behind it.
+        """
         parts: dict[fx.Node, Tensor] = {}
-        values: dict[fx.Node, Any] = dict(network.fixed)
-        for node in network.nodes:
-            if node in plan.spans:
-                if tile is not None:
-                    parts[node] = self._part(node, parts, tile)
-                if node in plan.cuts:
-                    values[node] = self._whole(node, parts, tile, count)
-                else:  # for those that ask for its shape only
-                    values[node] = self.blanks[node][:1].expand(count, *self.blanks[node].shape[1:])
-            elif node in network.follows:
-                values[node] = network.compute(node, values, self.images, keeping=False)
+        wholes: dict[fx.Node, Tensor] = {}
+        for node in self.plan.spans:
+            if tile is not None:
+                parts[node] = self._part(node, parts, tile)
+            if node in self.plan.cuts:
+                wholes[node] = self._whole(node, parts, tile, count)
+            else:
+                wholes[node] = self.blanks[node][:1].expand(count, *self.blanks[node].shape[1:])
             for done in self.last_use.get(node, ()):
-                values.pop(done, None)
                 parts.pop(done, None)
-        return values[network.answer]
+        return wholes
+
+    def _rest(self, wholes: dict[fx.Node, Tensor]) -> Any:
+        """What the network gives, from the maps on that are computed whole."""
+        values: dict[fx.Node, Any] = {**self.network.fixed, **wholes}
+        wholes.clear()
+        for node in self.network.nodes:
+            if node in self.network.follows and node not in self.plan.spans:
+                values[node] = self.network.compute(node, values, self.images, keeping=False)
+                for done in self.last_use.get(node, ()):
+                    values.pop(done, None)
+        return values[self.network.answer]
 
     def _part(self, node: fx.Node, parts: dict[fx.Node, Tensor], tile: Pair) -> Tensor:
         """What a node gives for the windows of a tile of positions."""

@@ -469,11 +469,12 @@ class Reader:
 
 def _is_torchs(module: nn.Module) -> bool:
     """Whether a module does what its class says: nothing overridden, no hook to be shown crops."""
-    family = next(
-        (c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules")), None
+    kind: Any = type(module)
+    family: Any = next(
+        (c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), None
     )
     own = {"forward", "_conv_forward"} & set(module.__dict__)
-    return family is not None and type(module).forward is family.forward and not own
+    return family is not None and kind.forward is family.forward and not own
 
 
 def _unchanged(crop: Tensor) -> Tensor:
