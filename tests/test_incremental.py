@@ -347,8 +347,8 @@ def test_torchvision(name: str) -> None:
     x = pictures(1, 3, 96, 89)
     shared = {"window": (12, 9), "stride": (12, 9), "fill": 0.3, "batch_size": 8}
     # A third of the picture's width is enough to reach corners, edges and the interior.
-    dense = tvc.occlusion(net, x, 1, engine="dense", **shared)
-    found = tvc.occlusion(net, x, 1, engine="incremental", **shared)
+    dense = tvc.occlusion(net, x, engine="dense", **shared)
+    found = tvc.occlusion(net, x, engine="incremental", **shared)
     assert (dense.scores.amax((1, 2)) > dense.scores.amin((1, 2))).any()
     assert differ(found.scores, dense.scores) < 1e-12
     assert differ(found.score, dense.score) < 1e-12

@@ -196,7 +196,9 @@ def occlusion(
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
         filling = _fill(fill, images, has_channels=has_channels)
         filling = filling.expand(images.shape)
-        batch_size = batch_of(images, batch_size, 8)
+        # What is computed in part takes less room; the engine looks at that for itself.
+        wish, batch_size = batch_size, batch_of(images, batch_size, 8)
+        limit = max(25, batch_size) if wish is None else batch_size
 
         hiding = _Hiding(images, filling, (wh, ww), (sh, sw), (rows, columns))
         asked = _Asked(examination, has_channels, all_scores, batch_size, progress)
@@ -205,7 +207,7 @@ def occlusion(
             parts = engine_for(
                 examination.module,
                 examination.inputs,
-                Request((wh, ww), (sh, sw), (rows, columns), batch_size),
+                Request((wh, ww), (sh, sw), (rows, columns), limit),
                 together=len(images) if examination.question.callable else 1,
                 always=engine == "incremental",
             )
