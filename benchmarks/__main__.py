@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``cost``, ``imported`` and ``keras``."""
+"""``python -m benchmarks``: ``cost``, ``occlusion``, ``imported`` and ``keras``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import cost, imported
+from benchmarks import cost, imported, occlusion
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
@@ -77,6 +77,30 @@ def keras_command(
     failed = [row.name for row in rows if not row.passed]
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command("occlusion")
+def occlusion_command(
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the picture, in pixels.", min=32)] = 224,
+    window: Annotated[int, typer.Option(min=1)] = 16,
+    stride: Annotated[int, typer.Option(min=1)] = 8,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Occlusion: the dense engine's time and multiply-adds beside the incremental one's."""
+    chosen = choose_device(device)
+    print(cost.machine(chosen))
+    print(f"window {window}, stride {stride}, a picture of {size}×{size}; ratios to incremental\n")
+    rows = occlusion.measure(
+        model or ["vgg16", "resnet50"],
+        size=size,
+        window=window,
+        stride=stride,
+        device=chosen,
+        rounds=rounds,
+    )
+    print(occlusion.table(rows))
 
 
 app()

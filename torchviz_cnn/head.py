@@ -301,7 +301,12 @@ def _graph_ends_in_activation(output: Tensor) -> bool:
 
 
 def run(
-    module: nn.Module, inputs: Tensor, *, sure: bool = False, variants_of: Tensor | None = None
+    module: nn.Module,
+    inputs: Tensor,
+    *,
+    sure: bool = False,
+    variants_of: Tensor | None = None,
+    through: Callable[[Tensor], object] | None = None,
 ) -> Output:
     """One forward pass, and the scores before its final softmax or sigmoid.
 
@@ -312,6 +317,7 @@ def run(
             afterwards that watching was left out wrongly.
         variants_of: the user's images, where ``inputs`` are variants made of them. Those the
             network may have; otherwise it gets a copy, as some networks write into their input.
+        through: computes what the network would, in another way.
 
     Raises:
         InputError: when the network returns no tensor, or not one row an image.
@@ -324,12 +330,13 @@ def run(
     watching = sure or ending in (None, "watched")
     watch = _Watch()
     with watch if watching else nullcontext():
-        raw = _tensor(module(inputs.clone() if variants_of is None else inputs))
+        given = inputs.clone() if variants_of is None else inputs
+        raw = tensor_in((through or module)(given))
     _check_rows(raw, inputs, variants_of)
     found = watch.output(raw) if watching else None
     likely = found is None and _are_probabilities(raw)
     if not watching and (likely or (ending == "plain" and _graph_ends_in_activation(raw))):
-        output = run(module, inputs, sure=True, variants_of=variants_of)
+        output = run(module, inputs, sure=True, variants_of=variants_of, through=through)
         if _ENDS[module] == "plain" and not likely:
             _ENDS[module] = "looks watched"  # and is not: do not look again
         return output
@@ -394,7 +401,7 @@ def _described(tensor: Tensor) -> str:
     return "a tensor of shape (" + ", ".join(map(str, tensor.shape)) + ")"
 
 
-def _tensor(output: object) -> Tensor:
+def tensor_in(output: object) -> Tensor:
     """The class scores in whatever a network returns: a tensor, a tuple, ``.logits``, a dict."""
     if isinstance(output, Tensor):
         return output

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,14 +15,17 @@ from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Output, joined, run
-from torchviz_cnn.methods.examine import batch_of, examine
+from torchviz_cnn.head import Kind, Output, joined, run
+from torchviz_cnn.methods.examine import Examination, batch_of, examine
+from torchviz_cnn.methods.incremental import Engine, Request, engine_for
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
+from torchviz_cnn.targets import joined as answers_joined
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
 
+Engines = Literal["auto", "incremental", "dense"]
 Fill = float | Sequence[float] | str | Tensor | np.ndarray
 
 
@@ -136,6 +140,7 @@ def occlusion(
     all_scores: bool = True,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    engine: Engines = "auto",
 ) -> WindowAttribution:
     """How much of the score is lost when a window of the picture is hidden.
 
@@ -155,6 +160,12 @@ def occlusion(
         all_scores: keep the scores of all classes for every window,
             ``N · rows · columns · classes`` numbers; of classifiers only.
         progress: show a progress bar in a terminal, when it takes over two seconds.
+        engine: ``"dense"`` runs the whole network for every window. ``"incremental"`` computes of
+            every early map only what the window changes, and from where that is most of it the
+            rest as usual: the same numbers up to rounding, several times faster on large pictures.
+            It needs a network that ``torch.fx`` can trace, without hooks, and one picture's maps
+            in memory. ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
+            logger ``torchviz_cnn`` tells at level INFO why it was impossible).
 
     Returns:
         ``values``: score of the untouched picture minus score with the window hidden,
@@ -164,7 +175,7 @@ def occlusion(
 
     Raises:
         InputError: for bad inputs or targets, a window larger than the picture, a stride larger
-            than the window, a fill that does not fit.
+            than the window, a fill that does not fit, an engine that cannot do it.
 
     Source: Zeiler, Fergus 2013, "Visualizing and Understanding Convolutional Networks",
     section 4.2.
@@ -176,6 +187,8 @@ def occlusion(
         >>> result.values.shape, result.heatmap().shape
         (torch.Size([1, 3, 3]), torch.Size([1, 6, 6]))
     """
+    if engine not in get_args(Engines):
+        raise InputError(f"engine must be {' or '.join(get_args(Engines))}, not {engine!r}")
     with examine(model, inputs, target, score, classes) as examination:
         has_channels = examination.inputs.ndim == 4
         images = examination.inputs if has_channels else examination.inputs[:, None]
@@ -183,66 +196,29 @@ def occlusion(
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
         filling = _fill(fill, images, has_channels=has_channels)
         filling = filling.expand(images.shape)
-        batch_size = batch_of(images, batch_size, 8)
+        # What is computed in part takes less room; the engine looks at that for itself.
+        wish, batch_size = batch_size, batch_of(images, batch_size, 8)
+        limit = max(25, batch_size) if wish is None else batch_size
 
-        grid = _Grid(images, filling, (wh, ww), (sh, sw), (rows, columns))
-        # The untouched pictures come first, then the variants, all in chunks of one size: the
-        # same picture in a batch of another size may differ in its last bits, and hiding nothing
-        # must cost exactly nothing.
-        count = len(images) * (1 + rows * columns)
-        chunk = math.ceil(count / math.ceil(count / batch_size))
-        if examination.question.callable:  # which expects all images, in their order
-            chunk = math.ceil(chunk / len(images)) * len(images)
-        bar = tqdm(
-            total=count,
-            desc="occlusion",
-            unit="window",
-            delay=2,
-            leave=False,
-            disable=None if progress else True,
-        )
-        references: list[Output] = []
-        whole: Explained | None = None
-        hidden_scores, every_score = [], []
-        for start in range(0, count, chunk):
-            pictures = grid.pictures(start, chunk)
-            output = run(
+        hiding = _Hiding(images, filling, (wh, ww), (sh, sw), (rows, columns))
+        asked = _Asked(examination, has_channels, all_scores, batch_size, progress)
+        parts = None
+        if engine != "dense":
+            parts = engine_for(
                 examination.module,
-                pictures if has_channels else pictures[:, 0],
-                sure=True,
-                variants_of=examination.inputs,
+                examination.inputs,
+                Request((wh, ww), (sh, sw), (rows, columns), limit),
+                together=len(images) if examination.question.callable else 1,
+                always=engine == "incremental",
             )
-            untouched = min(max(len(images) - start, 0), chunk)
-            stop = min(count - start, chunk)
-            if untouched:
-                references.append(output.rows(0, untouched))
-            if stop > untouched:
-                if whole is None:
-                    whole = examination.question.put(joined(references))
-                output = output.rows(untouched, stop)
-                hidden_scores.append(
-                    _scores(examination.question, whole, output, start + untouched)
-                )
-                if all_scores and output.logits.ndim <= 2:
-                    every_score.append(
-                        output.logits.reshape(stop - untouched, -1).to(images.device)
-                    )
-            bar.update(stop)
-        bar.close()
-        assert whole is not None  # there is at least one window
-
-        several = whole.score.shape[1:]
-        scores = torch.cat(hidden_scores).reshape(rows, columns, len(images), *several)
-        scores = scores.movedim((0, 1), (-2, -1))
-        keep = None
-        if every_score:
-            keep = torch.cat(every_score).reshape(rows, columns, len(images), -1).movedim(2, 0)
+        found = _dense(hiding, asked) if parts is None else _incremental(hiding, asked, parts)
+        whole = found.whole
         return WindowAttribution(
-            values=(whole.score[..., None, None] - scores).to(images),
+            values=(whole.score[..., None, None] - found.hidden).to(images),
             window=(wh, ww),
             stride=(sh, sw),
-            scores=keep,
-            kind=references[0].kind,
+            scores=found.scores,
+            kind=found.kind,
             **examination.about(
                 whole,
                 "occlusion",
@@ -253,6 +229,149 @@ def occlusion(
                 },
             ),
         )
+
+
+@dataclass(frozen=True)
+class _Hiding:
+    """What is hidden of the pictures ``(N, C, H, W)``, by what."""
+
+    images: Tensor
+    filling: Tensor
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    positions: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted to know of the hidden variants, and how it is computed."""
+
+    examination: Examination
+    has_channels: bool
+    all_scores: bool
+    batch_size: int
+    progress: bool
+
+    def bar(self, total: int) -> tqdm[Any]:
+        return tqdm(
+            total=total,
+            desc="occlusion",
+            unit="window",
+            delay=2,
+            leave=False,
+            disable=None if self.progress else True,
+        )
+
+    def kept(self, output: Output) -> Tensor | None:
+        """The scores of all classes, where they are wanted."""
+        if not self.all_scores or output.logits.ndim > 2:
+            return None
+        return output.logits.reshape(len(output.logits), -1).to(self.examination.inputs.device)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the network says.
+
+    Attributes:
+        whole: of the untouched pictures.
+        hidden: the scores of the variants, ``(N, rows, columns)`` or ``(N, K, rows, columns)``.
+        scores: those of all classes, ``(N, rows, columns, classes)``, where they are kept.
+        kind: the network's final softmax or sigmoid.
+    """
+
+    whole: Explained
+    hidden: Tensor
+    scores: Tensor | None
+    kind: Kind | None
+
+
+def _dense(hiding: _Hiding, asked: _Asked) -> _Found:
+    """Every variant through the whole network."""
+    images, (rows, columns) = hiding.images, hiding.positions
+    question = asked.examination.question
+    grid = _Grid(images, hiding.filling, hiding.window, hiding.stride, hiding.positions)
+    # The untouched pictures come first, then the variants, all in chunks of one size: the
+    # same picture in a batch of another size may differ in its last bits, and hiding nothing
+    # must cost exactly nothing.
+    count = len(images) * (1 + rows * columns)
+    chunk = math.ceil(count / math.ceil(count / asked.batch_size))
+    if question.callable:  # which expects all images, in their order
+        chunk = math.ceil(chunk / len(images)) * len(images)
+    bar = asked.bar(count)
+    references: list[Output] = []
+    whole: Explained | None = None
+    hidden_scores, every_score = [], []
+    for start in range(0, count, chunk):
+        pictures = grid.pictures(start, chunk)
+        output = run(
+            asked.examination.module,
+            pictures if asked.has_channels else pictures[:, 0],
+            sure=True,
+            variants_of=asked.examination.inputs,
+        )
+        untouched = min(max(len(images) - start, 0), chunk)
+        stop = min(count - start, chunk)
+        if untouched:
+            references.append(output.rows(0, untouched))
+        if stop > untouched:
+            if whole is None:
+                whole = question.put(joined(references))
+            output = output.rows(untouched, stop)
+            hidden_scores.append(_scores(question, whole, output, start + untouched))
+            kept = asked.kept(output)
+            if kept is not None:
+                every_score.append(kept)
+        bar.update(stop)
+    bar.close()
+    assert whole is not None  # there is at least one window
+
+    several = whole.score.shape[1:]
+    scores = torch.cat(hidden_scores).reshape(rows, columns, len(images), *several)
+    keep = None
+    if every_score:
+        keep = torch.cat(every_score).reshape(rows, columns, len(images), -1).movedim(2, 0)
+    return _Found(whole, scores.movedim((0, 1), (-2, -1)), keep, references[0].kind)
+
+
+def _incremental(hiding: _Hiding, asked: _Asked, engine: Engine) -> _Found:
+    """Of every variant only what its window changes; one picture after the other."""
+    inputs, question = asked.examination.inputs, asked.examination.question
+    filling = hiding.filling if asked.has_channels else hiding.filling[:, 0]
+    together = len(inputs) if question.callable else 1
+    bar = asked.bar(len(inputs) * math.prod(hiding.positions))
+    found = []
+    for start in range(0, len(inputs), together):
+        stop = start + together
+        part = question.part(start, stop) if together < len(inputs) else question
+        reference = engine.show(inputs[start:stop], filling[start:stop])
+        whole = part.put(reference)
+        hidden = whole.score.new_empty((*hiding.positions, *whole.score.shape))
+        known = asked.kept(reference)
+        keep = None if known is None else known.new_empty((*hiding.positions, *known.shape))
+        for positions, output in engine.tiles():
+            at = tuple(torch.tensor(axis) for axis in zip(*positions, strict=True))
+            rows = _scores(part, whole, output, 0)
+            hidden[at] = rows.reshape(len(positions), *whole.score.shape)
+            if keep is not None:
+                every = output.logits.reshape(len(positions), *keep.shape[2:])
+                keep[at] = every.to(keep.device)
+            bar.update(len(output.raw))
+        keep = None if keep is None else keep.movedim(2, 0)
+        found.append(_Found(whole, hidden.movedim((0, 1), (-2, -1)), keep, reference.kind))
+    bar.close()
+    return _joined(found)
+
+
+def _joined(found: Sequence[_Found]) -> _Found:
+    """What was found of some pictures after the other."""
+    keep = [each.scores for each in found if each.scores is not None]
+    return _Found(
+        answers_joined([each.whole for each in found]),
+        torch.cat([each.hidden for each in found]),
+        torch.cat(keep) if keep else None,
+        found[0].kind,
+    )
 
 
 def _scores(question: Question, whole: Explained, output: Output, start: int) -> Tensor:

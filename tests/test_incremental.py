@@ -1,0 +1,515 @@
+"""Incremental occlusion gives the numbers of running the whole network for every window.
+
+The oracle is the dense engine, which knows nothing of geometry. Everything is in double precision,
+and the windows reach corners, edges and the interior, and stand over the border.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+import torchviz_cnn as tvc
+from tests.networks import (
+    CLASSES,
+    HEADS,
+    Functional,
+    Gray,
+    Headed,
+    Normalising,
+    Repeated,
+    Residual,
+    pictures,
+    plain,
+    randomised,
+)
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.methods import incremental
+from torchviz_cnn.methods.incremental import Engine, Request
+
+WINDOWS = {"window": (5, 4), "stride": (3, 2), "fill": 0.3}
+
+
+def differ(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, of the largest number."""
+    assert found.shape == wanted.shape
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def compared(net: nn.Module, x: Tensor, target: Any = 1, **options: Any) -> tuple[Any, Any]:
+    """Both engines' answers, after seeing that they agree and that something was to be seen."""
+    options = WINDOWS | options
+    dense = tvc.occlusion(net, x, target, engine="dense", **options)
+    found = tvc.occlusion(net, x, target, engine="incremental", **options)
+    assert dense.values.abs().max() > 0
+    assert differ(found.values + found.score.max(), dense.values + found.score.max()) < 1e-12
+    assert differ(found.score, dense.score) < 1e-12
+    if dense.scores is not None:
+        assert differ(found.scores, dense.scores) < 1e-12
+    assert found.kind == dense.kind
+    assert (found.window, found.stride) == (dense.window, dense.stride)
+    return found, dense
+
+
+def parts(net: nn.Module, x: Tensor, window: Any = (5, 4), stride: Any = (3, 2)) -> set[str]:
+    """The names of the nodes that are computed in part."""
+    rows, columns = (-(-(x.shape[2 + i] - window[i]) // stride[i]) + 1 for i in (0, 1))
+    with undisturbed(net, x):
+        engine = Engine(net, x, Request(window, stride, (rows, columns), 25))
+    return {node.name for node in engine.plan.spans}
+
+
+class Body(nn.Module):
+    """Two convolutions, something in between, and a head that sees where things are."""
+
+    def __init__(self, between: nn.Module, channels: int = 4, size: tuple[int, int] = (31, 26)):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.between = between
+        self.conv = nn.Conv2d(channels, 5, 3)
+        with torch.no_grad():
+            shape = self.conv(between(self.stem(torch.zeros(1, 3, *size)))).shape
+        self.fc = nn.Linear(shape[1:].numel(), CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(self.between(self.stem(x))).flatten(1))
+
+
+class Skip(nn.Module):
+    """A residual branch that reaches further than the way around it."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 5, padding=2, groups=2)
+        self.relu = nn.ReLU(inplace=in_place)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.relu(self.bn(self.conv1(x))))
+        if self.in_place:
+            out += x
+        else:
+            out = out + x
+        return self.relu(out)
+
+
+class Concat(nn.Module):
+    """Three branches of different reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.three = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.one(x), F.relu(self.three(x), inplace=True), self.pool(x)], 1)
+
+
+class Scaled(nn.Module):
+    """Fixed tensors, differences and products of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.conv(x))
+        return (x * self.scale - 2 * y) * y + 1
+
+
+class Sliced(nn.Module):
+    """Channels taken out and put together, as some networks change their input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 2].unsqueeze(1) * 2 + 1, x[:, 1:3], x[:, 0, None]], dim=-3)
+
+
+class Padded(nn.Module):
+    """Padding of its own, more behind than in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(x, (0, 1, 2, 3), value=0.7), 2)
+
+
+BETWEEN: dict[str, Callable[[], nn.Module]] = {
+    "stride": lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1),
+    "stride 3, kernel 2": lambda: nn.Conv2d(4, 4, 2, stride=3),
+    "1×1, stride 2": lambda: nn.Conv2d(4, 4, 1, stride=2),
+    "other on each axis": lambda: nn.Conv2d(4, 4, (2, 5), (1, 2), (1, 3), (3, 1)),
+    "dilation": lambda: nn.Conv2d(4, 4, 3, padding=3, dilation=3),
+    "groups": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+    "same, even": lambda: nn.Conv2d(4, 4, 4, padding="same", dilation=(1, 3)),
+    "valid": lambda: nn.Conv2d(4, 4, 3, padding="valid"),
+    "max pool": lambda: nn.MaxPool2d(3, 2, padding=1),
+    "max pool, ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "max pool, ceil, padded": lambda: nn.MaxPool2d((4, 2), 3, (2, 1), ceil_mode=True),
+    "max pool, dilated": lambda: nn.MaxPool2d(2, 2, 1, dilation=3),
+    "average pool": lambda: nn.AvgPool2d(3, 2),
+    "average pool, padded": lambda: nn.AvgPool2d(3, 2, 1),
+    "average pool, padding not counted": lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+    "average pool, ceil": lambda: nn.AvgPool2d(4, 3, 2, ceil_mode=True),
+    "average pool, ceil, not counted": lambda: nn.AvgPool2d(4, 3, 2, True, False),
+    "average pool, divisor": lambda: nn.AvgPool2d(3, 2, 1, divisor_override=5),
+    "residual": lambda: Skip(in_place=False),
+    "residual, in place": lambda: Skip(in_place=True),
+    "concatenation": lambda: Concat(),
+    "batch norm": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+    "scaled": Scaled,
+    "sliced": Sliced,
+    "padded": Padded,
+    "activations": lambda: nn.Sequential(
+        *(nn.ReLU6(inplace=True), nn.LeakyReLU(0.2), nn.SiLU(inplace=True), nn.Hardswish()),
+        *(nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.PReLU(4), nn.Dropout(0.5), nn.Identity()),
+    ),
+}
+WHOLE: dict[str, Callable[[], nn.Module]] = {
+    "reflected": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    "layer norm": lambda: nn.GroupNorm(2, 4),
+    "instance norm": lambda: nn.InstanceNorm2d(4),
+    "upsampling": lambda: nn.Upsample(scale_factor=2),
+    "softmax": lambda: nn.Softmax2d(),
+}
+
+
+@pytest.mark.parametrize("name", [*BETWEEN, *WHOLE])
+def test_incremental_is_dense(name: str) -> None:
+    torch.manual_seed(1)
+    between = (BETWEEN | WHOLE)[name]()
+    channels = between(torch.zeros(1, 4, 31, 26)).shape[1]
+    net = randomised(Body(between, channels))
+    x = pictures(2, 3, 31, 26)
+    compared(net, x, [[0, 1, 2], [3, 2, 1]])
+    found = parts(net, x)
+    assert "stem" in found
+    if name in BETWEEN:
+        assert "conv" in found, "nothing of this may have been left to the dense engine"
+    else:
+        assert "conv" not in found
+
+
+@pytest.mark.parametrize("net", [Residual, Functional, Repeated, plain, Normalising])
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), (2, 2)), ((4, 2), (3, 1)), (1, 1)])
+def test_small_networks(net: Callable[[], nn.Module], window: Any, stride: Any) -> None:
+    compared(randomised(net()), pictures(2), [3, 1], window=window, stride=stride)
+
+
+def test_a_network_without_a_channel_axis() -> None:
+    x = pictures(2, 1, 21, 16)[:, 0]
+    compared(randomised(Gray()), x, [3, 1])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_heads(head: str, score: str) -> None:
+    function, classes = HEADS[head]
+    net = randomised(Headed(function, classes))
+    found, dense = compared(net, pictures(2, 3, 21, 16), [1, 0], score=score)
+    assert differ(found.hidden_probability(), dense.hidden_probability()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "fill", [0.3, [0.1, -2.0, 3.0], "mean", "blur", pictures(1, 3, 31, 26, seed=3), "pictures"]
+)
+def test_fills(fill: Any) -> None:
+    net = randomised(Body(nn.ReLU()))
+    if isinstance(fill, str) and fill == "pictures":
+        fill = pictures(2, 3, 31, 26, seed=3)
+    compared(net, pictures(2, 3, 31, 26), [1, 0], fill=fill)
+
+
+@pytest.mark.parametrize("target", [None, 2, [1, 3, 0], [[0, 1], [3, 3], [2, 0]]])
+def test_targets(target: Any) -> None:
+    compared(randomised(Body(nn.ReLU())), pictures(3, 3, 31, 26), target)
+
+
+def test_a_callable_gets_all_pictures_in_their_order() -> None:
+    weights = torch.tensor([1.0, 10.0, 100.0]).double()
+    seen = []
+
+    def asked(out: Tensor) -> Tensor:
+        seen.append(out.shape)
+        return (out[:, 0] - out[:, 2]) * weights
+
+    compared(randomised(Body(nn.ReLU())), pictures(3, 3, 31, 26), asked)
+    assert set(seen) == {(3, CLASSES)}
+
+
+def test_maps_as_scores() -> None:
+    net = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)))
+    found, _ = compared(net, pictures(2, 3, 31, 26), lambda out: out[:, 1, 3:9].mean((1, 2)))
+    assert found.scores is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 1000])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    net, x = randomised(Body(Concat(), 9)), pictures(2, 3, 31, 26)
+    compared(net, x, [1, 2], batch_size=batch_size)
+    sizes = []
+    with undisturbed(net, x):
+        engine = Engine(net, x, Request((5, 4), (3, 2), (10, 12), batch_size))
+        engine.prepare()
+        engine.show(x[:1], torch.zeros_like(x[:1]))
+        for positions, output in engine.tiles():
+            sizes.append(len(output.raw))
+            assert len(positions) == len(output.raw)
+    assert max(sizes) <= batch_size
+    assert len(set(sizes)) == 1
+
+
+def test_hiding_nothing_costs_exactly_nothing() -> None:
+    for between in (nn.ReLU(), Skip(in_place=True)):
+        net, x = randomised(Body(between)).float(), pictures(2, 3, 31, 26).float()
+        found = tvc.occlusion(net, x, [1, 2], window=5, stride=3, fill=x, engine="incremental")
+        assert (found.values == 0).all()
+        x[:, :, 6:11, 9:14] = 0.25
+        found = tvc.occlusion(net, x, 1, window=5, stride=3, fill=0.25, engine="incremental")
+        assert (found.values[:, 2, 3] == 0).all()
+        assert (found.values != 0).sum() > 100
+
+
+def test_what_is_never_read_costs_exactly_nothing() -> None:
+    net = randomised(Body(nn.Conv2d(4, 4, 2, stride=4)), 0)
+    x = pictures(1, 3, 31, 26)
+    wide = randomised(nn.Sequential(nn.Conv2d(3, 4, 1, stride=4), nn.Conv2d(4, 4, 1), nn.Flatten()))
+    found = tvc.occlusion(wide, x, 5, window=2, stride=1, engine="incremental").values
+    dense = tvc.occlusion(wide, x, 5, window=2, stride=1, engine="dense").values
+    assert ((found == 0) == (dense == 0)).all()
+    assert ((found != 0).sum(), found.numel()) == ((dense != 0).sum(), dense.numel())
+    compared(net, x)
+
+
+@settings(
+    derandomize=True,
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.data())
+def test_random_networks(data: st.DataObject) -> None:
+    draw: Callable[[Any], Any] = data.draw
+    size = draw(st.tuples(st.integers(17, 34), st.integers(17, 34)))
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["conv", "max", "mean", "skip", "cat", "bn", "relu"]))
+        kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+        padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+        ceil = draw(st.booleans())
+        if kind == "conv":
+            groups, dilation = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 2))
+            layers.append(nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups))
+        elif kind == "max":
+            layers.append(nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil))
+        elif kind == "mean":
+            layers.append(nn.AvgPool2d(kernel, stride, padding, ceil, draw(st.booleans())))
+        elif kind == "skip":
+            layers.append(Skip(in_place=draw(st.booleans())))
+        elif kind == "cat":
+            layers.append(nn.Sequential(Concat(), nn.Conv2d(9, 4, 1)))
+        else:
+            layers.append(nn.BatchNorm2d(4) if kind == "bn" else nn.ReLU(inplace=True))
+    between = nn.Sequential(*layers)
+    try:
+        net = randomised(Body(between, 4, size), draw(st.integers(0, 9)))
+    except RuntimeError:  # nothing is left of the picture
+        return
+    window = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    stride = tuple(draw(st.integers(1, w)) for w in window)
+    stride = tuple(max(s, 2) if w > 1 else s for s, w in zip(stride, window, strict=True))
+    options = {"window": window, "stride": stride, "batch_size": 64}
+    try:
+        compared(net, pictures(1, 3, *size), **options)
+    except tvc.InputError as error:
+        assert "nearly all" in str(error)  # noqa: PT017 - anything else is a fault
+
+
+SIZES = {"alexnet": 96, "googlenet": 96, "densenet121": 96}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "vgg11", "resnet18", "googlenet", "densenet121", "squeezenet1_1", "mobilenet_v2"],
+)
+def test_torchvision(name: str) -> None:
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    net = randomised(torchvision.models.get_model(name, weights=None, num_classes=10, **options))
+    x = pictures(1, 3, 96, 89)
+    shared = {"window": (12, 9), "stride": (12, 9), "fill": 0.3, "batch_size": 8}
+    # A third of the picture's width is enough to reach corners, edges and the interior.
+    dense = tvc.occlusion(net, x, engine="dense", **shared)
+    found = tvc.occlusion(net, x, engine="incremental", **shared)
+    assert (dense.scores.amax((1, 2)) > dense.scores.amin((1, 2))).any()
+    assert differ(found.scores, dense.scores) < 1e-12
+    assert differ(found.score, dense.score) < 1e-12
+
+
+# ---- what it cannot do ---------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) if float(x.detach().sum()) > -1e9 else self.net(2 * x)
+
+
+class Misled(nn.Module):
+    """Another function where it is traced: a tracer's stand-in is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * 2 if isinstance(x, Tensor) else x)
+
+
+class ReadsAgain(nn.Module):
+    """Reads a tensor after it was written into under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        F.relu(y, inplace=True)
+        return self.fc(y.mean((2, 3)))
+
+
+class Mixing(nn.Module):
+    """Every pixel sees every other one before the first convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x - x.mean((2, 3), keepdim=True))
+
+
+REFUSED = {
+    "untraceable": (Branching, "torch.fx cannot trace it"),
+    "misled": (Misled, "computes something else"),
+    "in place": (ReadsAgain, "writes in place"),
+    "mixing": (Mixing, "mean may look at all of the picture"),
+    "no convolution": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 21 * 16, CLASSES)),
+        "Flatten may look at all of the picture",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_computed_in_part_is_refused_or_computed_whole(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, words = REFUSED[name]
+    net, x = randomised(make()), pictures(2, 3, 21, 16)
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+    with (
+        caplog.at_level(logging.INFO, logger="torchviz_cnn"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(Engine, "pays", True)
+        found = tvc.occlusion(net, x, 1, **WINDOWS)
+    told = [record.getMessage() for record in caplog.records if record.name == "torchviz_cnn"]
+    assert len(told) == 1
+    assert words in told[0]
+    dense = tvc.occlusion(net, x, 1, engine="dense", **WINDOWS)
+    assert (found.values == dense.values).all()
+
+
+def test_hooks_are_shown_whole_maps_only() -> None:
+    net, x, shapes = randomised(plain()), pictures(2, 3, 21, 16), set()
+    net.conv1.register_forward_hook(lambda module, args, out: shapes.add(out.shape[2:]))
+    with pytest.raises(tvc.InputError, match="a hook is attached to a Conv2d"):
+        tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+    tvc.occlusion(net, x, 1, **WINDOWS)
+    assert shapes == {(21, 16)}
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(tvc.InputError, match="auto or incremental or dense, not 'fast'"):
+        tvc.occlusion(plain(), pictures(), 1, engine="fast")
+
+
+class Remembering(nn.Module):
+    """Keeps what it saw, as some networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.last, self.all = plain(), None, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.all.append(x.shape)
+        return self.net(x)
+
+
+def test_the_network_comes_back_untouched() -> None:
+    net, x = randomised(Residual(dropout=0.4)), pictures(2, 3, 21, 16)
+    net.train()
+    net.bn1.eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    kept = {key: id(value) for key, value in [*net.named_parameters(), *net.named_buffers()]}
+    flags = [module.training for module in net.modules()]
+    attributes = [set(vars(module)) for module in net.modules()]
+    given = x.clone()
+    tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+    assert (x == given).all()
+    assert all((net.state_dict()[key] == value).all() for key, value in before.items())
+    now = {key: id(value) for key, value in [*net.named_parameters(), *net.named_buffers()]}
+    assert now == kept
+    assert [module.training for module in net.modules()] == flags
+    assert [set(vars(module)) for module in net.modules()] == attributes
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_nothing_of_the_tracing_stays_in_the_network() -> None:
+    net, x = randomised(Remembering()), pictures(2, 3, 21, 16)
+    tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+    assert all(type(shape) is torch.Size for shape in net.all)
+
+
+# ---- choosing ------------------------------------------------------------------------------------
+
+
+def test_auto_takes_it_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    prepare = Engine.prepare
+    monkeypatch.setattr(Engine, "prepare", lambda self: (taken.append(1), prepare(self)))
+    net, x = randomised(plain()), pictures(1, 3, 56, 56)
+    tvc.occlusion(net, x, 1, window=4)
+    assert not taken
+    monkeypatch.setattr(incremental, "_WORTH_MACS", 1)
+    auto = tvc.occlusion(net, x, 1, window=4)
+    assert taken
+    assert (auto.values == tvc.occlusion(net, x, 1, window=4, engine="incremental").values).all()
+    taken.clear()
+    tvc.occlusion(net, x, 1, window=52, stride=1)
+    assert not taken
+
+
+def test_the_counted_multiply_adds_are_near_those_of_the_geometry() -> None:
+    """On vgg16 a window of 16 with stride 8 at 224 changes a 8.9th; batches must cost little."""
+    net = torchvision.models.vgg16().eval()
+    x = torch.zeros(1, 3, 224, 224)
+    request = Request((16, 16), (8, 8), (27, 27), 8)
+    with undisturbed(net, x):
+        ratio = Engine(net, x, request).ratio
+    assert 8.9 / 1.35 < ratio < 8.9
