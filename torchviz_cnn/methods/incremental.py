@@ -224,9 +224,9 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     )
 
 
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
-        *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),  # type: ignore[arg-type]
+def _fold(conv: Any, norm: Any) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),
         *(norm.weight, norm.bias),
     )
 
