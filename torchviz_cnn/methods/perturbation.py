@@ -140,7 +140,7 @@ def occlusion(
     all_scores: bool = True,
     progress: bool = False,
     classes: Sequence[str] | None = None,
-    engine: Engines = "auto",
+    engine: Engines = "dense",
 ) -> WindowAttribution:
     """How much of the score is lost when a window of the picture is hidden.
 
@@ -164,7 +164,8 @@ def occlusion(
             every early map only what the window changes, and from where that is most of it the
             rest as usual: the same numbers up to rounding, several times faster on large pictures.
             It needs a network that ``torch.fx`` can trace, without hooks, and one picture's maps
-            in memory. ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
+            in memory, and runs the network's own ``forward`` once more to trace a copy of it.
+            ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
             logger ``torchviz_cnn`` tells at level INFO why it was impossible).
 
     Returns:
