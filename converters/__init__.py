@@ -1,5 +1,6 @@
 """Networks from files of other frameworks: Keras models exported to ONNX become torch modules."""
 
+import torchviz_cnn  # noqa: F401  (before onnx2torch: it sees to TensorFlow having come first)
 from converters.beside_keras import compare_with_keras
 from converters.comparison import Comparison, LayerComparison, compare
 from converters.export import Export, export_keras

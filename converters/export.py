@@ -89,9 +89,6 @@ def export_keras(
     one after another and written as they are, so that it takes about four times their size in
     memory.
 
-    Where torch was built for CUDA, import this library before Keras: TensorFlow and torch's compiler
-    bring an LLVM each, and when TensorFlow's comes first, some versions of the two abort.
-
     Args:
         model_or_path: a model of Keras 3 on any back end, or of ``tf_keras``; or a ``.keras`` or
             ``.h5`` file of one. Files are not trusted: one that would run code is refused.
