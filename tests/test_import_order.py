@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,14 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize("package", ["torchviz_cnn", "converters"])
-def test_after_tensorflow_triton_is_not_imported(package: str) -> None:
-    """TensorFlow is stood in for: only its being loaded matters."""
+def test_after_tensorflow_triton_is_not_imported(package: str, tmp_path: Path) -> None:
+    """An empty package stands in for TensorFlow: only its being loaded matters."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").touch()
     code = (
-        "import sys, types\n"
-        "sys.modules['tensorflow'] = types.ModuleType('tensorflow')\n"
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import tensorflow\n"
         f"import {package}\n"
         "import torch\n"
         "assert not any(name.startswith('triton.') for name in sys.modules)\n"
