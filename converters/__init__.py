@@ -2,6 +2,7 @@
 
 import torchviz_cnn  # noqa: F401  (before onnx2torch: it sees to TensorFlow having come first)
 from converters.beside_keras import compare_with_keras
+from converters.beside_torch import compare_with_torch
 from converters.comparison import Comparison, LayerComparison, compare
 from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
@@ -16,6 +17,7 @@ __all__ = [
     "Source",
     "compare",
     "compare_with_keras",
+    "compare_with_torch",
     "export_keras",
     "load_onnx",
 ]

@@ -53,6 +53,8 @@ class LayerComparison:
         max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
         relative: the same over the reference's largest magnitude.
         cosine: of the angle between the two outputs as vectors.
+        beside: the layer of another torch network it was compared with.
+        weights: how far its weights are from that one's, relative to the largest.
     """
 
     name: str
@@ -62,6 +64,8 @@ class LayerComparison:
     max_abs: float | None = None
     relative: float | None = None
     cosine: float | None = None
+    beside: str | None = None
+    weights: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,20 +140,29 @@ class Comparison:
                 f"{self.file}: the first layer that differs is {first.name!r} ({first.type}), by "
                 f"{first.relative:.1e} of its largest value"
             )
+        titles = _TITLES
         rows = [_cells(row) for row in (*self.layers, *self.outputs)]
-        titles = ("Layer (type)", "Shape", "Status", "Max abs", "Relative", "Cosine")
+        if all(row.beside is None for row in self.layers):
+            titles, *rows = (row[:-2] for row in (titles, *rows))
         widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
         over = sum(widths) + 2 * (len(widths) - 1) - width
-        widths[0] = max(16, widths[0] - max(0, over))
+        widths[0] = max(16 if len(titles) < 7 else 28, widths[0] - max(0, over))
         lines = [head, *self.notes, ""]
         for number, row in enumerate([titles, *rows]):
             name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
             cells = [name.ljust(widths[0]), row[1].ljust(widths[1]), row[2].ljust(widths[2])]
-            cells += [text.rjust(widths[i]) for i, text in enumerate(row) if i > 2]
+            cells += [text.rjust(widths[i]) for i, text in enumerate(row) if 2 < i < 7]
+            cells += row[7:]
             lines.append("  ".join(cells).rstrip())
             if number in (0, len(self.layers)):
                 lines.append("─" * min(width, sum(widths) + 2 * (len(widths) - 1)))
         return "\n".join(lines)
+
+
+_TITLES: tuple[str, ...] = (
+    *("Layer (type)", "Shape", "Status", "Max abs", "Relative", "Cosine"),
+    *("Weights", "Beside"),
+)
 
 
 def _cells(row: LayerComparison) -> tuple[str, ...]:
@@ -159,10 +172,11 @@ def _cells(row: LayerComparison) -> tuple[str, ...]:
             (row.max_abs, "{:.1e}"),
             (row.relative, "{:.1e}"),
             (row.cosine, "{:.6f}"),
+            (row.weights, "{:.1e}"),
         )
     ]
     shape = "" if row.shape is None else "×".join(map(str, row.shape))
-    return (f"{row.name} ({row.type})", shape, row.status, *numbers)
+    return (f"{row.name} ({row.type})", shape, row.status, *numbers, row.beside or "")
 
 
 def compare(
@@ -174,6 +188,7 @@ def compare(
     input_layout: InputLayout = "NCHW",
     external_data: bool = False,
     seed: int = 0,
+    torch: Any = None,
 ) -> Comparison:
     """Run the file in onnxruntime and the imported network in torch, and compare every layer.
 
@@ -188,6 +203,9 @@ def compare(
         network: the imported network, where it is not to be imported anew; on any device.
         layer_names, input_layout, external_data: as for :func:`~converters.load_onnx`.
         seed: of the noise.
+        torch: compare with this torch network rather than with the file: a name of
+            ``torchviz_cnn.models.load``, a ``Model`` or an ``nn.Module``; see
+            :func:`~converters.compare_with_torch` for how their layers are put side by side.
 
     Raises:
         InputError: for a file that cannot be imported, inputs that do not fit, or where onnxruntime
@@ -205,6 +223,11 @@ def compare(
             layer_names=layer_names,
             external_data=external_data,
         )
+    if torch is not None:
+        from converters.beside_torch import compare_with_torch
+
+        given = None if inputs is None else network_inputs(network, inputs, seed)[0]
+        return compare_with_torch(path, torch, inputs=given, network=network, seed=seed)
     model = without_dead_nodes(read_model(path, external_data=external_data))
     given = network_inputs(network, inputs, seed)
     places = output_tensors(model)

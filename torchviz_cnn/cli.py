@@ -380,6 +380,17 @@ def compare_command(
         Path | None,
         typer.Option(help="The .keras or .h5 file it was exported from: compare with Keras too."),
     ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--torch",
+            help="A torch network, as for --model of the other commands: compare with it too.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of the torch network: default, none (random), or a file."),
+    ] = None,
     layer_names: Annotated[
         Path | None,
         typer.Option(help="Keras' layer names in order, one a line: checked against the file."),
@@ -400,9 +411,13 @@ def compare_command(
     compared: up to 1e-4 of its largest value is the same, from 1e-3 on it differs and the exit
     code is 1. Then saliency and Grad-CAM are compared with slopes measured in the file.
 
+    Layers of a torch network (--torch) are put beside those whose weights they have, in running
+    order; both networks are given the same numbers, prepared by --preprocess.
+
     \b
     Examples:
       torchviz-cnn compare model.onnx
+      torchviz-cnn compare vgg16.onnx --torch vgg16 --weights vgg16-397923af.pth
       torchviz-cnn compare model.onnx --images photos --preprocess caffe --out proof
       torchviz-cnn compare model.onnx --keras model.keras
     """
@@ -410,13 +425,18 @@ def compare_command(
         check_folder(out)
     names = None if layer_names is None else models.read_classes(layer_names)
     pictures = [read_picture(path) for path in _pictures_in(images or [])]
+    if weights is not None and other is None:
+        raise InputError("--weights is of the network named by --torch: name one")
     chosen = models.choose_device(device)
+    network = None if other is None else models.load(other, weights, device=chosen)
     model = models.load(
         str(file), preprocess=preprocess, input_size=size_of(input_size), device=chosen
     )
-    for note in model.notes:
-        if pictures or "preprocessing" not in note:
-            _note(note)
+    told = [note for note in model.notes if pictures or "preprocessing" not in note]
+    if network is not None:  # it is given what the imported one is given
+        told += [note for note in network.notes if "preprocessing" not in note]
+    for note in told:
+        _note(note)
     inputs = model.preprocess(pictures) if pictures else None
     result = models.compare_file(file, model, inputs, names)
     _tell(result.format(None if sys.stdout.isatty() else 120))
@@ -424,6 +444,9 @@ def compare_command(
     if keras is not None:
         results["keras"] = models.compare_file(file, model, inputs, keras=keras)
         _tell(results["keras"].format(None if sys.stdout.isatty() else 120))
+    if network is not None:
+        results["torch"] = models.compare_file(file, model, inputs, other=network)
+        _tell(results["torch"].format(None if sys.stdout.isatty() else 120))
     agreed = []
     if explanations:
         first = (models.noise(model) if inputs is None else inputs)[:1]
@@ -437,6 +460,7 @@ def compare_command(
         data = {
             **result.to_dict(),
             "keras": results["keras"].to_dict() if "keras" in results else None,
+            "torch": results["torch"].to_dict() if "torch" in results else None,
             "explanations": [asdict(row) for row in agreed],
         }
         with all_or_nothing(out) as staging:

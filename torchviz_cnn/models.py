@@ -425,8 +425,10 @@ def compare_file(
     inputs: Tensor | None = None,
     layer_names: Sequence[str] | None = None,
     keras: str | Path | None = None,
+    other: Model | None = None,
 ) -> Any:
-    """An imported network beside its ONNX file, see :func:`converters.compare`; or beside Keras.
+    """An imported network beside its ONNX file, see :func:`converters.compare`; or beside Keras or
+    another torch network.
 
     Args:
         path: the file.
@@ -434,6 +436,7 @@ def compare_file(
         inputs: pictures, prepared; noise otherwise.
         layer_names: Keras' names in order, to be checked against the file.
         keras: the Keras file it was exported from: compare with that instead.
+        other: compare with this network instead, see :func:`converters.compare_with_torch`.
 
     Returns:
         A :class:`converters.Comparison`.
@@ -443,6 +446,10 @@ def compare_file(
     """
     if inputs is None:
         inputs = noise(model)
+    if other is not None:
+        return _converters(str(path)).compare_with_torch(
+            path, other, inputs=inputs, network=model.module
+        )
     if keras is not None:
         return _converters(str(path)).compare_with_keras(
             path, keras, inputs=inputs, network=model.module
