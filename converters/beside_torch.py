@@ -138,8 +138,9 @@ def _torch_network(model_or_name: Any) -> tuple[str, nn.Module]:
         return model_or_name, module_of(models.load(model_or_name))
     module = module_of(model_or_name)
     if isinstance(model_or_name, nn.Module):
-        imported = isinstance(module, ImportedNetwork)
-        return module.source.file if imported else type(module).__name__, module
+        if isinstance(module, ImportedNetwork):
+            return module.source.file, module
+        return type(module).__name__, module
     return model_or_name.source, module
 
 

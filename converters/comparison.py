@@ -226,8 +226,8 @@ def compare(
     if torch is not None:
         from converters.beside_torch import compare_with_torch
 
-        given = None if inputs is None else network_inputs(network, inputs, seed)[0]
-        return compare_with_torch(path, torch, inputs=given, network=network, seed=seed)
+        single = None if inputs is None else network_inputs(network, inputs, seed)[0]
+        return compare_with_torch(path, torch, inputs=single, network=network, seed=seed)
     model = without_dead_nodes(read_model(path, external_data=external_data))
     given = network_inputs(network, inputs, seed)
     places = output_tensors(model)
