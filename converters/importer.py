@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import version_converter
@@ -13,6 +13,8 @@ from onnx import version_converter
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.graph import Graph, Shape, opset_of, read_graph
+from converters.keras_models import KerasModel, read_keras
+from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
@@ -84,6 +86,7 @@ def load_onnx(
     input_layout: InputLayout = "NCHW",
     layer_names: Sequence[str] | Mapping[str, str] | None = None,
     external_data: bool = False,
+    keras: Any = None,
 ) -> ImportedNetwork:
     """A network exported by Keras as an ``nn.Module`` whose named modules are Keras' layers.
 
@@ -101,6 +104,12 @@ def load_onnx(
             class name. They are checked against the file, and layers that do nothing outside
             training, which the file does not have, are put back as identities.
         external_data: allow weights in files of their own beside this one.
+        keras: the Keras model the file was exported from, or its ``.keras`` or ``.h5`` file (which
+            is read as data: neither Keras nor anything in the file is run). For files that carry no
+            names, as Keras' torch back end writes them: layers are told by their weights, those
+            without weights by their place between the others; what cannot be told beyond doubt
+            keeps a readable name, and a note says so. Other files have Keras' list of layers
+            checked, as by ``layer_names``.
 
     Returns:
         The network in eval mode; ``.source`` says where it came from and lists the layers.
@@ -141,11 +150,16 @@ def load_onnx(
     if opset > _NEWEST_OPSET:
         model = _older(model)
         names = read_names(model)
-    graph = _simplified(model, names, input_layout)
-    fused = name_fused_norms(graph)
     table = read_table(model) if layer_names is None else None
-    listed = _listed(graph, layer_names, table)
+    described = None if keras is None or table is not None else read_keras(keras)
+    graph, matched = _simplified(model, names, input_layout, described)
+    fused = name_fused_norms(graph)
     kinds = dict(layer_names) if isinstance(layer_names, Mapping) else table.kinds if table else {}
+    if described is not None and layer_names is None:
+        kinds = described.kinds
+        listed = _listed_by_keras(graph, described, matched)
+    else:
+        listed = _listed(graph, layer_names, table)
     builder = Builder(graph, kinds)
     network = builder.network()
     _describe(network, builder, fused, listed, kinds)
@@ -193,22 +207,78 @@ def _older(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
 
 
-def _simplified(model: onnx.ModelProto, names: Names, layout: InputLayout) -> Graph:
+def _simplified(
+    model: onnx.ModelProto, names: Names, layout: InputLayout, keras: KerasModel | None
+) -> tuple[Graph, Matched | None]:
     graph = read_graph(model, names.claims)
     passes.simplify(graph)
+    matched = None
+    if names.style == "nameless" and keras is not None:
+        matched = _matched(graph, keras)
     if layout == "NCHW":
-        passes.channels_first(graph, keras=names.style != "nameless")
+        passes.channels_first(graph, keras=names.style != "nameless" or matched is not None)
     refuse_unbuildable(graph)
     passes.merge(graph)
-    if names.style == "nameless":
+    if matched is not None and keras is not None:
+        _name_the_rest(graph, matched, keras)
+    elif names.style == "nameless":
         graph.notes.append(
             f"the file, written by {names.exporter or 'an unknown program'}, does not carry the "
-            "layers' names: they are called after what they do (conv_1, relu_1, …)"
+            "layers' names: they are called after what they do (conv_1, relu_1, …); the Keras file "
+            "it was exported from tells them (keras=, --keras)"
         )
         name_nameless(graph)
     give_owners(graph)
     graph.sort()
-    return graph
+    return graph, matched
+
+
+def _matched(graph: Graph, keras: KerasModel) -> Matched:
+    passes.silu(graph)  # Keras knows them as one activation
+    matched = match_layers(graph, keras)
+    if not matched.related:
+        raise InputError(
+            f"none of the kernels of {keras.source} is in the file; is this the model it was "
+            "exported from?"
+        )
+    return matched
+
+
+def _name_the_rest(graph: Graph, matched: Matched, keras: KerasModel) -> None:
+    """What no layer could be told for is called after what it does, and that is said."""
+    rest = name_nameless(graph, helpers=False)
+    few = ", ".join(matched.missing[:3]) + (", …" if len(matched.missing) > 3 else "")
+    if matched.missing:
+        instead = f" ({', '.join(rest[:3])}, …)" if rest else ""
+        graph.notes.append(
+            f"layers of {keras.source} that could not be told beyond doubt: "
+            f"{len(matched.missing)} ({few}); what the file has in their place is called after "
+            f"what it does{instead}"
+        )
+    elif rest:
+        graph.notes.append(
+            f"{keras.source} holds weights without a description: only layers with kernels have "
+            "their names, and put out what comes before their activations; all else is called "
+            f"after what it does ({', '.join(rest[:3])}, …)"
+            if not keras.described
+            else f"{keras.source} has no layer for some of the file's operators: they are called "
+            f"after what they do ({', '.join(rest[:3])}, …)"
+        )
+
+
+def _listed_by_keras(graph: Graph, keras: KerasModel, matched: Matched | None) -> Listed | None:
+    """The description's layers in order; behind each, what stands there without a name."""
+    if not keras.described:
+        return None
+    if matched is None:
+        return add_listed(graph, keras.names, keras.kinds)
+    names, at = list(keras.names), 0
+    for node in graph.nodes:
+        name = node.owner.path[0] if node.owner is not None else names[at]
+        if name not in names:
+            names.insert(at + 1, name)
+        at = names.index(name)
+    return add_listed(graph, names, keras.kinds, matched.idle, sure=True)
 
 
 def _listed(

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,34 @@ def _check_archive(path: Path) -> None:
             missing = {"config.json", "model.weights.h5"} - members.keys()
             if missing:
                 raise InputError(f"it lacks {sorted(missing)[0]}, which every .keras file has")
-            if members["config.json"].file_size > _LONGEST_DESCRIPTION:
-                raise InputError("its description of the network is too long to be one")
+            check_sizes(members.values())
             _check_description(archive.read("config.json"))
-            if members["model.weights.h5"].file_size > 4 * _MOST_BYTES:
-                raise InputError("its weights are more than an ONNX file can hold")
             with archive.open("model.weights.h5") as weights:
-                _check_container(weights)
+                check_container(weights)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"it is no .keras file ({error})") from None
 
 
+def check_sizes(members: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse parts of a ``.keras`` file that unpack to more than they can be.
+
+    Raises:
+        InputError: without the file's name.
+    """
+    for member in members:
+        if member.filename == "config.json" and member.file_size > _LONGEST_DESCRIPTION:
+            raise InputError("its description of the network is too long to be one")
+        if member.filename == "model.weights.h5":
+            if member.file_size > 4 * _MOST_BYTES:
+                raise InputError("its weights are more than an ONNX file can hold")
+            # Keras does not pack them, and numbers that were learnt hardly can be.
+            if member.file_size > max(2**26, 20 * member.compress_size):
+                raise InputError("its weights unpack to more than twenty times what is stored")
+
+
 def _check_old_file(path: Path) -> None:
     with path.open("rb") as file:
-        description = _check_container(file)
+        description = check_container(file)
     if description is None:
         raise InputError(
             "it holds weights alone, no network; save the whole model with model.save(...)"
@@ -78,13 +92,23 @@ def _check_old_file(path: Path) -> None:
 # ---------------------------------------------------------------------------- the description
 
 
-def _check_description(text: bytes | str) -> None:
+def parse_description(text: bytes | str) -> dict[str, Any]:
+    """A model's description as data.
+
+    Raises:
+        InputError: without the file's name, which the caller knows.
+    """
     try:
         description = json.loads(text)
     except (ValueError, RecursionError):
         raise InputError("its description of the network is no JSON") from None
     if not isinstance(description, dict):
         raise InputError("its description of the network is no JSON object")
+    return description
+
+
+def _check_description(text: bytes | str) -> None:
+    description = parse_description(text)
     # How the network was trained (its losses, its optimizer) is not loaded.
     network = {
         key: description.get(key) for key in ("module", "class_name", "registered_name", "config")
@@ -133,9 +157,19 @@ def _check_object(entry: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------- the container
 
 
-def _check_container(file: Any) -> Any:
-    """Refuse links to other files and sizes that lie; return the description where it is inside."""
-    import h5py
+def check_container(file: Any) -> Any:
+    """Refuse links to other files and sizes that lie; return the description where it is inside.
+
+    Raises:
+        InputError: without the file's name, which the caller knows; or that h5py is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(
+            "reading Keras' weights needs h5py, which comes with the extra keras: "
+            'python -m pip install "torchviz-cnn[keras]"'
+        ) from None
 
     seekable = file if file.seekable() else io.BytesIO(file.read())
     try:

@@ -399,11 +399,20 @@ def tensor(constant: Array) -> Tensor:
 
 def _by_onnx2torch(graph: Graph, node: Node) -> Built:
     try:
-        converter = get_converter(node.op, graph.opset)
+        converter = get_converter(node.op, _known_version(graph, node))
         module, mapping = converter(*_as_onnx(graph, node))
     except (NotImplementedError, KeyError, ValueError) as error:
         raise _unsupported(node, f"({error})" if str(error) else "") from error
     return _with_constants(graph, node, module, [name for name in mapping.inputs if name])
+
+
+def _known_version(graph: Graph, node: Node) -> int:
+    """The version of the standard to read an operator by: the latest that onnx2torch knows it in.
+
+    What an average pool of version 19 has more than one before it is a dilation.
+    """
+    plain = set(node.attributes.get("dilations", [1])) == {1}
+    return min(graph.opset, 18) if node.op == "AveragePool" and plain else graph.opset
 
 
 def _with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[str]) -> Built:

@@ -6,7 +6,7 @@ convolution, and layers that left no operator at all, get a place of their own i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters.graph import Graph, Node
@@ -32,18 +32,31 @@ _HEAVY = frozenset(
 )
 
 
-def name_nameless(graph: Graph) -> None:
-    """``conv_1``, ``relu_1``, … for a file that carries no names; transposes go to their users."""
+def name_nameless(graph: Graph, *, helpers: bool = True) -> list[str]:
+    """``conv_1``, ``relu_1``, … for operators nobody named; transposes go to their users.
+
+    Args:
+        graph: changed in place.
+        helpers: also borders and changes of shape, which otherwise go to their users as well.
+
+    Returns:
+        The names given, in running order.
+    """
+    taken = {_path_of(node)[0] for node in graph.nodes if _path_of(node)}
     counts: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.owner is None and node.op not in ("Transpose", "Cast", "SamePad"):
-            _number(node, counts)
+    left = ("Transpose", "Cast", "SamePad") if helpers else (*_HELPERS, "Pad")
+    return [
+        _number(node, counts, taken)
+        for node in graph.nodes
+        if node.owner is None and node.op not in left
+    ]
 
 
-def _number(node: Node, counts: dict[str, int]) -> str:
+def _number(node: Node, counts: dict[str, int], taken: Container[str] = ()) -> str:
     stem = readable(node.op)
     counts[stem] = counts.get(stem, 0) + 1
-    name = f"{stem}_{counts[stem]}"
+    while (name := f"{stem}_{counts[stem]}") in taken:
+        counts[stem] += 1
     node.owner = Owner((name,), (name,))
     return name
 
@@ -159,6 +172,8 @@ def add_listed(
     names: Sequence[str],
     kinds: Mapping[str, str],
     idle: Mapping[str, str | None] | None = None,
+    *,
+    sure: bool = False,
 ) -> Listed:
     """Check a list of Keras' layers against the file and put back those that do nothing.
 
@@ -168,12 +183,14 @@ def add_listed(
         kinds: their classes, as far as they are known.
         idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
             input; where it is not given, it is told from the class, and is the one listed before.
+        sure: the names in the file were given from this very list, and some may be others.
 
     Raises:
         InputError: when the list lacks a layer of the file, or has it elsewhere.
     """
     present = list(dict.fromkeys(n.owner.path[0] for n in graph.nodes if n.owner and n.owner.path))
-    _check_list(graph, names, present)
+    if not sure:
+        _check_list(graph, names, present)
     absent: dict[str, str] = {}
     for index, name in enumerate(names):
         if name in present:
@@ -186,7 +203,7 @@ def add_listed(
             before, kind = _place_of(idle[name], names, kinds)
         elif idle is not None and kind != "InputLayer":
             kind = None
-        if (kind in IDLE) and _put_back(graph, name, kind, before):
+        if (kind in IDLE) and _put_back(graph, name, kind, before, sure=sure):
             continue
         absent[name] = (
             f"the Keras layer {name!r} has left nothing in the file that could be looked at: the "
@@ -241,11 +258,14 @@ def _is_shared(graph: Graph, name: str) -> bool:
     return len(scopes) > 1
 
 
-def _put_back(graph: Graph, name: str, kind: str, before: Sequence[str]) -> bool:
+def _put_back(
+    graph: Graph, name: str, kind: str, before: Sequence[str], *, sure: bool = False
+) -> bool:
     """An identity where the layer stood: behind the layer listed before it, or behind the input.
 
     Only where that is beyond doubt: what stood before puts out one tensor, and the layers between,
-    if any, are identities as well.
+    if any, are identities as well; and where it is not ``sure`` that all that read it read it
+    through the layer, no more than one does.
     """
     owner = Owner((name,), (name,))
     if kind == "InputLayer":
@@ -260,7 +280,7 @@ def _put_back(graph: Graph, name: str, kind: str, before: Sequence[str]) -> bool
     if len(tensors) != 1:
         return False
     users = {_path_of(user)[:1] for user in graph.consumers().get(tensors[0], [])}
-    if len(users) > 1:
+    if len(users) > 1 and not sure:
         return False
     node = graph.makers()[tensors[0]]
     _insert_alias(graph, node, owner)

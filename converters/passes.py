@@ -479,8 +479,32 @@ def batch_norms(graph: Graph) -> None:
         flat = [f"{name}//flat" for name in (scale, offset)]
         for name, new in zip((scale, offset), flat, strict=True):
             graph.constants[new] = graph.constants[name].reshape(-1)
+        before = _mean_before(graph, node, source, consumers)
+        if before is not None:
+            source, mean = before
+            shift = graph.constants[mean].reshape(-1).astype(np.float64)
+            shift = graph.constants[flat[1]] - shift * graph.constants[flat[0]]
+            flat[1] = f"{flat[1]}//{mean}"
+            graph.constants[flat[1]] = shift.astype(graph.constants[flat[0]].dtype)
         add.op, add.inputs, add.attributes = "Affine", [source, *flat], {"rank": rank}
         graph.nodes.remove(node)
+
+
+def _mean_before(
+    graph: Graph, node: Node, source: str, consumers: dict[str, list[Node]]
+) -> tuple[str, str] | None:
+    """What a mean is taken from right before the factor, and the mean: Keras' torch back end."""
+    makers = [each for each in graph.nodes if source in each.outputs]
+    before = makers[0] if makers else None
+    if before is None or before.op != "Sub" or before.owner != node.owner:
+        return None
+    mean = _per_channel(graph, before)
+    if len(consumers.get(source, [])) != 1 or source in graph.outputs or mean is None:
+        return None
+    if before.inputs[1] != mean or graph.constants[mean].size < 2:
+        return None
+    graph.nodes.remove(before)
+    return before.inputs[0], mean
 
 
 def _per_channel(graph: Graph, node: Node) -> str | None:

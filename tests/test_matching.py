@@ -1,0 +1,424 @@
+"""Files without names get Keras' by their weights: against what Keras says each layer puts out.
+
+The files were written by Keras' torch back end; in the ``.npz`` beside them are the description and
+the weights of the Keras model, and the outputs of its layers, as Keras computed them.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import torchviz_cnn as tvc
+from converters import load_onnx
+from converters.keras_models import read_keras
+from tests.onnx_files import DATA
+
+NAMELESS = DATA / "nameless"
+FILES = sorted(path.name for path in NAMELESS.glob("*.onnx"))
+REAL = os.environ.get("TORCHVIZ_CNN_DATA")
+
+
+class Layer:
+    """What a Keras model says of a layer, without Keras."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inner: dict[str, Layer] = {}
+        self.arrays: list[np.ndarray] = []
+
+    @property
+    def layers(self) -> list[Layer]:
+        return list(self.inner.values())
+
+    def get_weights(self) -> list[np.ndarray]:
+        return self.arrays
+
+
+class Described(Layer):
+    """A Keras model, as far as names are told by it."""
+
+    def __init__(self, stored: Any, change: Any = None) -> None:
+        super().__init__("stored")
+        self.description = json.loads(str(stored["description"]))
+        self.numbers = {key[7:]: stored[key] for key in stored.files if key.startswith("weight:")}
+        if change is not None:
+            change(self.description, self.numbers)
+        for key, array in self.numbers.items():
+            at: Layer = self
+            for name in key.rpartition(":")[0].split("/"):
+                at = at.inner.setdefault(name, Layer(name))
+            at.arrays.append(array)
+
+    def to_json(self) -> str:
+        return json.dumps(self.description)
+
+
+def stored(file: str) -> Any:
+    return np.load(NAMELESS / f"{file.split('.')[0]}.npz")
+
+
+def nchw(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+
+
+def check(network: Any, keras: Any, gone: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Every layer of Keras' is there under its name, and puts out what Keras says."""
+    records = {r.name: r for r in network.source.layers if r.status == "in the file" and r.module}
+    names = {key[6:] for key in keras.files if key.startswith("layer:")}
+    assert names - records.keys() == gone
+    seen = tvc.activations(network, nchw(keras["x"]), sorted(names - gone))
+    for name in names - gone:
+        order = records[name].permutation
+        found = (seen[name] if order is None else seen[name][:, list(order)]).numpy()
+        found = found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+        wanted = keras[f"layer:{name}"]
+        assert found.shape == wanted.shape, name
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
+    with torch.no_grad():
+        result = network(nchw(keras["x"])).numpy()
+    assert np.abs(result - keras["y"]).max() <= 1e-5 * np.abs(keras["y"]).max()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_layer_is_keras_by_name_and_by_value(file: str) -> None:
+    keras = stored(file)
+    network = load_onnx(NAMELESS / file, keras=Described(keras))
+    check(network, keras)
+    assert network.source.notes == ()
+    kinds = {record.name: record.type for record in network.source.layers}
+    by_keras = {
+        each["config"]["name"]: each["class_name"]
+        for each in json.loads(str(keras["description"]))["config"]["layers"]
+    }
+    assert [(name, kind) for name, kind in kinds.items() if "." not in name] == [*by_keras.items()]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_without_the_model_names_are_readable_and_it_says_what_would_help(file: str) -> None:
+    network = load_onnx(NAMELESS / file)
+    assert any("--keras" in note for note in network.source.notes)
+    assert "conv_1" in [record.name for record in network.source.layers]
+
+
+def test_nested_and_shared_layers_and_twins_are_told_apart() -> None:
+    """``twin_a`` and ``twin_b`` have equal weights; ``shared`` is called twice."""
+    network = load_onnx(NAMELESS / "twins.dyn.onnx", keras=Described(stored("twins")))
+    x = nchw(stored("twins")["x"])
+    seen = tvc.activations(network, x, ["twin_a", "twin_b", "base.inner", "base", "shared@*"])
+    assert not torch.allclose(seen["twin_a"], seen["twin_b"])
+    assert "shared@1" in seen
+    assert torch.equal(network.twin_a.conv.weight, network.twin_b.conv.weight)
+    assert network.base.inner.act(torch.tensor([-1.0])) == 0
+
+
+def twin_branches(path: Path, *, equal: bool) -> tuple[Path, Any]:
+    """Two convolutions side by side on one tensor, then their difference."""
+    from tests.onnx_files import node, save
+
+    random = np.random.default_rng(0)
+    kernels = [random.normal(size=(1, 1, 3, 2)).astype(np.float32) for _ in range(2)]
+    if equal:
+        kernels[1] = kernels[0]
+    nodes = [
+        node("Transpose", "img", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t k0", "b"),
+        node("Conv", "t k1", "a"),
+        node("Sub", "b a", "s"),
+        node("Transpose", "s", "out", perm=[0, 2, 3, 1]),
+    ]
+    constants = {f"k{i}": k.transpose(3, 2, 0, 1) for i, k in enumerate(kernels)}
+    file = save(
+        path, nodes, constants, {"img": ["N", 5, 4, 3]}, ["out"], producer="pytorch"
+    )  # fmt: skip
+
+    def layer(kind: str, name: str, *given: str, **config: Any) -> dict[str, Any]:
+        nodes = [[[each, 0, 0, {}] for each in given]] if given else []
+        return {
+            "class_name": kind,
+            "name": name,
+            "config": {"name": name, **config},
+            "inbound_nodes": nodes,
+        }
+
+    config = {
+        "name": "net",
+        "layers": [
+            layer("InputLayer", "img"),
+            layer("Conv2D", "left", "img", activation="linear", use_bias=False),
+            layer("Conv2D", "right", "img", activation="linear", use_bias=False),
+            layer("Subtract", "minus", "left", "right"),
+        ],
+        "input_layers": [["img", 0, 0]],
+        "output_layers": [["minus", 0, 0]],
+    }
+    content = {
+        "description": np.array(json.dumps({"class_name": "Functional", "config": config})),
+        "weight:left:0": kernels[0],
+        "weight:right:0": kernels[1],
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    buffer.seek(0)
+    return file, Described(np.load(buffer))
+
+
+def test_branches_are_told_by_their_weights_not_by_their_order(tmp_path: Path) -> None:
+    file, keras = twin_branches(tmp_path / "n.onnx", equal=False)
+    network = load_onnx(file, keras=keras)
+    assert {record.name for record in network.source.layers} == {"img", "left", "right", "minus"}
+    kernel = keras.numbers["left:0"].transpose(3, 2, 0, 1)
+    assert np.array_equal(network.left.conv.weight.detach().numpy(), kernel)
+
+
+def test_what_cannot_be_told_is_not_guessed(tmp_path: Path) -> None:
+    file, keras = twin_branches(tmp_path / "n.onnx", equal=True)
+    network = load_onnx(file, keras=keras)
+    made = [record.name for record in network.source.layers if record.module]
+    assert {"conv_1", "conv_2"} <= set(made)
+    assert not {"left", "right"} & set(made)
+    assert any(
+        "could not be told beyond doubt: 3 (left, right, minus)" in note
+        for note in network.source.notes
+    )
+    with pytest.raises(tvc.InputError, match="'left'"):
+        tvc.activations(network, torch.rand(1, 3, 5, 4), "left")
+
+
+def test_another_models_weights_are_refused() -> None:
+    def change(_: Any, numbers: dict[str, np.ndarray]) -> None:
+        for key, array in numbers.items():
+            numbers[key] = array + 1
+
+    with pytest.raises(tvc.InputError, match="is this the model it was exported from"):
+        load_onnx(NAMELESS / "catdog.dyn.onnx", keras=Described(stored("catdog"), change))
+
+
+def test_one_layer_of_other_weights_keeps_a_readable_name() -> None:
+    """… and the layers behind it are found again by the next one's weights."""
+
+    def change(_: Any, numbers: dict[str, np.ndarray]) -> None:
+        numbers["b_c1:0"] = numbers["b_c1:0"][::-1].copy()
+
+    keras = stored("res")
+    network = load_onnx(NAMELESS / "res.static.onnx", keras=Described(keras, change))
+    assert any("beyond doubt" in note and "(b_c1" in note for note in network.source.notes)
+    check(network, keras, gone={"b_c1", "b_bn1", "b_r1"} & gone_names(network, keras))
+    assert {"b_c2", "b_add", "b_out", "drop", "pred"} <= {
+        record.name for record in network.source.layers if record.module
+    }
+
+
+def gone_names(network: Any, keras: Any) -> set[str]:
+    there = {record.name for record in network.source.layers if record.module}
+    return {key[6:] for key in keras.files if key.startswith("layer:")} - there
+
+
+def test_a_batch_norm_merged_into_its_convolution_is_seen_through(tmp_path: Path) -> None:
+    """As torch's own exporter merges them: the kernel is neither's, and tells both."""
+    keras = stored("res")
+    path = NAMELESS / "res.static.onnx"
+    numbers = {key[7:]: keras[key].astype(np.float64) for key in keras.files if key[0] == "w"}
+    gamma, beta, mean, variance = (numbers[f"a_bn1:{i}"] for i in range(4))
+    scale = gamma / np.sqrt(variance + 1e-3)
+    model = onnx.load(path)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    kernel = numbers["a_c1:0"].transpose(3, 2, 0, 1)
+    conv = next(
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv" and np.array_equal(weights[node.input[1]], kernel)
+    )
+    at = list(model.graph.node).index(conv)
+    turn, subtract, multiply, add = model.graph.node[at + 1 : at + 5]
+    assert [n.op_type for n in (turn, subtract, multiply, add)] == [
+        "Transpose",
+        "Sub",
+        "Mul",
+        "Add",
+    ]
+    merged = (kernel * scale[:, None, None, None]).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(merged, "merged"))
+    shift = (beta - mean * scale).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(shift, "shift"))
+    del conv.input[1:]
+    conv.input.extend(["merged", "shift"])
+    turn.output[0] = add.output[0]
+    for node in (subtract, multiply, add):
+        model.graph.node.remove(node)
+    onnx.save(model, tmp_path / "merged.onnx")
+    network = load_onnx(tmp_path / "merged.onnx", keras=Described(keras))
+    check(network, keras, gone={"a_c1"})
+    record = next(r for r in network.source.layers if r.name == "a_c1")
+    assert record.status == "fused into a_bn1"
+    with pytest.raises(tvc.InputError, match="look at 'a_bn1'"):
+        tvc.activations(network, nchw(keras["x"]), "a_c1")
+
+
+def test_a_file_with_names_has_them_checked(tmp_path: Path) -> None:
+    description = {
+        "class_name": "Sequential",
+        "config": {
+            "name": "s",
+            "layers": [{"class_name": "Dense", "config": {"name": "other"}}],
+        },
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, description=np.array(json.dumps(description)))
+    buffer.seek(0)
+    with pytest.raises(tvc.InputError, match="that is not listed"):
+        load_onnx(DATA / "catdog.k3export.onnx", keras=Described(np.load(buffer)))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_the_result_is_an_ordinary_network(layout: str) -> None:
+    keras = stored("res")
+    network = load_onnx(
+        NAMELESS / "res.static.onnx", keras=Described(keras), input_layout=layout
+    )  # fmt: skip
+    x = nchw(keras["x"]) if layout == "NCHW" else torch.from_numpy(keras["x"])
+    torch.export.export(network, (x,))
+    copied = copy.deepcopy(network).double()
+    assert torch.allclose(copied(x.double()).float(), network(x), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- Keras' files
+
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: it reads Keras' files")
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    path = folder / name
+    source = NAMELESS / name
+    path.write_bytes(
+        source.read_bytes()
+        if source.exists()
+        else gzip.decompress((NAMELESS / f"{name}.gz").read_bytes())
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ["twins.keras", "twins.h5"])
+def test_names_from_a_file_keras_wrote(name: str, tmp_path: Path) -> None:
+    keras = stored("twins")
+    path = unpacked(name, tmp_path)
+    check(load_onnx(NAMELESS / "twins.dyn.onnx", keras=path), keras)
+    found = read_keras(path)
+    assert found.names == [str(each) for each in keras["layers"]]
+    for key in keras.files:
+        if key.startswith("weight:"):
+            place, _, number = key[7:].rpartition(":")
+            weight = found.weights[tuple(place.split("/"))][int(number)]
+            assert np.array_equal(weight.read(), keras[key])
+            assert weight.shape == keras[key].shape
+
+
+def test_names_from_a_file_without_layers_names_in_its_weights(tmp_path: Path) -> None:
+    """Keras 3 before it wrote them: the second Conv2D is conv2d_1, whatever it is called."""
+    path = unpacked("twins.keras", tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(content, "r+") as container:
+        container.visititems(lambda _, item: item.attrs.pop("name", None) and None)
+    parts["model.weights.h5"] = content.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    check(load_onnx(NAMELESS / "twins.dyn.onnx", keras=path), stored("twins"))
+
+
+def test_weights_alone_name_what_has_kernels_of_its_own(tmp_path: Path) -> None:
+    path = unpacked("twins.weights.h5", tmp_path)
+    network = load_onnx(NAMELESS / "twins.dyn.onnx", keras=path)
+    names = [record.name for record in network.source.layers]
+    assert {"first", "base.inner", "out"} <= set(names)
+    assert not {"twin_a", "twin_b", "shared"} & set(names)  # equal, or called twice
+    assert any("could not be told" in note for note in network.source.notes)
+    keras = stored("twins")
+    out = tvc.activations(network, nchw(keras["x"]), "out")["out"]
+    assert np.allclose(out.numpy(), keras["layer:out"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda parts: parts.pop("config.json"), "lacks config.json"),
+        (lambda parts: parts.update({"config.json": b"{"}), "no JSON"),
+        (lambda parts: parts.update({"config.json": b'{"class_name": "Model"}'}), "damaged"),
+        (lambda parts: parts.update({"model.weights.h5": b"nothing"}), "no HDF5 file"),
+    ],
+)
+def test_broken_files_are_refused(spoil: Any, sentence: str, tmp_path: Path) -> None:
+    path = unpacked("twins.keras", tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    spoil(parts)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    with pytest.raises(tvc.InputError, match=sentence):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=path)
+
+
+def test_files_that_point_elsewhere_or_lie_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.h5").write_bytes(b"")
+    for number, build in enumerate(
+        [
+            lambda f: f.__setitem__("layers", h5py.ExternalLink("secret.h5", "/")),
+            lambda f: f.create_dataset("w", (2**20,), "f4", external=[("secret.h5", 0, 2**22)]),
+            lambda f: f.create_dataset("w", (2**31,), "f4", chunks=(2**20,)),
+        ]
+    ):
+        path = tmp_path / f"{number}.h5"
+        with h5py.File(path, "w") as container:
+            build(container)
+        with pytest.raises(tvc.InputError, match="cannot read"):
+            load_onnx(NAMELESS / "twins.dyn.onnx", keras=path)
+    packed = tmp_path / "bomb.keras"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", bytes(2**27))
+    with pytest.raises(tvc.InputError, match="unpack to more than twenty times"):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=packed)
+    with pytest.raises(tvc.InputError, match="no such file"):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=tmp_path / "none.keras")
+    with pytest.raises(tvc.InputError, match="takes a Keras model or the path of one"):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=7)
+
+
+@pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")
+def test_a_trained_network_that_torch_exported_gets_keras_names() -> None:
+    """All but what the two have differently: Keras' shortcuts are convolutions, torch's slices."""
+    folder = Path(REAL or "")
+    network = load_onnx(
+        folder / "resnet20_cifar10.onnx", keras=folder / "resnet20_cifar10.keras"
+    )  # fmt: skip
+    keras = np.load(folder / "keras" / "resnet20_reference.npz")
+    gone = {key[6:] for key in keras.files if key.startswith("layer:")} & {
+        *(record.name for record in network.source.layers if record.status.startswith("fused")),
+        *(f"layer{n}_0_{what}" for n in (2, 3) for what in ("conv1_pad", "shortcut")),
+        "prob",
+    }
+    records = {r.name: r for r in network.source.layers if r.status == "in the file" and r.module}
+    names = {key[6:] for key in keras.files if key.startswith("layer:")} - gone
+    assert names <= records.keys()
+    assert len(names) == 49
+    seen = tvc.activations(network, nchw(keras["x"]), sorted(names))
+    for name in names:
+        found = seen[name].numpy()
+        found = found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+        wanted = keras[f"layer:{name}"]
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
