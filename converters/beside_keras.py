@@ -59,7 +59,7 @@ def compare_with_keras(
     if isinstance(model_or_path, (str, os.PathLike)):
         check_keras_file(Path(model_or_path))
         keras, model = load_keras(keras, Path(model_or_path))
-    network = network or load_onnx(path)
+    network = network or _with_keras_names(path, model_or_path)
     if len(network.source.inputs) != 1 or len(model.inputs) != 1:
         raise InputError("a network of one input can be compared with Keras, not one of several")
     (given,) = network_inputs(network, inputs, seed)
@@ -95,6 +95,12 @@ def compare_with_keras(
         outputs=(beside("output", "output", result, _as_many_axes(whole, result)),),
         notes=tuple(network.source.notes),
     )
+
+
+def _with_keras_names(path: str | Path, model_or_path: Any) -> ImportedNetwork:
+    """The network; where the file has no names, with those of the model."""
+    network = load_onnx(path)
+    return network if network.source.names_in_file else load_onnx(path, keras=model_or_path)
 
 
 def _keras_outputs(

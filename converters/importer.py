@@ -67,6 +67,7 @@ class Source:
         input_size: of one image, as the module takes it; ``None`` for axes of any length.
         layers: one record for each Keras layer.
         notes: what was assumed or changed, each a sentence a user should be told.
+        names_in_file: whether the file itself names its layers.
     """
 
     file: str
@@ -78,6 +79,7 @@ class Source:
     input_size: tuple[int | None, ...]
     layers: tuple[LayerRecord, ...]
     notes: tuple[str, ...]
+    names_in_file: bool = True
 
 
 def load_onnx(
@@ -173,6 +175,7 @@ def load_onnx(
         input_size=_input_size(graph),
         layers=_records(graph, builder, fused, listed, kinds),
         notes=tuple(graph.notes),
+        names_in_file=names.style != "nameless",
     )
     return network.eval()
 
@@ -271,7 +274,7 @@ def _listed_by_keras(graph: Graph, keras: KerasModel, matched: Matched | None) -
     if not keras.described:
         return None
     if matched is None:
-        return add_listed(graph, keras.names, keras.kinds)
+        return add_listed(graph, keras.names, keras.kinds, called=keras.source)
     names, at = list(keras.names), 0
     for node in graph.nodes:
         name = node.owner.path[0] if node.owner is not None else names[at]

@@ -24,7 +24,7 @@ from torchviz_cnn.errors import InputError
 Array = NDArray[Any]
 Names = tuple[str, ...]
 
-_MOST_LAYERS = 20_000
+_MOST_LAYERS = 5_000
 _DEEPEST = 12
 _MODELS = frozenset(["Functional", "Model", "Sequential"])
 

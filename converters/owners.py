@@ -174,6 +174,7 @@ def add_listed(
     idle: Mapping[str, str | None] | None = None,
     *,
     sure: bool = False,
+    called: str = "layer_names",
 ) -> Listed:
     """Check a list of Keras' layers against the file and put back those that do nothing.
 
@@ -184,13 +185,14 @@ def add_listed(
         idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
             input; where it is not given, it is told from the class, and is the one listed before.
         sure: the names in the file were given from this very list, and some may be others.
+        called: what to call the list in a sentence.
 
     Raises:
         InputError: when the list lacks a layer of the file, or has it elsewhere.
     """
     present = list(dict.fromkeys(n.owner.path[0] for n in graph.nodes if n.owner and n.owner.path))
     if not sure:
-        _check_list(graph, names, present)
+        _check_list(graph, names, present, called)
     absent: dict[str, str] = {}
     for index, name in enumerate(names):
         if name in present:
@@ -222,15 +224,15 @@ def _place_of(
     return [after], "Identity"
 
 
-def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str]) -> None:
+def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str], called: str) -> None:
     repeated = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if repeated is not None:
-        raise InputError(f"layer_names lists {repeated!r} twice; Keras' names are unique")
+        raise InputError(f"{called} lists {repeated!r} twice; Keras' names are unique")
     missing = [name for name in present if name not in names]
     if missing:
         offer = closest(missing[0], [name for name in names if name not in present])
         raise InputError(
-            f"layer_names does not fit this file, which has a layer {missing[0]!r} that is not "
+            f"{called} does not fit this file, which has a layer {missing[0]!r} that is not "
             f"listed{offer}; give [layer.name for layer in model.layers] of the exported model"
         )
     place = {name: index for index, name in enumerate(names)}
@@ -244,7 +246,7 @@ def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str]) -> N
         first, second = _path_of(before)[0], _path_of(node)[0]
         if place[first] > place[second] and not _is_shared(graph, second):
             raise InputError(
-                f"layer_names does not fit this file, in which {first!r} comes before {second!r}; "
+                f"{called} does not fit this file, in which {first!r} comes before {second!r}; "
                 "give [layer.name for layer in model.layers] of the exported model"
             )
 

@@ -97,3 +97,21 @@ def test_a_gray_network_without_a_channel_axis(tmp_path):
     )
     converters.export_keras(model, tmp_path / "gray.onnx")
     assert converters.compare_with_keras(tmp_path / "gray.onnx", model).passed
+
+
+def test_a_file_without_names_is_compared_under_the_models(exported, tmp_path):
+    """Keras' torch back end writes no names; here they are wiped from a file that has them."""
+    import onnx
+
+    _, folder, every = exported
+    file = onnx.load(folder / "net.onnx")
+    del file.metadata_props[:]
+    file.producer_name = "somebody"
+    for number, node in enumerate(file.graph.node):
+        node.name = f"node_{number}"
+    onnx.save(file, tmp_path / "wiped.onnx")
+    result = converters.compare_with_keras(tmp_path / "wiped.onnx", folder / "net.keras")
+    assert result.passed, str(result)
+    status = {row.name: row.status for row in result.layers}
+    assert status["second"] == ("same" if every else "fused into norm")
+    assert {status[name] for name in ("first", "norm", "act", "drop", "flat", "last")} == {"same"}

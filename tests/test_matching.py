@@ -98,6 +98,7 @@ def test_every_layer_is_keras_by_name_and_by_value(file: str) -> None:
     network = load_onnx(NAMELESS / file, keras=Described(keras))
     check(network, keras)
     assert network.source.notes == ()
+    assert not network.source.names_in_file
     kinds = {record.name: record.type for record in network.source.layers}
     by_keras = {
         each["config"]["name"]: each["class_name"]
@@ -350,6 +351,28 @@ def test_weights_alone_name_what_has_kernels_of_its_own(tmp_path: Path) -> None:
     keras = stored("twins")
     out = tvc.activations(network, nchw(keras["x"]), "out")["out"]
     assert np.allclose(out.numpy(), keras["layer:out"], atol=1e-4)
+
+
+def test_the_commands_take_a_keras_file(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    from torchviz_cnn import cli
+
+    path = unpacked("twins.h5", tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["torchviz-cnn", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code or 0, *capsys.readouterr()  # type: ignore[return-value]
+        return 0, *capsys.readouterr()
+
+    code, out, err = run("layers", NAMELESS / "twins.dyn.onnx", "--keras", path)
+    assert code == 0, err
+    assert "twin_a (Conv2D)" in out
+    code, _, err = run("layers", "vgg16", "--keras", path)
+    assert (code, "tells the layers' names of an ONNX file" in err) == (2, True)
+    code, _, err = run("layers", DATA / "tiny.k3export.onnx", "--keras", path)
+    assert (code, "twins.h5 does not fit this file" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from torchviz_cnn.options import (
     Device,
     Images,
     InputSize,
+    KerasFile,
     ModelName,
     Out,
     PreprocessMode,
@@ -72,6 +73,7 @@ def _model(
     classes: Path | None,
     input_size: str | None,
     device: str,
+    keras: Path | None = None,
 ) -> Model:
     chosen = models.choose_device(device)
     model = models.load(
@@ -81,6 +83,7 @@ def _model(
         classes=None if classes is None else models.read_classes(classes),
         input_size=size_of(input_size),
         device=chosen,
+        keras=keras,
     )
     for note in model.notes:
         _note(note)
@@ -123,6 +126,7 @@ def layers_command(
     input_size: InputSize = None,
     every: Annotated[bool, typer.Option("--all", help="Containers and parts too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+    keras: KerasFile = None,
     device: Device = "auto",
 ) -> None:
     """Print a network's layers: names, shapes, parameters, multiply-adds, calls.
@@ -136,7 +140,7 @@ def layers_command(
     chosen = models.choose_device(device)
     if weights is None and not model.lower().endswith(".onnx"):
         weights = "none"  # the table does not depend on them
-    loaded = models.load(model, weights, input_size=size_of(input_size), device=chosen)
+    loaded = models.load(model, weights, input_size=size_of(input_size), device=chosen, keras=keras)
     table = layer_table(loaded, nested=every)
     if as_json:
         typer.echo(json.dumps(table.to_dicts(), indent=1))
@@ -170,6 +174,7 @@ def activations_command(
     preprocess: PreprocessMode = None,
     classes: ClassFile = None,
     input_size: InputSize = None,
+    keras: KerasFile = None,
     device: Device = "auto",
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
@@ -184,7 +189,7 @@ def activations_command(
     pictures = [read_picture(path) for path in images]
     render.check_colormap(colormap or "viridis")
     chosen_scale = scale_of(scale)
-    network = _model(model, weights, preprocess, classes, input_size, device)
+    network = _model(model, weights, preprocess, classes, input_size, device, keras)
     names = layers or album.layers_to_walk(network)
     for path, stem, picture in zip(images, _stems(images), pictures, strict=True):
         inputs = network.prepare(picture)
@@ -277,6 +282,7 @@ def explain_command(
     preprocess: PreprocessMode = None,
     classes: ClassFile = None,
     input_size: InputSize = None,
+    keras: KerasFile = None,
     device: Device = "auto",
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
@@ -316,7 +322,7 @@ def explain_command(
     )
     check_folder(out)
     pictures = [read_picture(path) for path in images]
-    network = _model(model, weights, preprocess, classes, input_size, device)
+    network = _model(model, weights, preprocess, classes, input_size, device, keras)
     bar = tqdm(
         zip(images, _stems(images), pictures, strict=True),
         total=len(images),
@@ -378,7 +384,10 @@ def compare_command(
     preprocess: PreprocessMode = None,
     keras: Annotated[
         Path | None,
-        typer.Option(help="The .keras or .h5 file it was exported from: compare with Keras too."),
+        typer.Option(
+            help="The .keras or .h5 file it was exported from: compare with Keras too, and take the "
+            "layers' names from it where the ONNX file has none."
+        ),
     ] = None,
     other: Annotated[
         str | None,
@@ -430,7 +439,7 @@ def compare_command(
     chosen = models.choose_device(device)
     network = None if other is None else models.load(other, weights, device=chosen)
     model = models.load(
-        str(file), preprocess=preprocess, input_size=size_of(input_size), device=chosen
+        str(file), preprocess=preprocess, input_size=size_of(input_size), device=chosen, keras=keras
     )
     told = [note for note in model.notes if pictures or "preprocessing" not in note]
     if network is not None:  # it is given what the imported one is given

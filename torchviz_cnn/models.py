@@ -119,6 +119,7 @@ def load(
     classes: Sequence[str] | None = None,
     input_size: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
+    keras: str | Path | None = None,
 ) -> Model:
     """A network by name or file, ready to be looked into.
 
@@ -136,6 +137,8 @@ def load(
             one: torchvision's convolutional classifiers do, and a factory's or a file's network
             may. A whole picture is then scaled to it, unless it is square as before.
         device: where the network shall be.
+        keras: for an ONNX file, the ``.keras`` or ``.h5`` file it was exported from: it tells the
+            layers' names where the ONNX file has none, see :func:`converters.load_onnx`.
 
     Raises:
         InputError: for an unknown name, weights that cannot be had or do not fit, a factory that
@@ -155,8 +158,10 @@ def load(
     spec = str(spec)
     weights = None if weights is None else str(weights)
     size = None if input_size is None else checked_size(input_size)
+    if keras is not None and not spec.lower().endswith(".onnx"):
+        raise InputError(f"a Keras file tells the layers' names of an ONNX file; {spec!r} is none")
     if spec.lower().endswith(".onnx"):
-        model = _from_onnx(spec, weights, preprocess, size)
+        model = _from_onnx(spec, weights, preprocess, size, keras)
     elif spec in OWN:
         model = _of_its_size(_own(spec, weights), size)
     elif ":" in spec:
@@ -485,10 +490,11 @@ def _from_onnx(
     weights: str | None,
     preprocess: str | None,
     input_size: tuple[int, ...] | None,
+    keras: str | Path | None,
 ) -> Model:
     if weights in ("default", "none"):
         raise InputError(f"{path} holds its own weights; leave --weights out, or give a file")
-    module = _converters(path).load_onnx(path)
+    module = _converters(path).load_onnx(path, keras=keras)
     size, notes = _size_of_import(path, module.source, input_size)
     if preprocess is None:
         notes += (

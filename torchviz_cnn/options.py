@@ -37,6 +37,13 @@ PreprocessMode = Annotated[
 ClassFile = Annotated[
     Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
 ]
+KerasFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--keras",
+        help="For an ONNX file without layer names: the .keras or .h5 file it was exported from.",
+    ),
+]
 InputSize = Annotated[
     str | None, typer.Option(help="Of one image, such as 3x448x448, where it is not the usual one.")
 ]
