@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from converters.names import Claim, Owner
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
+
+_SMALL = 1024  # numbers of a constant from which a shape may follow
 
 
 @dataclass
@@ -180,9 +183,34 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inferred = shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
+    values = [value for value in values if value.name not in weights]
     return {value.name: shape for value in values if (shape := _shape(value)) is not None}
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with the shapes of large weights in the place of their numbers.
+
+    To infer shapes, a model is written out and read again: with the numbers, gigabytes.
+    """
+    small = onnx.ModelProto()
+    small.ir_version, graph = max(model.ir_version, 4), small.graph
+    small.opset_import.extend(model.opset_import)
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    graph.input.extend(value for value in model.graph.input if value.name not in weights)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        else:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            graph.input.append(info)
+    return small
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

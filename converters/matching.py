@@ -91,6 +91,7 @@ class _Matcher:
     missing: list[str] = field(default_factory=list)
     idle: dict[str, str | None] = field(default_factory=dict)
     related: bool = False
+    settled: set[Owner] = field(default_factory=set)  # calls placed by what they put out
     learnt: str = ""  # what the layer just placed was given, where only its weights told
 
     def __post_init__(self) -> None:
@@ -150,9 +151,20 @@ class _Matcher:
             ]
             for each in reversed(waiting):
                 self._backwards(path, scope, known, *each)
-        names = [".".join((*path, layer.name)) for layer, _, _ in waiting]
-        self.missing += [name for name in dict.fromkeys(names) if name not in self.found]
+        for layer, _, _ in waiting:
+            if layer.type not in IDLE and not layer.layers:
+                self._give_up((*path, layer.name))
         return [known.get(tensor) for tensor in model.outputs]
+
+    def _give_up(self, path: Names) -> None:
+        """Of a layer one of whose calls is not known, the others would be counted wrongly."""
+        name = ".".join(path)
+        self.found.pop(name, None)
+        if name not in self.missing:
+            self.missing.append(name)
+        for node in self.graph.nodes:
+            if node.owner is not None and node.owner.path == path:
+                node.owner = node.alias = None
 
     def _placed(
         self,
@@ -168,6 +180,8 @@ class _Matcher:
         made = KerasTensor(layer.name, call)
         given = [known.get(source) for source in sources]
         owner = _owner(path, scope, layer, call)
+        if owner in self.settled:
+            return True
         if layer.type in IDLE or does_nothing(layer):
             known[made] = given[0] if given else None
             if not path and len(sources) == 1 and _is_only_reader(layer, model):
@@ -220,6 +234,7 @@ class _Matcher:
         owner = _owner(path, scope, layer, call)
         self._claim([node], owner)
         self.found[".".join(owner.path)] = owner
+        self.settled.add(owner)
         known[sources[told.index(None) if None in told else 0]] = rest[0]
 
     def _layer(

@@ -393,8 +393,14 @@ def _unsupported(node: Node, why: str = "") -> InputError:
 
 
 def tensor(constant: Array) -> Tensor:
-    """A copy of its own: files are read-only memory, and parameters are written to."""
-    return torch.from_numpy(np.array(constant, copy=True))
+    """A copy of its own: files are read-only memory, and parameters are written to.
+
+    A matrix that is but turned is turned by torch, which is many times faster at it than NumPy.
+    """
+    if constant.ndim == 2 and constant.flags.f_contiguous and not constant.flags.c_contiguous:
+        rows = constant.T if constant.flags.writeable else np.array(constant.T)
+        return torch.from_numpy(rows).t().contiguous()
+    return torch.from_numpy(np.array(constant, copy=True, order="C"))
 
 
 def _by_onnx2torch(graph: Graph, node: Node) -> Built:

@@ -389,9 +389,12 @@ def _gemm_bias(graph: Graph, node: Node) -> bool | None:
 
 
 def _transposed(graph: Graph, name: str) -> str:
-    """The same matrix laid out the other way; one name for one matrix, so that sharing is seen."""
+    """The same matrix laid out the other way; one name for one matrix, so that sharing is seen.
+
+    Nothing is moved yet: of a hundred million weights that takes seconds, once is enough.
+    """
     new = f"{name}//T"
-    graph.constants.setdefault(new, np.ascontiguousarray(graph.constants[name].T))
+    graph.constants.setdefault(new, graph.constants[name].T)
     return new
 
 
@@ -931,7 +934,8 @@ def _permute_features(graph: Graph, start: str, chain: list[Node], order: Array)
                 continue
             new = f"{name}//rows{_fingerprint(order)}"
             if new not in graph.constants:
-                graph.constants[new] = np.ascontiguousarray(constant[..., inverse])
+                # Along the axis that comes first once turned, whole rows are moved.
+                graph.constants[new] = np.take(constant.T, inverse, axis=0).T
             node.inputs[position] = new
         if node.op != "Linear":
             graph.permuted[node.output] = tuple(order.tolist())

@@ -222,6 +222,18 @@ def test_one_layer_of_other_weights_keeps_a_readable_name() -> None:
     }
 
 
+def test_a_layer_one_of_whose_calls_cannot_be_told_is_not_named_after_the_other() -> None:
+    """Nothing is known between ``first`` and ``base``; ``shared`` runs before and after that."""
+
+    def change(_: Any, numbers: dict[str, np.ndarray]) -> None:
+        numbers["first:0"] = numbers["first:0"] * 2
+
+    keras = stored("twins")
+    network = load_onnx(NAMELESS / "twins.dyn.onnx", keras=Described(keras, change))
+    check(network, keras, gone={"first", "shared", "r1"})
+    assert any("beyond doubt: 3 (first, shared, r1)" in note for note in network.source.notes)
+
+
 def gone_names(network: Any, keras: Any) -> set[str]:
     there = {record.name for record in network.source.layers if record.module}
     return {key[6:] for key in keras.files if key.startswith("layer:")} - there
