@@ -20,7 +20,15 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
 from converters import trust
-from converters.trust import Limits, read_model, unknown_operators
+from converters.trust import (
+    Limits,
+    elsewhere,
+    read_model,
+    sizes,
+    tensors,
+    unknown_operators,
+)
+from converters.trust.values import FOLDED
 from torchviz_cnn.errors import InputError
 
 F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741
@@ -271,7 +279,7 @@ def test_the_value_of_a_chain_is_what_the_chain_computes(save: Save) -> None:
     ]
     for chain in chains:
         model = network([chain], stored)
-        walk = trust._Walk(model, Limits(), ordinary=True, refuse_misfits=True, refuse_open=True)
+        walk = sizes.Walk(model, Limits(), ordinary=True, refuse_misfits=True, refuse_open=True)
         walk.run(list(model.graph.input))
         wanted = onnx.reference.ReferenceEvaluator(model).run(None, {"x": np.zeros(1)})[0]
         found = walk.values["out"]
@@ -546,6 +554,12 @@ def test_names_cannot_flood_or_steer_a_terminal(save: Save) -> None:
     assert "\x1b" not in sentence
 
 
+@pytest.mark.parametrize("kind", [-3, 0, 99])
+def test_a_data_type_that_does_not_exist(save: Save, kind: int) -> None:
+    cast = helper.make_node("Cast", ["x"], ["out"], to=kind)
+    refused(save(network([cast])), "Cast", f"data type {kind}")
+
+
 def test_shapes_that_cannot_fit(save: Save) -> None:
     refused(save(conv_of(weights((4, 3, 3), "kernel"))), "'conv1' (Conv)", "does not fit")
     refused(save(conv_of(weights((4, 3, 10, 10), "kernel"))), "'conv1' (Conv)", "larger than its")
@@ -640,7 +654,7 @@ def test_a_tensor_in_segments(save: Save) -> None:
     refused(save(network([relu()], [tensor])), "'kernel'", "segments")
 
 
-@pytest.mark.parametrize("name", sorted(set(trust._BITS_BY_NAME) - {"STRING"}))
+@pytest.mark.parametrize("name", sorted(set(tensors.BITS_BY_NAME) - {"STRING"}))
 @pytest.mark.parametrize("raw", [True, False])
 def test_every_data_type_is_measured_as_onnx_reads_it(save: Save, name: str, raw: bool) -> None:
     """What onnx itself can read is let in; for one element less or four more it is not."""
@@ -667,7 +681,7 @@ def test_strings_are_counted_too(save: Save) -> None:
 def _as_list(tensor: TensorProto) -> TensorProto:
     kind = tensor.data_type
     field = helper.tensor_dtype_to_field(kind)
-    entries = {2: 2, 4: 3, 6: 5}.get(trust.BITS[kind], 5)
+    entries = {2: 2, 4: 3, 6: 5}.get(tensors.BITS[kind], 5)
     if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
         entries = 10
     return lying([5], "w", data_type=kind, **{field: [0] * entries})
@@ -767,7 +781,7 @@ def test_a_link_slipped_in_after_the_look_is_refused_too(
 ) -> None:
     (beside.parent / "secret.bin").write_bytes(bytes(432))
     (beside / "soft.bin").symlink_to(beside.parent / "secret.bin")
-    monkeypatch.setattr(trust, "_plain_size", lambda *_: 432)
+    monkeypatch.setattr(elsewhere, "_plain_size", lambda *_: 432)
     refused(save(outside("soft.bin")), "'kernel'", "cannot be read", external_data=True)
 
 
@@ -1038,7 +1052,7 @@ def test_a_file_of_senseless_numbers_is_read_or_refused(
         chosen = data.draw(st.sampled_from(list(model.graph.node)))
         what = data.draw(st.sampled_from(["operator", "wire", "attribute", "dims", "values"]))
         if what == "operator":
-            chosen.op_type = data.draw(st.sampled_from([*trust.FOLDED, *trust.SIZED_BY_NUMBERS]))
+            chosen.op_type = data.draw(st.sampled_from([*FOLDED, *sizes.SIZED_BY_NUMBERS]))
         elif what == "wire":
             names = [tensor.name for tensor in model.graph.initializer] + ["x", "", "pool"]
             chosen.input[data.draw(st.integers(0, len(chosen.input) - 1))] = data.draw(
@@ -1064,6 +1078,6 @@ def test_an_unforeseen_error_is_not_hidden(save: Save, monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(trust, "_check_sizes", broken)
+    monkeypatch.setattr(trust, "check_sizes", broken)
     with pytest.raises(RuntimeError, match="unforeseen"):
         read_model(save(good()))

@@ -1,0 +1,59 @@
+"""The operators that the standard knows, in a model's version of it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import onnx
+from onnx import ModelProto, NodeProto, defs
+
+from torchviz_cnn.errors import InputError
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the standard operators that a model is written in.
+
+    Raises:
+        InputError: when it names none, two, or one that does not exist.
+
+    >>> opset(onnx.helper.make_model(onnx.GraphProto(), opset_imports=[onnx.helper.make_opsetid("", 15)]))
+    15
+    """
+    found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
+    if len(found) != 1:
+        raise InputError(
+            f"it names {len(found) or 'no'} versions of the standard operators (its opset) where "
+            "exactly one is needed; export it again"
+        )
+    newest = defs.onnx_opset_version()
+    if not 1 <= found[0] <= newest:
+        raise InputError(
+            f"its opset is {found[0]}, and onnx {onnx.__version__} knows 1 to {newest}; "
+            "export it with one of these, 15 for example"
+        )
+    return found[0]
+
+
+def unknown_operators(model: ModelProto) -> list[NodeProto]:
+    """The nodes whose operator is not in the model's opset, or was withdrawn before it.
+
+    >>> erfc = onnx.helper.make_node("Erfc", ["x"], ["y"])
+    >>> graph = onnx.GraphProto(node=[erfc])
+    >>> model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)])
+    >>> [node.op_type for node in unknown_operators(model)]
+    ['Erfc']
+    """
+    version = opset(model)
+    return [node for node in model.graph.node if schema_of(node.op_type, version) is None]
+
+
+# The names come from files, so that there may be any number of them.
+@lru_cache(1024)
+def schema_of(op_type: str, version: int) -> defs.OpSchema | None:
+    try:
+        schema = defs.get_schema(op_type, version, "")
+    except defs.SchemaError:
+        return None
+    return None if schema.deprecated else schema
