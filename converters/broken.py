@@ -50,12 +50,6 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
             "training mode; build the network anew without its augmentation layers, give it the "
             "trained weights and export that"
         )
-    if op == "Erfc":
-        return (
-            "uses the exact GELU, which the exporter wrote as Erfc, no operator of ONNX; export "
-            "again with keras.activations.gelu(x, approximate=True), or with Keras' torch back end "
-            "(KERAS_BACKEND=torch)"
-        )
     if op in _CALLS:
         return (
             f"was left as a call into TensorFlow ({op}), as happens to a grouped convolution; "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from converters.gelu import merge_gelu
 from converters.graph import Array, Graph, Node, Shape, known_length
 from torchviz_cnn.errors import InputError
 
@@ -98,6 +99,7 @@ def merge(graph: Graph) -> None:
     convolution_biases(graph)
     batch_norms(graph)
     silu(graph)
+    merge_gelu(graph)
     graph.prune()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import torchviz_cnn as tvc
 from converters import load_onnx
-from tests.onnx_files import DATA, evaluate, node, save
+from tests.onnx_files import DATA, FLOAT, evaluate, node, save
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -362,12 +362,6 @@ def broken(path: Path, middle: onnx.NodeProto, **more: object) -> Path:
             "without its augmentation layers",
         ),
         (
-            node("Erfc", "a", "out", "net_1/activation_1/Gelu/Erfc"),
-            "activation",
-            "exact GELU",
-            r"approximate=True",
-        ),
-        (
             node("StatefulPartitionedCall", "a", "out", "net_1/conv2d_1_2/StatefulPartitionedCall"),
             "conv2d_1",
             "grouped convolution",
@@ -509,6 +503,81 @@ def test_gelu_of_a_newer_standard(tmp_path: Path, approximate: str) -> None:
     x = draw(3, 2, 7, 8).astype(np.float32)
     (expected,) = evaluate(path, {"x": x}, ["out"])
     close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+HALF, ROOT = np.float32(0.5), np.float32(2**0.5)
+SPELLED = {
+    "as TensorFlow leaves it": (
+        "none",
+        [("Mul", "half x", "a"), ("Neg", "x", "b"), ("Mul", "b c", "d"), ("Erfc", "d", "e")],
+        ("Mul", "a e", "out"),
+        {"c": 1 / ROOT},
+    ),
+    "as torch writes it": (
+        "none",
+        [("Div", "x root", "a"), ("Erf", "a", "b"), ("Add", "b one", "c"), ("Mul", "x c", "d")],
+        ("Mul", "d half", "out"),
+        {},
+    ),
+    "by tanh": (
+        "tanh",
+        [
+            *[("Pow", "x three", "a"), ("Mul", "a c", "b"), ("Add", "x b", "d")],
+            *[("Mul", "d s", "e"), ("Tanh", "e", "f"), ("Add", "f one", "g"), ("Mul", "x half", "h")],
+        ],
+        ("Mul", "h g", "out"),
+        {"three": np.float32(3), "c": np.float32(0.044715), "s": np.float32((2 / np.pi) ** 0.5)},
+    ),
+}  # fmt: skip
+
+
+def spelled(path: Path, name: str, **change: object) -> Path:
+    _, middle, last, more = SPELLED[name]
+    constants = {"half": HALF, "one": np.float32(1), "root": ROOT, **more, **change}
+    nodes = [
+        node(op, inputs, out, f"net_1/act_1/Gelu/{op}_{number}")
+        for number, (op, inputs, out) in enumerate([*middle, last])
+    ]
+    return save(path, nodes, constants, {"x": ["N", 2, 7, 8]}, ["out"])
+
+
+def gelu(x: torch.Tensor, how: str) -> torch.Tensor:
+    """Hendrycks and Gimpel 2016, section 2, in double precision."""
+    x = x.double()
+    inner = torch.erf(x / 2**0.5)
+    if how == "tanh":
+        inner = torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    return x / 2 * (1 + inner)
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_gelu_spelled_out_is_one_activation(tmp_path: Path, name: str) -> None:
+    how = SPELLED[name][0]
+    network = load_onnx(spelled(tmp_path / "n.onnx", name))
+    assert isinstance(network.act, nn.GELU)
+    assert network.act.approximate == how
+    x = torch.from_numpy(6 * draw(3, 2, 7, 8)).float()
+    assert torch.allclose(network(x).double(), gelu(x, how), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_what_is_nearly_gelu_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    """A hundredth more: not GELU, and computed as the file says."""
+    network = load_onnx(spelled(tmp_path / "n.onnx", name, half=np.float32(0.505)))
+    assert not any(isinstance(module, nn.GELU) for module in network.modules())
+    x = torch.from_numpy(6 * draw(3, 2, 7, 8)).float()
+    assert torch.allclose(network(x).double(), 1.01 * gelu(x, SPELLED[name][0]), atol=1e-5)
+
+
+def test_gelu_whose_inside_is_read_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
+    path = spelled(tmp_path / "n.onnx", "as torch writes it")
+    model = onnx.load(path)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("b", FLOAT, None))
+    onnx.save(model, path)
+    x = torch.from_numpy(draw(3, 2, 7, 8)).float()
+    out, inside = load_onnx(path)(x)
+    assert torch.allclose(out.double(), gelu(x, "none"), atol=1e-6)
+    assert torch.allclose(inside, torch.erf(x / 2**0.5), atol=1e-6)
 
 
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:

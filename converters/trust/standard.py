@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import onnx
-from onnx import ModelProto, NodeProto, defs
+from onnx import ModelProto, NodeProto, TensorProto, defs
+from onnx.helper import make_node
 
 from torchviz_cnn.errors import InputError
 
@@ -57,3 +58,40 @@ def schema_of(op_type: str, version: int) -> defs.OpSchema | None:
     except defs.SchemaError:
         return None
     return None if schema.deprecated else schema
+
+
+def spell_out(model: ModelProto) -> None:
+    """Write ``Erfc``, which is no operator of ONNX, as ``1 − Erf``: the same by definition.
+
+    TensorFlow's exporter leaves it in every file with an exact GELU, and means nothing else by it.
+    """
+    nodes = list(model.graph.node)
+    if not any(_is_erfc(node) for node in nodes):
+        return
+    taken = {name for node in nodes for name in (*node.input, *node.output)}
+    rewritten = []
+    for node in nodes:
+        if not _is_erfc(node):
+            rewritten.append(NodeProto.FromString(node.SerializeToString()))
+            continue
+        inner, one = (_free(f"{node.output[0]}//{what}", taken) for what in ("erf", "one"))
+        value = TensorProto(data_type=TensorProto.FLOAT, float_data=[1.0])
+        rewritten += [
+            make_node("Constant", [], [one], f"{node.name}_one", value=value),
+            make_node("Erf", [node.input[0]], [inner], f"{node.name}_erf"),
+            make_node("Sub", [one, inner], [node.output[0]], node.name),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(rewritten)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "/"
+    taken.add(name)
+    return name
+
+
+def _is_erfc(node: NodeProto) -> bool:
+    plain = len(node.input) == len(node.output) == 1 and not node.attribute
+    return node.op_type == "Erfc" and plain and bool(node.input[0] and node.output[0])
