@@ -47,7 +47,6 @@ AS_ACTIVATION = {
     "ReLU": "relu",
     "Softmax": "softmax",
 }
-_ENLARGING = ("Unsqueeze", "Expand", "Reshape")
 # Layers without weights and with one input -> likewise.
 SINGLE: dict[str, tuple[tuple[str, ...], ...]] = {
     "Cropping1D": (("Slice",),),
@@ -56,7 +55,7 @@ SINGLE: dict[str, tuple[tuple[str, ...], ...]] = {
     "Permute": (("Transpose",),),
     "Reshape": (("Reshape",), ("Flatten",), ("Unsqueeze",), ("Squeeze",)),
     "Resizing": (("Resize",),),
-    "UpSampling2D": (("Resize",), (*_ENLARGING, *_ENLARGING)),
+    "UpSampling2D": (("Resize",), ("Repeat", "Repeat")),
     "ZeroPadding1D": (("Pad",),),
     "ZeroPadding2D": (("Pad",),),
     **{f"MaxPooling{n}D": (("MaxPool",),) for n in (1, 2, 3)},

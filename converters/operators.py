@@ -125,6 +125,20 @@ class Tile(nn.Module):
         return input.repeat(self.repeats)
 
 
+class Repeat(nn.Module):
+    """Every cell several times along an axis."""
+
+    def __init__(self, axis: int, times: int) -> None:
+        super().__init__()
+        self.axis, self.times = axis, times
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input.repeat_interleave(self.times, self.axis)
+
+    def extra_repr(self) -> str:
+        return f"{self.times}, axis={self.axis}"
+
+
 class Pad(nn.Module):
     """A border; negative widths cut. ``widths`` come as torch has them, last axis first."""
 
@@ -532,6 +546,10 @@ def _pad(graph: Graph, node: Node) -> Built:
     return _one(Pad(widths, "replicate" if mode == "edge" else mode, value), node)
 
 
+def _repeat(graph: Graph, node: Node) -> Built:
+    return _one(Repeat(node.attributes["axis"], node.attributes["times"]), node)
+
+
 def _torch_widths(pads: Sequence[int]) -> list[int]:
     """ONNX: all beginnings, then all ends; torch: pairs, last axis first."""
     half = len(pads) // 2
@@ -731,6 +749,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Tile": _tile,
+    "Repeat": _repeat,
     "Split": _split,
     "Concat": _concat,
     "Add": _arithmetic(Add),

@@ -16,6 +16,7 @@ from onnx import helper
 
 from converters.gelu import merge_gelu
 from converters.graph import Array, Graph, Node, Shape, known_length
+from converters.lengths import known_lengths
 from torchviz_cnn.errors import InputError
 
 TO_CHANNELS_FIRST = [0, 3, 1, 2]
@@ -67,13 +68,20 @@ _FOLDABLE: dict[str, Callable[..., Any]] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
-    "Div": lambda a, b: a / b if a.dtype.kind == "f" else (a // b).astype(a.dtype),
+    "Div": lambda a, b: a / b if a.dtype.kind == "f" else np.trunc(a / b).astype(a.dtype),
+    "Mod": np.mod,
+    "Equal": np.equal,
+    "Where": np.where,
+    "Max": np.maximum,
+    "Min": np.minimum,
     "Neg": np.negative,
     "Sqrt": np.sqrt,
     "Reciprocal": np.reciprocal,
     "Identity": lambda a: a,
 }
 _MOST_ELEMENTS = 1 << 26
+# Each round of folding may settle the size of the maps up to the next border.
+_MOST_BORDERS = 100
 
 
 def simplify(graph: Graph) -> None:
@@ -82,8 +90,14 @@ def simplify(graph: Graph) -> None:
     drop_no_ops(graph)
     fold_constants(graph)
     normalise_attributes(graph)  # more of the settings are constants now
+    for _ in range(_MOST_BORDERS):
+        if not known_lengths(graph, UNARY | BINARY):
+            break
+        fold_constants(graph)
+        normalise_attributes(graph)
     shape_arithmetic(graph)
     graph.prune()
+    repeats(graph)
     transposing_reshapes(graph)
     cancel_transposes(graph)
     expanded_numbers(graph)
@@ -174,6 +188,12 @@ def fold_constants(graph: Graph) -> None:
 
 
 def _folded(node: Node, values: list[Array]) -> Array | None:
+    if node.op in ("Max", "Min") and len(values) != 2:
+        return None
+    if node.op == "Div" and values[1].dtype.kind != "f" and not values[1].all():
+        return None
+    if node.op == "Mod" and (not values[1].all() or node.attributes.get("fmod")):
+        return None
     if node.op in _FOLDABLE:
         size = known_length(np.broadcast_shapes(*(v.shape for v in values)))
         if size is None or size > _MOST_ELEMENTS:
@@ -181,8 +201,8 @@ def _folded(node: Node, values: list[Array]) -> Array | None:
         return np.asarray(_FOLDABLE[node.op](*values))
     if node.op == "Transpose":
         return values[0].transpose(node.attributes.get("perm"))
-    if node.op == "Reshape" and len(values) == 2:
-        wanted = values[1].tolist()
+    if node.op == "Reshape" and (len(values) == 2 or "shape" in node.attributes):
+        wanted = values[1].tolist() if len(values) == 2 else node.attributes["shape"]
         shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(wanted)]
         return values[0].reshape(shape)
     if node.op == "Unsqueeze" and "axes" in node.attributes:
@@ -317,6 +337,47 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
     ):
         node.attributes["keeps_batch"] = True
         graph.shapes[node.output] = (source[0] if source else None, *lengths[1:])
+
+
+def repeats(graph: Graph) -> None:
+    """A new axis, widened and merged with the one before it, repeats each cell: ``Repeat``.
+
+    So does Keras' torch back end enlarge maps.
+    """
+    consumers = graph.consumers()
+    for node in list(graph.nodes):
+        axes = node.attributes.get("axes", ())
+        source = graph.shapes.get(node.inputs[0]) if node.inputs else None
+        if node.op != "Unsqueeze" or len(axes) != 1 or source is None:
+            continue
+        axis = axes[0] % (len(source) + 1) - 1
+        wide = consumers.get(node.output, [])
+        merged = consumers.get(wide[0].output, []) if len(wide) == 1 else []
+        if len(merged) != 1 or (wide[0].op, merged[0].op) != ("Expand", "Reshape") or axis < 1:
+            continue
+        if node.output in graph.outputs or wide[0].output in graph.outputs:
+            continue
+        factor = _factor(graph.static(wide[0], 1), source, axis + 1)
+        side = None if factor is None or source[axis] is None else factor * int(source[axis] or 0)
+        target = merged[0].attributes.get("shape", [])[1:]
+        if side is None or target != [*source[1:axis], side, *source[axis + 1 :]]:
+            continue
+        last = merged[0]
+        last.op, last.inputs = "Repeat", [node.inputs[0]]
+        last.attributes = {"axis": axis, "times": factor}
+        graph.shapes[last.output] = (source[0], *target)
+        graph.nodes = [each for each in graph.nodes if each not in (node, wide[0])]
+
+
+def _factor(wanted: Array | None, source: Shape, axis: int) -> int | None:
+    """How often the new axis is repeated, if it is the only one."""
+    sides = [*source[:axis], 1, *source[axis:]]
+    if wanted is None or wanted.ndim != 1 or len(wanted) != len(sides):
+        return None
+    others = [i for i in range(len(sides)) if i != axis]
+    if any(wanted[i] != 1 and wanted[i] != sides[i] for i in others):
+        return None
+    return int(wanted[axis]) if wanted[axis] > 0 else None
 
 
 # ---------------------------------------------------------------------------- weighted layers
@@ -770,6 +831,9 @@ def _push(graph: Graph, node: Node, user: Node, makers: dict[str, Node]) -> bool
         graph.constants[kernel] = graph.constants[user.inputs[1]][:, :, None, None]
         user.op = "Conv"
         inputs = [node.inputs[0], kernel, *user.inputs[2:]]
+    elif user.op == "Repeat":
+        user.attributes = {**user.attributes, "axis": perm[user.attributes["axis"]]}
+        inputs = [node.inputs[0]]
     elif user.op in _REDUCTIONS and user.attributes.get("axes"):
         return _push_reduction(graph, node, user)
     else:

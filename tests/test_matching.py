@@ -296,11 +296,10 @@ def test_a_file_with_names_has_them_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
-def test_the_result_is_an_ordinary_network(layout: str) -> None:
-    keras = stored("res")
-    network = load_onnx(
-        NAMELESS / "res.static.onnx", keras=Described(keras), input_layout=layout
-    )  # fmt: skip
+@pytest.mark.parametrize("file", ["res.static.onnx", "res.dyn.onnx", "mixed.static.onnx"])
+def test_the_result_is_an_ordinary_network(file: str, layout: str) -> None:
+    keras = stored(file)
+    network = load_onnx(NAMELESS / file, keras=Described(keras), input_layout=layout)
     x = nchw(keras["x"]) if layout == "NCHW" else torch.from_numpy(keras["x"])
     torch.export.export(network, (x,))
     copied = copy.deepcopy(network).double()
