@@ -55,20 +55,25 @@ class Row:
         options: its keywords, chosen so that values of both signs stay.
         layer: whether it looks at a layer.
         gradient: whether it runs a backward pass through all of the network.
+        linear: whether the values of a sum of scores are the sum of their values.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     layer: bool = False
     gradient: bool = True
+    linear: bool = True
 
 
 ROWS = {
     "saliency": Row(),
     "input_x_gradient": Row(),
-    "guided_backprop": Row(),
-    "deconvnet": Row(),
+    "guided_backprop": Row(linear=False),
+    "deconvnet": Row(linear=False),
     "grad_cam": Row({"relu": False}, layer=True, gradient=False),
-    "guided_grad_cam": Row(layer=True),
+    "hires_cam": Row({"relu": False}, layer=True, gradient=False),
+    "layer_cam": Row({"relu": False}, layer=True, gradient=False, linear=False),
+    "grad_cam_plus_plus": Row({"relu": False}, layer=True, gradient=False, linear=False),
+    "guided_grad_cam": Row(layer=True, linear=False),
     "occlusion": Row({"window": (5, 4), "stride": (3, 2), "fill": 0.3}, gradient=False),
 }
 
@@ -735,7 +740,7 @@ def test_a_class_may_be_given_by_name(method):
 
 @every_method
 def test_the_two_classes_of_one_sigmoid_are_its_logit_and_the_negative(method):
-    if method in ("guided_backprop", "deconvnet", "guided_grad_cam"):
+    if not ROWS[method].linear:
         pytest.skip("not linear in the score")
     net, inputs = randomised(Headed(nn.Sigmoid(), 1)), pictures()
     for_it, against = (explain(method, net, inputs, target) for target in (1, 0))
