@@ -30,6 +30,10 @@ _TOGETHER = re.compile(
 )
 
 
+# Numbers of a block of gradients at most.
+ROOM = {"cpu": 2**23, "cuda": 2**26}
+
+
 def gradients_at_maps(
     seen: Pass, layers: Sequence[Chosen], *, keep_graph: bool = False
 ) -> Iterator[Gradients]:
@@ -68,7 +72,7 @@ def gradients_at_maps(
     if count == 1:
         yield first
         return
-    room = 2**26 if score.is_cuda else 2**23
+    room = ROOM["cuda" if score.is_cuda else "cpu"]
     known = {name: _closed(seen, name, first[name]) for name in names}
     if all(each is not None for each in known.values()):
         size = max(1, room // max(len(score) * maps.shape[1] for maps in at))
