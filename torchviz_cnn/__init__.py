@@ -16,6 +16,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
+    explain,
     grad_cam,
     grad_cam_plus_plus,
     guided_backprop,
@@ -49,6 +50,7 @@ __all__ = [
     "capture",
     "deconvnet",
     "default_layer",
+    "explain",
     "grad_cam",
     "grad_cam_plus_plus",
     "guided_backprop",

@@ -13,11 +13,13 @@ from torchviz_cnn.methods.cam import (
 )
 from torchviz_cnn.methods.perturbation import occlusion
 from torchviz_cnn.methods.registry import METHODS
+from torchviz_cnn.methods.together import explain
 # isort: on
 
 __all__ = [
     "METHODS",
     "deconvnet",
+    "explain",
     "grad_cam",
     "grad_cam_plus_plus",
     "guided_backprop",
