@@ -9,6 +9,7 @@ from torchviz_cnn import models, render
 from torchviz_cnn.attribution import (
     Attribution,
     CellAttribution,
+    PathAttribution,
     PixelAttribution,
     WindowAttribution,
 )
@@ -23,9 +24,11 @@ from torchviz_cnn.methods import (
     guided_grad_cam,
     hires_cam,
     input_x_gradient,
+    integrated_gradients,
     layer_cam,
     occlusion,
     saliency,
+    smooth_grad,
 )
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
@@ -43,6 +46,7 @@ __all__ = [
     "LayerTable",
     "Model",
     "Observation",
+    "PathAttribution",
     "PixelAttribution",
     "WindowAttribution",
     "__version__",
@@ -57,6 +61,7 @@ __all__ = [
     "guided_grad_cam",
     "hires_cam",
     "input_x_gradient",
+    "integrated_gradients",
     "layer_cam",
     "layers",
     "models",
@@ -64,4 +69,5 @@ __all__ = [
     "rename",
     "render",
     "saliency",
+    "smooth_grad",
 ]

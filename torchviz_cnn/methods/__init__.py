@@ -4,6 +4,7 @@
 # Methods stand in METHODS, and so in every list of them, in the order they are imported: what the
 # gradient says, where the network looks, what the score cannot do without.
 from torchviz_cnn.methods.gradient import saliency, input_x_gradient, guided_backprop, deconvnet
+from torchviz_cnn.methods.averages import smooth_grad, integrated_gradients
 from torchviz_cnn.methods.cam import (
     grad_cam,
     hires_cam,
@@ -26,7 +27,9 @@ __all__ = [
     "guided_grad_cam",
     "hires_cam",
     "input_x_gradient",
+    "integrated_gradients",
     "layer_cam",
     "occlusion",
     "saliency",
+    "smooth_grad",
 ]

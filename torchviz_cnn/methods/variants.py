@@ -1,0 +1,104 @@
+"""Variants of the pictures: what they are filled with, and what the network says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as vision
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.head import Output, run
+from torchviz_cnn.methods.examine import Examination, gradients
+from torchviz_cnn.targets import Explained, Question
+
+Fill = float | Sequence[float] | str | Tensor | np.ndarray
+
+
+def filling_of(fill: Fill, images: Tensor, *, has_channels: bool, what: str = "fill") -> Tensor:
+    """What a hidden pixel becomes, broadcastable to ``images`` ``(N, C, H, W)``.
+
+    Args:
+        fill: a value, one a channel, ``"mean"`` of each picture's channels, ``"blur"``, or an array.
+        images: ``(N, C, H, W)``.
+        has_channels: whether the user gave the channel axis.
+        what: what the user calls it.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(fill, str):
+        if fill == "mean":
+            return images.mean((2, 3), keepdim=True)
+        if fill == "blur":
+            sigma = max(1.0, min(images.shape[2:]) / 14)
+            reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
+            if reach < 1:
+                raise InputError("a picture one pixel wide cannot be blurred; fill with a value")
+            return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
+        raise InputError(f"{what} must be a value, 'mean', 'blur' or an array, not {fill!r}")
+    try:
+        values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{what} must be a value, 'mean', 'blur' or an array, not {type(fill).__name__}"
+        ) from None
+    if not bool(values.isfinite().all()):
+        raise InputError(f"{what} must be made of finite numbers")
+    if values.ndim == 1:  # one value a channel
+        values = values[:, None, None]
+    given = tuple(values.shape)
+    if values.ndim == 3 and not has_channels:  # a picture for each, given as the inputs are
+        values = values[:, None]
+    try:
+        return values.expand(images.shape)
+    except RuntimeError:
+        shape = images.shape if has_channels else images[:, 0].shape
+        raise InputError(
+            f"{what} of shape {given} does not fit pictures of shape "
+            f"{tuple(shape)}; give one value, one a channel, or a picture"
+        ) from None
+
+
+def scores_of_variants(question: Question, whole: Explained, output: Output, start: int) -> Tensor:
+    """The explained scores of variants of the pictures.
+
+    Args:
+        question: what is asked of the pictures.
+        whole: what the untouched pictures answered.
+        output: for the variants: of all pictures in their order, then of all again.
+        start: the number of the first of them.
+    """
+    images = question.images
+    if question.callable:
+        groups = range(0, len(output.logits), images)
+        return torch.cat([question.put(output.rows(at, at + images)).score for at in groups])
+    count = len(output.logits)
+    assert whole.target is not None
+    numbers = torch.arange(start, start + count, device=output.logits.device)
+    return question.again(whole.target[numbers % images], count).put(output).score
+
+
+def gradients_of_variants(examination: Examination, whole: Explained, variants: Tensor) -> Tensor:
+    """The scores' gradients at variants of the pictures, from one forward pass of all of them.
+
+    Args:
+        examination: network, pictures, question.
+        whole: what the untouched pictures answered.
+        variants: ``(M, N, C, H, W)`` or ``(M, N, H, W)``: M of each picture.
+
+    Returns:
+        ``(M, N[, K], C, H, W)``.
+
+    Raises:
+        InputError: when the score does not depend on the picture differentiably.
+    """
+    leaf = variants.flatten(0, 1).detach().requires_grad_()
+    with torch.enable_grad():
+        output = run(examination.module, leaf.clone(), variants_of=examination.inputs)
+        score = scores_of_variants(examination.question, whole, output, 0)
+    found = gradients(Explained(score, None), leaf, of="the picture")
+    return found.unflatten(0, variants.shape[:2])
