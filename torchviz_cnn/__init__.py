@@ -28,6 +28,7 @@ from torchviz_cnn.methods import (
     layer_cam,
     occlusion,
     saliency,
+    score_cam,
     smooth_grad,
 )
 from torchviz_cnn.models import Model
@@ -69,5 +70,6 @@ __all__ = [
     "rename",
     "render",
     "saliency",
+    "score_cam",
     "smooth_grad",
 ]

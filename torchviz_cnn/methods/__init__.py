@@ -12,6 +12,7 @@ from torchviz_cnn.methods.cam import (
     grad_cam_plus_plus,
     guided_grad_cam,
 )
+from torchviz_cnn.methods.masking import score_cam
 from torchviz_cnn.methods.perturbation import occlusion
 from torchviz_cnn.methods.registry import METHODS
 from torchviz_cnn.methods.together import explain
@@ -31,5 +32,6 @@ __all__ = [
     "layer_cam",
     "occlusion",
     "saliency",
+    "score_cam",
     "smooth_grad",
 ]

@@ -14,11 +14,18 @@ from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Kind, Output, joined, run
+from torchviz_cnn.head import Kind, Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
 from torchviz_cnn.methods.incremental import Engine, Request, engine_for
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.methods.variants import Fill, filling_of, scores_of_variants
+from torchviz_cnn.methods.variants import (
+    Fill,
+    answers,
+    check_precision,
+    filling_of,
+    in_words,
+    scores_of_variants,
+)
 from torchviz_cnn.targets import Explained, ScoreKind, Target
 from torchviz_cnn.targets import joined as answers_joined
 
@@ -105,6 +112,7 @@ def occlusion(
     progress: bool = False,
     classes: Sequence[str] | None = None,
     engine: Engines = "dense",
+    dtype: torch.dtype | None = None,
 ) -> WindowAttribution:
     """How much of the score is lost when a window of the picture is hidden.
 
@@ -131,6 +139,8 @@ def occlusion(
             in memory, and runs the network's own ``forward`` once more to trace a copy of it.
             ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
             logger ``torchviz_cnn`` tells at level INFO why it was impossible).
+        dtype: ``torch.bfloat16`` runs what ``torch.autocast`` finds suitable in it, on a GPU much
+            faster, with two to three digits; by the dense engine.
 
     Returns:
         ``values``: score of the untouched picture minus score with the window hidden,
@@ -154,6 +164,9 @@ def occlusion(
     """
     if engine not in get_args(Engines):
         raise InputError(f"engine must be {' or '.join(get_args(Engines))}, not {engine!r}")
+    check_precision(dtype, inputs)
+    if dtype is not None and engine == "incremental":
+        raise InputError("the incremental engine has no dtype; use engine='dense' with it")
     with examine(model, inputs, target, score, classes) as examination:
         has_channels = examination.inputs.ndim == 4
         images = examination.inputs if has_channels else examination.inputs[:, None]
@@ -166,9 +179,9 @@ def occlusion(
         limit = max(25, batch_size) if wish is None else batch_size
 
         hiding = _Hiding(images, filling, (wh, ww), (sh, sw), (rows, columns))
-        asked = _Asked(examination, has_channels, all_scores, batch_size, progress)
+        asked = _Asked(examination, has_channels, all_scores, batch_size, progress, dtype)
         parts = None
-        if engine != "dense":
+        if engine != "dense" and dtype is None:
             parts = engine_for(
                 examination.module,
                 examination.inputs,
@@ -191,6 +204,7 @@ def occlusion(
                     "window": [wh, ww],
                     "stride": [sh, sw],
                     "fill": fill if isinstance(fill, str | int | float) else "array",
+                    **in_words(dtype),
                 },
             ),
         )
@@ -216,6 +230,7 @@ class _Asked:
     all_scores: bool
     batch_size: int
     progress: bool
+    dtype: torch.dtype | None
 
     def bar(self, total: int) -> tqdm[Any]:
         return tqdm(
@@ -269,12 +284,8 @@ def _dense(hiding: _Hiding, asked: _Asked) -> _Found:
     hidden_scores, every_score = [], []
     for start in range(0, count, chunk):
         pictures = grid.pictures(start, chunk)
-        output = run(
-            asked.examination.module,
-            pictures if asked.has_channels else pictures[:, 0],
-            sure=True,
-            variants_of=asked.examination.inputs,
-        )
+        variants = pictures if asked.has_channels else pictures[:, 0]
+        output = answers(asked.examination, variants, asked.dtype)
         untouched = min(max(len(images) - start, 0), chunk)
         stop = min(count - start, chunk)
         if untouched:

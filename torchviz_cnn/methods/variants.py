@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -80,6 +81,47 @@ def scores_of_variants(question: Question, whole: Explained, output: Output, sta
     assert whole.target is not None
     numbers = torch.arange(start, start + count, device=output.logits.device)
     return question.again(whole.target[numbers % images], count).put(output).score
+
+
+def check_precision(dtype: torch.dtype | None, inputs: Tensor) -> None:
+    """Refuse a precision that the network cannot be run in by autocast.
+
+    Raises:
+        InputError: unless it is ``None``, bfloat16 or float16, for single-precision inputs.
+    """
+    if dtype is None:
+        return
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise InputError(f"dtype must be torch.bfloat16, torch.float16 or None, not {dtype!r}")
+    if getattr(inputs, "dtype", torch.float32) is not torch.float32:
+        raise InputError(
+            f"dtype={dtype} is for networks and inputs in torch.float32, not {inputs.dtype}"
+        )
+
+
+def in_words(dtype: torch.dtype | None) -> dict[str, str]:
+    """A lower precision, for the manifest."""
+    return {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+
+
+def answers(examination: Examination, variants: Tensor, dtype: torch.dtype | None = None) -> Output:
+    """What the network says of variants of the pictures, without a graph.
+
+    Args:
+        examination: network, pictures, question.
+        variants: of the shape of pictures.
+        dtype: run what ``torch.autocast`` finds suitable in this precision; answers are in that of
+            the pictures.
+    """
+    inputs = examination.inputs
+    # A callable may do with its scores what inference tensors refuse.
+    inference = torch.inference_mode(not examination.question.callable)
+    lower = nullcontext() if dtype is None else torch.autocast(inputs.device.type, dtype)
+    with inference, lower:
+        output = run(examination.module, variants, sure=True, variants_of=inputs)
+    if dtype is None:
+        return output
+    return Output(output.raw.to(inputs.dtype), output.logits.to(inputs.dtype), output.kind)
 
 
 def gradients_of_variants(examination: Examination, whole: Explained, variants: Tensor) -> Tensor:
