@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as vision
 
 from torchviz_cnn.errors import InputError
@@ -118,10 +119,33 @@ def answers(examination: Examination, variants: Tensor, dtype: torch.dtype | Non
     inference = torch.inference_mode(not examination.question.callable)
     lower = nullcontext() if dtype is None else torch.autocast(inputs.device.type, dtype)
     with inference, lower:
-        output = run(examination.module, variants, sure=True, variants_of=inputs)
+        output = _in_the_faster_layout(examination, variants, dtype)
     if dtype is None:
         return output
     return Output(output.raw.to(inputs.dtype), output.logits.to(inputs.dtype), output.kind)
+
+
+_CHANNELS_FIRST: WeakSet[nn.Module] = WeakSet()  # networks whose views need their maps so
+
+
+def _in_the_faster_layout(
+    examination: Examination, variants: Tensor, dtype: torch.dtype | None
+) -> Output:
+    """Channels last where convolutions are faster so, and the network can be run so."""
+    module, inputs = examination.module, examination.inputs
+    # On two cores VGG16 and MobileNetV2 took 0.8 of the time, ResNet50 the same. In double
+    # precision, and on a GPU in single, there is nothing to gain.
+    pays = dtype is not None if variants.is_cuda else variants.dtype is torch.float32
+    if not pays or variants.ndim != 4 or module in _CHANNELS_FIRST:
+        return run(module, variants, sure=True, variants_of=inputs)
+    faster = variants.clone(memory_format=torch.channels_last)
+    try:
+        return run(module, faster, sure=True, variants_of=inputs)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        _CHANNELS_FIRST.add(module)  # x.view(N, -1), where x.flatten(1) would do
+        return run(module, variants, sure=True, variants_of=inputs)
 
 
 def gradients_of_variants(examination: Examination, whole: Explained, variants: Tensor) -> Tensor:
