@@ -34,6 +34,7 @@ from torchviz_cnn.options import (
     Weights,
     fill_of,
     pair_of,
+    precision_of,
     scale_of,
     shape_of,
     size_of,
@@ -253,7 +254,30 @@ def explain_command(
         typer.Option(help="For occlusion: a value, mean or blur.", show_default="0"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="For occlusion and grad_cam: pictures in one pass.", min=1)
+        int | None,
+        typer.Option(
+            help="Pictures in one pass: for the Grad-CAM family and methods that vary the picture.",
+            min=1,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="For smooth_grad: noisy copies.", show_default="25", min=1)
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="For smooth_grad: share of the picture's range.", show_default="0.15"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="For integrated_gradients: points.", show_default="50", min=1),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="For integrated_gradients: a value, mean or blur.", show_default="0"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="For occlusion and score_cam: bfloat16 or float16, faster on a GPU."),
     ] = None,
     colormap: Colormap = None,
     alpha: Annotated[float, typer.Option(help="Weight of the map, 0 to 1.")] = 0.4,
@@ -298,9 +322,13 @@ def explain_command(
         "stride": pair_of(stride, "--stride"),
         "fill": fill_of(fill or "0"),
         "batch_size": batch_size,
+        "baseline": fill_of(baseline or "0", "--baseline"),
+        "dtype": precision_of(dtype),
         "engine": "auto",  # several times faster where it can be, with the same numbers
         "progress": True,
     }
+    given = {"samples": samples, "noise": noise, "steps": steps}
+    options |= {key: value for key, value in given.items() if value is not None}
     _check_used(
         names,
         {
@@ -309,6 +337,11 @@ def explain_command(
             "stride": stride,
             "fill": fill,
             "batch_size": batch_size,
+            "samples": samples,
+            "noise": noise,
+            "steps": steps,
+            "baseline": baseline,
+            "dtype": dtype,
             "align": align,
         },
     )
