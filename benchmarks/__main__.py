@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``cost``, ``occlusion``, ``imported`` and ``keras``."""
+"""``python -m benchmarks``: ``cost``, ``classes``, ``occlusion``, ``imported`` and ``keras``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import cost, imported, occlusion
+from benchmarks import classes, cost, imported, occlusion
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
@@ -34,6 +34,30 @@ def cost_command(
         model or ["vgg16", "resnet50"], batch or [1, 8], device=chosen, rounds=rounds
     )
     print(cost.table(rows))
+
+
+@app.command("classes")
+def classes_command(
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    count: Annotated[list[int] | None, typer.Option(help="Classes; may be repeated.")] = None,
+    method: Annotated[str, typer.Option(help="Of the Grad-CAM family.")] = "grad_cam",
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Maps of many classes from one call beside a plain forward pass: time, median and quartiles."""
+    chosen = choose_device(device)
+    print(cost.machine(chosen))
+    print("ratios to a plain no_grad forward pass of the same batch, alternating\n")
+    rows = classes.measure(
+        model or ["resnet50"],
+        count or [1, 10, 100],
+        method=method,
+        batch=batch,
+        device=chosen,
+        rounds=rounds,
+    )
+    print(classes.table(rows))
 
 
 @app.command("imported")

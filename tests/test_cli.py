@@ -108,6 +108,24 @@ def test_explain_several_targets_and_several_pictures_of_one_name(run, picture, 
         } <= set(written)
 
 
+def test_explain_several_layers_writes_a_picture_of_each(run, picture, tmp_path):
+    code, _, err = run(
+        *("explain", picture, "-m", "cat_dog_small", "--out", "o", "--npz"),
+        *("--method", "layer_cam", "--method", "saliency", "--method", "smooth_grad"),
+        *("--layer", "conv2d_1", "--layer", "conv2d_2", "--samples", 2, "--noise", 0.1),
+    )
+    assert code == 0, err
+    written = files(tmp_path / "o")
+    stems = ("layer_cam_conv2d_1", "layer_cam_conv2d_2", "saliency", "smooth_grad")
+    assert {f"photo_{stem}.{kind}" for stem in stems for kind in ("png", "npz")} <= set(written)
+    with np.load(tmp_path / "o" / "photo_layer_cam_conv2d_1.npz") as stored:
+        first = stored["values"].shape
+    with np.load(tmp_path / "o" / "photo_layer_cam_conv2d_2.npz") as stored:
+        assert stored["values"].shape[1] < first[1]
+    with np.load(tmp_path / "o" / "photo_smooth_grad.npz") as stored:
+        assert json.loads(str(stored["manifest"]))["parameters"]["samples"] == 2
+
+
 def test_explain_all_leaves_out_what_a_network_cannot_and_says_so(run, picture, tmp_path):
     (tmp_path / "smooth.py").write_text(
         "from torch import nn\n"
@@ -323,14 +341,37 @@ def needs(size):
         (["explain", "photo.png", "-m", "cat_dog", "--fill", "1"], "--fill is not for grad_cam"),
         (
             ["explain", "photo.png", "-m", "cat_dog", "--method", "saliency", "--batch-size", "2"],
-            "--batch-size is not for saliency, but for grad_cam, occlusion",
+            "--batch-size is not for saliency, but for smooth_grad, integrated_gradients, grad_cam,",
         ),
         (
             [
                 *("explain", "photo.png", "-m", "cat_dog"),
                 *("--method", "saliency", "--align", "stretch"),
             ],
-            "--align is not for saliency, but for grad_cam",
+            "--align is not for saliency, but for grad_cam, hires_cam, layer_cam, "
+            "grad_cam_plus_plus, score_cam",
+        ),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--samples", "3"],
+            "--samples is not for grad_cam, but for smooth_grad",
+        ),
+        (
+            ["explain", "photo.png", "-m", "cat_dog", "--steps", "3"],
+            "--steps is not for grad_cam, but for integrated_gradients",
+        ),
+        (
+            [
+                *("explain", "photo.png", "-m", "cat_dog", "--method", "score_cam"),
+                *("--dtype", "float64"),
+            ],
+            "--dtype must be bfloat16 or float16, not 'float64'",
+        ),
+        (
+            [
+                *("explain", "photo.png", "-m", "cat_dog", "--method", "integrated_gradients"),
+                *("--baseline", "dark"),
+            ],
+            "--baseline must be a number, mean or blur, not 'dark'",
         ),
         (["explain", "photo.png", "-m", "zzzzz"], "package.module:factory"),
         (["layers", "vit_b_16", "--input-size", "3x256x256"], "Wrong image height"),

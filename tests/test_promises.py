@@ -55,20 +55,30 @@ class Row:
         options: its keywords, chosen so that values of both signs stay.
         layer: whether it looks at a layer.
         gradient: whether it runs a backward pass through all of the network.
+        linear: whether the values of a sum of scores are the sum of their values.
+        still: keywords for tests of a symmetry that its random numbers do not have.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     layer: bool = False
     gradient: bool = True
+    linear: bool = True
+    still: dict[str, Any] = field(default_factory=dict)
 
 
 ROWS = {
     "saliency": Row(),
     "input_x_gradient": Row(),
-    "guided_backprop": Row(),
-    "deconvnet": Row(),
+    "guided_backprop": Row(linear=False),
+    "deconvnet": Row(linear=False),
+    "smooth_grad": Row({"samples": 3, "batch_size": 4}, still={"noise": 0.0}),
+    "integrated_gradients": Row({"steps": 3, "baseline": 0.1, "batch_size": 4}),
     "grad_cam": Row({"relu": False}, layer=True, gradient=False),
-    "guided_grad_cam": Row(layer=True),
+    "hires_cam": Row({"relu": False}, layer=True, gradient=False),
+    "layer_cam": Row({"relu": False}, layer=True, gradient=False, linear=False),
+    "grad_cam_plus_plus": Row({"relu": False}, layer=True, gradient=False, linear=False),
+    "guided_grad_cam": Row(layer=True, linear=False),
+    "score_cam": Row({"relu": False, "batch_size": 5}, layer=True, gradient=False, linear=False),
     "occlusion": Row({"window": (5, 4), "stride": (3, 2), "fill": 0.3}, gradient=False),
 }
 
@@ -735,7 +745,7 @@ def test_a_class_may_be_given_by_name(method):
 
 @every_method
 def test_the_two_classes_of_one_sigmoid_are_its_logit_and_the_negative(method):
-    if method in ("guided_backprop", "deconvnet", "guided_grad_cam"):
+    if not ROWS[method].linear:
         pytest.skip("not linear in the score")
     net, inputs = randomised(Headed(nn.Sigmoid(), 1)), pictures()
     for_it, against = (explain(method, net, inputs, target) for target in (1, 0))
@@ -803,8 +813,9 @@ def transposed(net: nn.Module) -> nn.Module:
 def test_height_and_width_are_treated_alike(method):
     """A transposed picture in a transposed network has the transposed explanation."""
     net, inputs = residual(), pictures(2, height=14, width=11)
-    found = explain(method, net, inputs)
-    options = {
+    still = ROWS[method].still
+    found = explain(method, net, inputs, **still)
+    options = still | {
         name: value[::-1]
         for name, value in ROWS[method].options.items()
         if name in ("window", "stride")
@@ -828,7 +839,7 @@ def test_the_place_that_matters_is_found_where_it_is(method):
     inputs = torch.zeros(2, 3, 20, 44, dtype=torch.float64)
     inputs[0, :, 12:16, 33:37] = 1
     inputs[1, :, 3:7, 8:12] = 1
-    options = {"fill": 0.0} if method == "occlusion" else {}
+    options = ROWS[method].still | ({"fill": 0.0} if method == "occlusion" else {})
     maps = explain(method, net, inputs, **options).heatmap()
     for image, (row, column) in zip(maps, [(13.5, 34.5), (4.5, 9.5)], strict=True):
         weights = image.clamp(min=0) / image.clamp(min=0).sum()
@@ -851,7 +862,7 @@ def test_a_network_without_a_channel_axis_is_explained_like_the_one_inside_it(me
     with nothing_changes(net):
         found = explain(method, net, inputs[:, 0])
     wanted = explain(method, net.net, inputs)
-    values = wanted.values[:, 0] if type(wanted) is tvc.PixelAttribution else wanted.values
+    values = wanted.values[:, 0] if isinstance(wanted, tvc.PixelAttribution) else wanted.values
     assert_close(found.values, values)
     assert_close(found.heatmap(), wanted.heatmap())
     several = explain(method, net, inputs[:, 0], [[0, 1]] * 3)
@@ -867,10 +878,10 @@ def test_one_channel_is_explained_like_three_of_which_two_are_ignored(method):
         [state["conv1.weight"], torch.zeros(6, 2, 3, 3, dtype=torch.float64)], 1
     )
     colour.load_state_dict(state)
-    inputs = pictures()
-    found = explain(method, gray, inputs[:, :1])
-    wanted = explain(method, colour, inputs)
-    if type(wanted) is tvc.PixelAttribution:
+    inputs, still = pictures(), ROWS[method].still
+    found = explain(method, gray, inputs[:, :1], **still)
+    wanted = explain(method, colour, inputs, **still)
+    if isinstance(wanted, tvc.PixelAttribution):
         assert_close(found.values, wanted.values[:, :1])
         assert not wanted.values[:, 1:].any()
     else:
@@ -954,7 +965,7 @@ def test_a_kept_result_holds_no_activation_and_no_graph_alive(method, network):
     witness = _Witness(net)
     result = explain(method, net, pictures(), [[0, 1], [1, 0]])
     assert witness.activations
-    assert bool(witness.tokens) == (method != "occlusion")
+    assert bool(witness.tokens) == (method not in ("occlusion", "score_cam"))
     assert witness.alive() == (0, 0)
     assert len(result) == 2
 

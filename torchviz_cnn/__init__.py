@@ -9,6 +9,7 @@ from torchviz_cnn import models, render
 from torchviz_cnn.attribution import (
     Attribution,
     CellAttribution,
+    PathAttribution,
     PixelAttribution,
     WindowAttribution,
 )
@@ -16,12 +17,19 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
+    explain,
     grad_cam,
+    grad_cam_plus_plus,
     guided_backprop,
     guided_grad_cam,
+    hires_cam,
     input_x_gradient,
+    integrated_gradients,
+    layer_cam,
     occlusion,
     saliency,
+    score_cam,
+    smooth_grad,
 )
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
@@ -39,6 +47,7 @@ __all__ = [
     "LayerTable",
     "Model",
     "Observation",
+    "PathAttribution",
     "PixelAttribution",
     "WindowAttribution",
     "__version__",
@@ -46,14 +55,21 @@ __all__ = [
     "capture",
     "deconvnet",
     "default_layer",
+    "explain",
     "grad_cam",
+    "grad_cam_plus_plus",
     "guided_backprop",
     "guided_grad_cam",
+    "hires_cam",
     "input_x_gradient",
+    "integrated_gradients",
+    "layer_cam",
     "layers",
     "models",
     "occlusion",
     "rename",
     "render",
     "saliency",
+    "score_cam",
+    "smooth_grad",
 ]

@@ -5,8 +5,10 @@ What the command line and the demo write; each function returns pictures and wri
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -22,8 +24,7 @@ from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
 from torchviz_cnn.inputs import check_inputs, misfits_explained
-from torchviz_cnn.methods import METHODS
-from torchviz_cnn.methods.registry import accepts
+from torchviz_cnn.methods.together import explained_by
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 from torchviz_cnn.observe import activations
@@ -78,6 +79,11 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
     ]
 
 
+def file_name(text: str) -> str:
+    """A name that any file may have."""
+    return re.sub(r"[^\w.@-]+", "_", text)
+
+
 def predictions_table(predictions: Sequence[Prediction]) -> str:
     """Predictions as lines of text.
 
@@ -102,12 +108,12 @@ def explain_with(
     skip: bool,
     tell: Callable[[str], None],
 ) -> dict[str, Attribution]:
-    """Run several methods on the same images.
+    """Run several methods on the same images, with the forward passes they have in common.
 
     Args:
         names: keys of ``METHODS``.
         model, inputs, target: as for every method.
-        options: keyword arguments; each method gets those it knows.
+        options: keyword arguments; each method gets those it knows. Several layers are possible.
         skip: leave out methods that this network is not made for, and tell why.
         tell: is given a sentence for everything the user should know.
 
@@ -115,29 +121,31 @@ def explain_with(
         InputError: when the question is wrong; when a method does not apply and ``skip`` is off,
             or when none does.
     """
-    results: dict[str, Attribution] = {}
-    failures: dict[str, NotApplicable] = {}
     bar = tqdm(
-        names,
+        total=len(names),
         desc="methods",
         unit="method",
         delay=2,
         leave=False,
         disable=None if options.get("progress") else True,
     )
-    for name in bar:
-        known = {key: value for key, value in options.items() if accepts(name, key)}
+
+    @contextmanager
+    def attended(name: str) -> Iterator[None]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try:
-                results[name] = METHODS[name](model, inputs, target, **known)
-            except NotApplicable as error:
-                if not skip:
-                    raise
-                failures[name] = error
+            yield
+        bar.update()
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 tell(f"{name}: {warning.message}")
+
+    others = {key: value for key, value in options.items() if key != "layer"}
+    layer = options.get("layer")
+    found = explained_by(names, model, inputs, target, layer, others, skip=skip, around=attended)
+    bar.close()
+    failures = {key: each for key, each in found.items() if isinstance(each, NotApplicable)}
+    results = {key: each for key, each in found.items() if isinstance(each, Attribution)}
     if not results:
         raise next(iter(failures.values()))
     for name, failure in failures.items():
@@ -210,7 +218,8 @@ def explanation_pictures(
         A name with a place ``{mark}`` for what tells targets apart, and the picture.
     """
     overlays, maps, scales = [], [], []
-    for name, result in results.items():
+    for key, result in results.items():
+        name = file_name(key)
         heatmap = result.one_heatmap(0, target, cast("Align", drawing.align))
         over = render.overlay(view, heatmap, colormap=drawing.colormap, alpha=drawing.alpha)
         overlays.append(over)

@@ -344,6 +344,36 @@ class PixelAttribution(Attribution):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class PathAttribution(PixelAttribution):
+    """A value for every number of the input that shares out how the score rose from a baseline.
+
+    Attributes:
+        baseline_score: the explained score of the baseline, ``(N,)`` or ``(N, K)``.
+    """
+
+    baseline_score: Tensor = field(kw_only=True, repr=False)
+
+    @property
+    def gap(self) -> Tensor:
+        """How much more the values sum to than the score rose, ``(N,)`` or ``(N, K)``: 0 if exact."""
+        return self.values.flatten(self.score.ndim).sum(-1) - (self.score - self.baseline_score)
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            **super().manifest(),
+            "baseline_score": self.baseline_score.double().tolist(),
+            "gap": self.gap.double().tolist(),
+        }
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            **super()._arrays(),
+            "baseline_score": _array(self.baseline_score),
+            "gap": _array(self.gap),
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class CellAttribution(Attribution):
     """A value for every cell of a layer's output: ``(N, h, w)``.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from torchviz_cnn.errors import InputError, NotApplicable, closest
 from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder, write_atomically
 from torchviz_cnn.inputs import network_failure
 from torchviz_cnn.methods import METHODS
-from torchviz_cnn.methods.registry import accepts, source, summary
+from torchviz_cnn.methods.registry import accepts, shows_cells, source, summary
 from torchviz_cnn.models import Model
 from torchviz_cnn.options import (
     ClassFile,
@@ -35,6 +35,7 @@ from torchviz_cnn.options import (
     Weights,
     fill_of,
     pair_of,
+    precision_of,
     scale_of,
     shape_of,
     size_of,
@@ -104,10 +105,6 @@ def _different(names: Iterable[str]) -> list[str]:
             unique, number = f"{name}-{number}", number + 1
         taken.append(unique)
     return taken
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.@-]+", "_", text)
 
 
 @app.callback(invoke_without_command=True)
@@ -210,7 +207,7 @@ def activations_command(
                     classes=network.classes,
                 )
                 if image is not None:
-                    file = f"{stem}_{number:03d}_{_file_name(info.name)}.png"
+                    file = f"{stem}_{number:03d}_{album.file_name(info.name)}.png"
                     write_picture(staging, file, image)
                     drawn += 1
         _tell(f"{drawn} pictures of layers in {out}")
@@ -248,7 +245,8 @@ def explain_command(
         ),
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(help="For the Grad-CAM family; found by running otherwise.")
+        list[str] | None,
+        typer.Option(help="For the Grad-CAM family; may be repeated; found by running otherwise."),
     ] = None,
     weights: Weights = None,
     score: Annotated[str, typer.Option(help="logit or probability.")] = "logit",
@@ -261,7 +259,30 @@ def explain_command(
         typer.Option(help="For occlusion: a value, mean or blur.", show_default="0"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="For occlusion and grad_cam: pictures in one pass.", min=1)
+        int | None,
+        typer.Option(
+            help="Pictures in one pass: for the Grad-CAM family and methods that vary the picture.",
+            min=1,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="For smooth_grad: noisy copies.", show_default="25", min=1)
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="For smooth_grad: share of the picture's range.", show_default="0.15"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="For integrated_gradients: points.", show_default="50", min=1),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="For integrated_gradients: a value, mean or blur.", show_default="0"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="For occlusion and score_cam: bfloat16 or float16, faster on a GPU."),
     ] = None,
     colormap: Colormap = None,
     alpha: Annotated[float, typer.Option(help="Weight of the map, 0 to 1.")] = 0.4,
@@ -295,28 +316,38 @@ def explain_command(
       torchviz-cnn explain cat.jpg --model resnet50
       torchviz-cnn explain *.jpg -m vgg16 --method all --target tabby --target 630
       torchviz-cnn explain cat.jpg -m resnet50 --method occlusion --window 48 --stride 16 --keep 0.2
+      torchviz-cnn explain cat.jpg -m resnet50 --method layer_cam --layer layer2 --layer layer4
     """
     names, skip = _methods(method or ["grad_cam"])
     drawing = album.Drawing(colormap, alpha, keep, align or "stretch")
     drawing.check()
     options = {
-        "layer": layer,
+        "layer": layer or None,
         "score": score,
         "window": pair_of(window, "--window"),
         "stride": pair_of(stride, "--stride"),
         "fill": fill_of(fill or "0"),
         "batch_size": batch_size,
+        "baseline": fill_of(baseline or "0", "--baseline"),
+        "dtype": precision_of(dtype),
         "engine": "auto",  # several times faster where it can be, with the same numbers
         "progress": True,
     }
+    given = {"samples": samples, "noise": noise, "steps": steps}
+    options |= {key: value for key, value in given.items() if value is not None}
     _check_used(
         names,
         {
-            "layer": layer,
+            "layer": layer or None,
             "window": window,
             "stride": stride,
             "fill": fill,
             "batch_size": batch_size,
+            "samples": samples,
+            "noise": noise,
+            "steps": steps,
+            "baseline": baseline,
+            "dtype": dtype,
             "align": align,
         },
     )
@@ -342,7 +373,7 @@ def explain_command(
         tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
         marks = [""]
         if target and len(target) > 1:
-            marks = _different(f"_{_file_name(each)}" for each in target)
+            marks = _different(f"_{album.file_name(each)}" for each in target)
         with all_or_nothing(out) as staging:
             for which, mark in enumerate(marks):
                 label = next(iter(results.values())).label(0, which)
@@ -358,15 +389,16 @@ def explain_command(
                     write_picture(staging, f"{stem}_{name.format(mark=mark)}.png", image)
             if numbers:
                 for name, result in results.items():
-                    result.save(staging / f"{stem}_{name}.npz")
+                    result.save(staging / f"{stem}_{album.file_name(name)}.npz")
     _tell(f"pictures in {out}")
 
 
 def _check_used(names: Sequence[str], given: dict[str, object]) -> None:
     """Refuse an option that none of the methods asked for knows."""
     for option, value in given.items():
-        drawn = ["grad_cam"] if option == "align" else []  # not the method's, but its drawing's
-        takers = drawn or [name for name in METHODS if accepts(name, option)]
+        # align is not the method's, but its drawing's
+        takes = shows_cells if option == "align" else partial(accepts, option=option)
+        takers = [name for name in METHODS if takes(name)]
         if value is not None and not set(takers) & set(names):
             raise InputError(
                 f"--{option.replace('_', '-')} is not for {', '.join(names)}, "

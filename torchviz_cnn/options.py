@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from torchviz_cnn.errors import InputError
@@ -98,10 +99,17 @@ def pair_of(text: str | None, option: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def fill_of(text: str) -> float | str:
+def fill_of(text: str, option: str = "--fill") -> float | str:
     if text in ("mean", "blur"):
         return text
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--fill must be a number, mean or blur, not {text!r}") from None
+        raise InputError(f"{option} must be a number, mean or blur, not {text!r}") from None
+
+
+def precision_of(text: str | None) -> torch.dtype | None:
+    known = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if text not in known:
+        raise InputError(f"--dtype must be bfloat16 or float16, not {text!r}")
+    return known[text]

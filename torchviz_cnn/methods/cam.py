@@ -2,128 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution
-from torchviz_cnn.errors import InputError, NotApplicable
-from torchviz_cnn.head import run
-from torchviz_cnn.methods.examine import Examination, examine, gradients, parts
+from torchviz_cnn.methods.classes import gradients_at_maps
+from torchviz_cnn.methods.examine import Examination, examine, parts
+from torchviz_cnn.methods.passes import Chosen, LayerChoice, Pass, PixelPass, choose, head_pass
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.methods.relu import ReLURule, clamps_as_relus
-from torchviz_cnn.naming import Layer, resolve_one
-from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.resample import upsample
-from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
-from torchviz_cnn.tracing import default_layer, place_of_layer, traced
+from torchviz_cnn.targets import ScoreKind, Target, joined
+from torchviz_cnn.tracing import Trace, place_of_layer, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torchviz_cnn.models import Model
 
-LayerChoice = str | nn.Module | None
+Wanted = tuple[str, Chosen]
 
 
-class _Maps:
-    """Takes hold of one layer's output; its last run, unless the layer was named with a call.
+def _mean_weights(_maps: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.mean((-2, -1), keepdim=True)
+
+
+def _own_weights(_maps: Tensor, gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _positive_weights(_maps: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.relu()
+
+
+def _plus_plus_weights(maps: Tensor, gradient: Tensor) -> Tensor:
+    # α · ReLU(g) with α = g² / (2 g² + ΣA · g³): where g > 0, g² cancels, before it can underflow.
+    total = 2 + maps.sum((-2, -1))[:, None, :, None, None] * gradient
+    weights = torch.where(total == 0, 0, gradient.relu() / total)
+    cells = maps.shape[-2] * maps.shape[-1]
+    return weights.mean((-2, -1), keepdim=True) * cells
+
+
+# How feature maps (N, C, h, w) are weighted, given gradients (N, k, C, h, w), or (N, k, C, 1, 1)
+# where those are the same at every cell: weights of one of these two shapes.
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_cam": _mean_weights,
+    "hires_cam": _own_weights,
+    "layer_cam": _positive_weights,
+    "grad_cam_plus_plus": _plus_plus_weights,
+}
+
+
+def _weighted(maps: Tensor, weights: Tensor) -> Tensor:
+    """The maps' weighted sum over channels, ``(N, k, h, w)``."""
+    if weights.shape[-2:] == (1, 1):
+        return torch.einsum("nkc,nchw->nkhw", weights[..., 0, 0], maps)
+    return torch.einsum("nkchw,nchw->nkhw", weights, maps)
+
+
+def class_maps(
+    seen: Pass, wanted: Sequence[Wanted], *, keep_graph: bool = False
+) -> dict[Wanted, Tensor]:
+    """Maps by several methods and of several layers, from one pass, before their ReLU.
 
     Args:
-        layer: the layer to hold.
-        cut: start the graph at the layer. What comes before it runs without one, so nothing is
-            saved for, and nothing spent on, the part that no gradient is asked of.
+        seen: the pass.
+        wanted: method and layer of each.
+        keep_graph: whether the graph will be used again.
+
+    Returns:
+        ``(N, h, w)``, or ``(N, K, h, w)`` for K targets an image.
+
+    Raises:
+        NotApplicable: when the scores do not depend on a layer's maps differentiably;
+            ``InputError`` for a layer that the user named.
     """
-
-    def __init__(self, layer: Layer, spec: LayerChoice, *, cut: bool) -> None:
-        self.layer = layer
-        self.only_call = layer.call if isinstance(spec, str) and "@" in spec else None
-        self.cut = cut
-        self.calls = 0
-        self.maps: Tensor | None = None
-
-    @contextmanager
-    def held(self, root: nn.Module) -> Iterator[None]:
-        handles = [
-            root.register_forward_pre_hook(self._begin),
-            self.layer.module.register_forward_hook(self._hold),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _begin(self, *_: object) -> None:
-        self.calls = 0
-        self.maps = None
-
-    def _hold(self, _module: nn.Module, _inputs: object, output: Any) -> object:
-        call, self.calls = self.calls, self.calls + 1
-        if self.only_call not in (None, call):
-            return None
-        tensor = first_tensor(output)
-        if tensor is None or tensor.ndim != 4:
-            what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
-            raise InputError(
-                f"Grad-CAM weighs feature maps (N, C, h, w), and the layer {self.layer.name!r} "
-                f"puts out {what}; choose a convolution, or leave the layer out"
-            )
-        if self.cut:
-            torch.set_grad_enabled(True)  # the block around the whole pass puts it back
-            tensor = tensor.detach().requires_grad_()
-        self.maps = tensor
-        # Downstream gets a clone: an in-place operation may follow, and would fail on a leaf or
-        # rewrite the maps.
-        return replace_first_tensor(output, tensor.clone())
-
-    def taken(self) -> Tensor:
-        if self.maps is None:
-            raise InputError(
-                f"the layer {self.layer.name!r} runs {self.calls} times in this forward pass, "
-                f"counted from 0; there is no call {self.only_call}"
-                if self.calls
-                else f"the layer {self.layer.name!r} does not run in eval mode"
-            )
-        return self.maps
+    layers = list(dict.fromkeys(layer for _, layer in wanted))
+    maps = {layer.name: seen.maps[layer.name].detach() for layer in layers}
+    made: dict[Wanted, list[Tensor]] = {each: [] for each in wanted}
+    for gradients in gradients_at_maps(seen, layers, keep_graph=keep_graph):
+        for method, layer in wanted:
+            own = maps[layer.name]
+            weights = WEIGHTS[method](own, gradients[layer.name])
+            made[method, layer].append(_weighted(own, weights))
+    several = seen.explained.score.ndim == 2
+    return {
+        each: torch.cat(blocks, 1) if several else blocks[0][:, 0] for each, blocks in made.items()
+    }
 
 
-def _fault(layer: LayerChoice) -> type[InputError]:
-    return NotApplicable if layer is None else InputError
+def cell_attributions(
+    examination: Examination,
+    wanted: Sequence[Wanted],
+    *,
+    relu: bool = True,
+    batch_size: int | None = None,
+) -> dict[Wanted, CellAttribution]:
+    """Results of several methods at several layers: one forward pass and one of the head's back.
+
+    Args:
+        examination: network, pictures, question.
+        wanted: method and layer of each.
+        relu: see :func:`grad_cam`.
+        batch_size: pictures in one pass.
+
+    Raises:
+        InputError: as :func:`grad_cam`.
+    """
+    layers = list(dict.fromkeys(layer for _, layer in wanted))
+    explained = []
+    made: dict[Wanted, list[Tensor]] = {each: [] for each in wanted}
+    for part in parts(examination, batch_size, 4):
+        with traced(examination.module, part.inputs) as trace:
+            seen = head_pass(part, layers)
+        for each, values in class_maps(seen, wanted).items():
+            made[each].append(values)
+        explained.append(seen.explained.detached())
+        del seen
+    whole = joined(explained)
+    about = examination.about(whole, "", {"relu": relu})
+    return {
+        each: cell_attribution(examination, each, torch.cat(values), trace, about)
+        for each, values in made.items()
+    }
 
 
-def _choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> tuple[Layer, str]:
-    spec = layer if layer is not None else default_layer(module, inputs)
-    chosen = resolve_one(module, spec)
-    name = spec if isinstance(spec, str) and "@" in spec else chosen.name
-    return chosen, name
+def cell_attribution(
+    examination: Examination,
+    wanted: Wanted,
+    values: Tensor,
+    trace: Trace,
+    about: dict[str, Any],
+) -> CellAttribution:
+    """One map's result.
+
+    Args:
+        examination: network, pictures, question.
+        wanted: method and layer.
+        values: the map before its ReLU.
+        trace: of a forward pass.
+        about: what ``Examination.about`` tells, of any method.
+    """
+    method, layer = wanted
+    return CellAttribution(
+        values=(values.relu() if about["parameters"]["relu"] else values).to(examination.inputs),
+        layer=layer.name,
+        place=place_of_layer(examination.module, layer.name, trace),
+        **{**about, "method": method},
+    )
 
 
-def _head_only(
-    examination: Examination, layer: Layer, spec: LayerChoice
-) -> tuple[Tensor, Explained]:
-    """One forward pass whose graph begins at the layer."""
-    maps = _Maps(layer, spec, cut=True)
-    with maps.held(examination.module), torch.no_grad():
-        explained = examination.question.put(run(examination.module, examination.inputs))
-    if not explained.score.requires_grad:
-        # The layer lies inside a no_grad block of the network's own (a frozen backbone, say), and
-        # leaving that block turned gradients off again: have them on all along.
-        maps = _Maps(layer, spec, cut=True)
-        with maps.held(examination.module), torch.enable_grad():
-            explained = examination.question.put(run(examination.module, examination.inputs))
-    return maps.taken(), explained
-
-
-def _grad_cam(maps: Tensor, gradient: Tensor) -> Tensor:
-    """``(N, C, h, w)`` maps and ``(N[, K], C, h, w)`` gradients -> ``(N[, K], h, w)``."""
-    weights = gradient.mean((-2, -1))
-    if weights.ndim == 2:
-        return torch.einsum("nc,nchw->nhw", weights, maps)
-    return torch.einsum("nkc,nchw->nkhw", weights, maps)
+def _alone(
+    method: str,
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target,
+    layer: LayerChoice,
+    score: ScoreKind,
+    relu: bool,
+    batch_size: int | None,
+    classes: Sequence[str] | None,
+) -> CellAttribution:
+    with examine(model, inputs, target, score, classes) as examination:
+        wanted = method, choose(examination.module, layer, examination.inputs)
+        found = cell_attributions(examination, [wanted], relu=relu, batch_size=batch_size)
+        return found[wanted]
 
 
 @attribution_method
@@ -144,7 +187,9 @@ def grad_cam(
         \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial S_c}{\partial A^k_{ij}}, \qquad
         M = \mathrm{ReLU}\Big(\sum_k \alpha_k A^k\Big)
 
-    The network up to the layer runs without a graph, so a map costs about one forward pass.
+    The network up to the layer runs without a graph, so a map costs about one forward pass. Several
+    targets share it; where the network ends in global average pooling and a linear layer, and this
+    is proved by the graph of the forward pass, all of them take one small backward pass.
 
     Args:
         model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
@@ -172,22 +217,160 @@ def grad_cam(
         >>> result.layer, result.values.shape
         ('layer4', torch.Size([2, 3, 2]))
     """
-    with examine(model, inputs, target, score, classes) as examination:
-        chosen, name = _choose(examination.module, layer, examination.inputs)
-        explained, values = [], []
-        for part in parts(examination, batch_size, 4):
-            with traced(examination.module, part.inputs) as trace:
-                maps, answer = _head_only(part, chosen, layer)
-            gradient = gradients(answer, maps, of=f"the layer {name!r}", fault=_fault(layer))
-            values.append(_grad_cam(maps.detach(), gradient))
-            explained.append(answer.detached())
-        whole, value = joined(explained), torch.cat(values)
-        return CellAttribution(
-            values=(value.relu() if relu else value).to(examination.inputs),
-            layer=name,
-            place=place_of_layer(examination.module, name, trace),
-            **examination.about(whole, "grad_cam", {"relu": relu}),
-        )
+    return _alone("grad_cam", model, inputs, target, layer, score, relu, batch_size, classes)
+
+
+@attribution_method
+def hires_cam(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    layer: LayerChoice = None,
+    score: ScoreKind = "logit",
+    relu: bool = True,
+    batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> CellAttribution:
+    r"""Which places raised the score: feature maps times their gradient, cell by cell.
+
+    .. math:: M_{ij} = \mathrm{ReLU}\Big(\sum_k \frac{\partial S_c}{\partial A^k_{ij}} A^k_{ij}\Big)
+
+    Unlike Grad-CAM it never shows a place that the score did not use. Behind global average pooling
+    the two are equal. Where one linear layer follows, pooling or none between, the map before its
+    ReLU sums to the score without its bias.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        layer, relu, batch_size: as for :func:`grad_cam`.
+
+    Returns:
+        ``values``: as for :func:`grad_cam`.
+
+    Raises:
+        InputError: as :func:`grad_cam`.
+
+    Source: Draelos, Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of
+    convolutional neural networks".
+
+    Example:
+        >>> import torch, torch.nn as nn, torchviz_cnn as tvc
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5, bias=False))
+        >>> result = tvc.hires_cam(net, torch.randn(2, 3, 6, 6), target=4, relu=False)
+        >>> torch.allclose(result.values.sum((1, 2)), result.score, atol=1e-5)
+        True
+    """
+    return _alone("hires_cam", model, inputs, target, layer, score, relu, batch_size, classes)
+
+
+@attribution_method
+def layer_cam(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    layer: LayerChoice = None,
+    score: ScoreKind = "logit",
+    relu: bool = True,
+    batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> CellAttribution:
+    r"""Where early and late layers see the class: feature maps times their positive gradient.
+
+    .. math::
+        M_{ij} = \mathrm{ReLU}\Big(\sum_k
+        \mathrm{ReLU}\Big(\frac{\partial S_c}{\partial A^k_{ij}}\Big) A^k_{ij}\Big)
+
+    Made for layers before the last, where a mean over all cells says little; finer there.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        layer, batch_size: as for :func:`grad_cam`.
+        relu: the outer ReLU.
+
+    Returns:
+        ``values``: as for :func:`grad_cam`.
+
+    Raises:
+        InputError: as :func:`grad_cam`.
+
+    Source: Jiang, Zhang, Hou, Cheng, Wei 2021, "LayerCAM: Exploring Hierarchical Class Activation
+    Maps for Localization", section III.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> net = torchvision.models.resnet18()
+        >>> tvc.layer_cam(net, torch.randn(1, 3, 64, 96), layer="layer2").values.shape
+        torch.Size([1, 8, 12])
+    """
+    return _alone("layer_cam", model, inputs, target, layer, score, relu, batch_size, classes)
+
+
+@attribution_method
+def grad_cam_plus_plus(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    layer: LayerChoice = None,
+    score: ScoreKind = "logit",
+    relu: bool = True,
+    batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> CellAttribution:
+    r"""Where the network sees each of several objects of the class: positive gradients, evened out.
+
+    .. math::
+        g^k_{ij} = \frac{\partial S_c}{\partial A^k_{ij}}, \quad
+        \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 + \sum_{ab} A^k_{ab} (g^k_{ij})^3}, \quad
+        w_k = \sum_{ij} \alpha^k_{ij} \mathrm{ReLU}(g^k_{ij}), \quad
+        M = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big)
+
+    This is the paper's derivation for :math:`Y = e^{S_c}`, whose second and third derivatives
+    behind the last convolution are :math:`Y g^2` and :math:`Y g^3`; its first is :math:`Y g`, and
+    the positive factor :math:`Y`, the same for the whole map, is left out: it would overflow and
+    changes no heat map. A weight whose denominator is 0 is 0.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        layer, relu, batch_size: as for :func:`grad_cam`. The derivation assumes a layer after a
+            ReLU; with negative maps a denominator may come close to 0.
+
+    Returns:
+        ``values``: as for :func:`grad_cam`.
+
+    Raises:
+        InputError: as :func:`grad_cam`.
+
+    Source: Chattopadhyay, Sarkar, Howlader, Balasubramanian 2018, "Grad-CAM++: Generalized
+    Gradient-based Visual Explanations for Deep Convolutional Networks", section 3.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> net = torchvision.models.resnet18()
+        >>> tvc.grad_cam_plus_plus(net, torch.randn(1, 3, 64, 64), [[1, 2, 3]]).values.shape
+        torch.Size([1, 3, 2, 2])
+    """
+    return _alone(
+        "grad_cam_plus_plus", model, inputs, target, layer, score, relu, batch_size, classes
+    )
+
+
+def guided_map(shared: PixelPass, layer: Chosen) -> PixelAttribution:
+    """Guided Grad-CAM from a pass that begins at the picture and holds the layer's maps."""
+    examination = shared.examination
+    wanted = "grad_cam", layer
+    values = class_maps(shared.seen, [wanted], keep_graph=True)[wanted]
+    guided = shared.gradient("guided")
+    cam = upsample(values.relu(), examination.size).to(guided)
+    if examination.inputs.ndim == 4:
+        cam = cam.unsqueeze(-3)
+    return PixelAttribution(
+        values=(guided * cam).to(examination.inputs.dtype),
+        layer=layer.name,
+        quantity="guided gradient × Grad-CAM",
+        **examination.about(shared.explained, "guided_grad_cam", {}),
+    )
 
 
 @attribution_method
@@ -229,25 +412,5 @@ def guided_grad_cam(
         torch.Size([1, 3, 64, 64])
     """
     with examine(model, inputs, target, score, classes) as examination:
-        chosen, name = _choose(examination.module, layer, examination.inputs)
-        held = _Maps(chosen, layer, cut=False)
-        leaf = examination.inputs.requires_grad_()
-        with torch.enable_grad(), held.held(examination.module), clamps_as_relus():
-            output = run(examination.module, leaf)
-            explained = examination.question.put(output)
-        maps = held.taken()
-        gradient = gradients(
-            explained, maps, of=f"the layer {name!r}", keep_graph=True, fault=_fault(layer)
-        )
-        with ReLURule("guided") as rule:
-            guided = gradients(explained, leaf, of="the picture")
-        rule.report()
-        cam = upsample(_grad_cam(maps.detach(), gradient).relu(), examination.size).to(guided)
-        if examination.inputs.ndim == 4:
-            cam = cam.unsqueeze(-3)
-        return PixelAttribution(
-            values=(guided * cam).to(examination.inputs.dtype),
-            layer=name,
-            quantity="guided gradient × Grad-CAM",
-            **examination.about(explained, "guided_grad_cam", {}),
-        )
+        chosen = choose(examination.module, layer, examination.inputs)
+        return guided_map(PixelPass(examination, rules=True, layers=[chosen]), chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -147,25 +147,47 @@ def gradients(
         for index in range(count):
             weights = torch.ones_like(score) if score.ndim == 1 else torch.zeros_like(score)
             weights[..., index] = 1
-            found = _differentiated(score, at, weights, more=keep_graph or index + 1 < count)
+            more = keep_graph or index + 1 < count
+            (found,) = differentiated(score, [at], weights, more=more)
             if found is None:
                 break
             results.append(found)
     if found is None:
-        raise fault(
-            f"the score does not depend on {of} in a way that can be differentiated: nothing of it "
-            "reaches the score, or the network detaches it or runs that part under no_grad"
-        )
+        raise no_gradient(of, fault)
     return results[0] if score.ndim == 1 else torch.stack(results, 1)
 
 
-def _differentiated(score: Tensor, at: Tensor, weights: Tensor, *, more: bool) -> Tensor | None:
+def no_gradient(of: str, fault: type[InputError]) -> InputError:
+    """What to raise where a score has no gradient at something."""
+    return fault(
+        f"the score does not depend on {of} in a way that can be differentiated: nothing of it "
+        "reaches the score, or the network detaches it or runs that part under no_grad"
+    )
+
+
+def differentiated(
+    score: Tensor, at: Sequence[Tensor], weights: Tensor, *, more: bool, batched: bool = False
+) -> list[Tensor | None]:
+    """One backward pass from scores to tensors; ``None`` for one that they do not depend on.
+
+    Args:
+        score: of a graph.
+        at: where the gradient is wanted.
+        weights: of the scores in the sum that is differentiated; with ``batched`` several sums'.
+        more: keep the graph.
+        batched: differentiate several sums together, which puts an axis in front.
+
+    Raises:
+        NotApplicable: when the network has written into what its gradient needs.
+    """
     try:
-        return cast(  # typed as if allow_unused did not exist
-            "Tensor | None",
-            torch.autograd.grad(
-                score, at, grad_outputs=weights, retain_graph=more, allow_unused=True
-            )[0],
+        found = torch.autograd.grad(
+            score,
+            at,
+            grad_outputs=weights,
+            retain_graph=more,
+            allow_unused=True,
+            is_grads_batched=batched,
         )
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
@@ -174,3 +196,4 @@ def _differentiated(score: Tensor, at: Tensor, weights: Tensor, *, more: bool) -
             "the network writes into a tensor that its own gradient needs, so it cannot be "
             "differentiated; let it compute out of place there, or use occlusion"
         ) from error
+    return list(found)

@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import PixelAttribution
-from torchviz_cnn.head import run
-from torchviz_cnn.methods.examine import Examination, examine, gradients
+from torchviz_cnn.methods.examine import examine
+from torchviz_cnn.methods.passes import PixelPass
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
-from torchviz_cnn.targets import Explained, ScoreKind, Target
+from torchviz_cnn.methods.relu import Rule
+from torchviz_cnn.targets import ScoreKind, Target
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
 
 
-def input_gradient(examination: Examination, rule: Rule | None = None) -> tuple[Tensor, Explained]:
-    """The score's gradient at the picture, ``(N[, K], C, H, W)``, ReLUs differentiated by ``rule``.
-
-    Raises:
-        InputError: when the score does not depend on the picture differentiably, or when there is
-            a rule and no ReLU for it.
-    """
-    leaf = examination.inputs.requires_grad_()
-    with torch.enable_grad():
-        with clamps_as_relus() if rule else nullcontext():
-            output = run(examination.module, leaf)
-        explained = examination.question.put(output)
-    with ReLURule(rule) if rule else nullcontext() as overridden:
-        gradient = gradients(explained, leaf, of="the picture")
-    if overridden is not None:
-        overridden.report()
-    return gradient, explained
-
-
-def _answer(
-    examination: Examination, explained: Explained, gradient: Tensor, method: str, positive: bool
+def gradient_map(
+    shared: PixelPass, method: str, rule: Rule | None = None, *, positive: bool = False
 ) -> PixelAttribution:
+    """The gradient itself, ReLUs differentiated by ``rule``, as a method's result."""
+    gradient = shared.gradient(rule)
     values = gradient.clamp(min=0) if positive else gradient
     return PixelAttribution(
-        values=values.to(examination.inputs.dtype),
-        **examination.about(explained, method, {"positive": positive}),
+        values=values.to(shared.examination.inputs.dtype),
+        **shared.examination.about(shared.explained, method, {"positive": positive}),
+    )
+
+
+def product_map(shared: PixelPass) -> PixelAttribution:
+    """Input × gradient from a pass that begins at the picture."""
+    pixels = shared.examination.inputs.detach()
+    if shared.explained.score.ndim == 2:
+        pixels = pixels[:, None]
+    return PixelAttribution(
+        values=(shared.gradient() * pixels).to(pixels.dtype),
+        channels="sum",
+        quantity="input × gradient",
+        **shared.examination.about(shared.explained, "input_x_gradient", {}),
     )
 
 
@@ -88,8 +82,7 @@ def saliency(
         (torch.Size([2, 3, 64, 48]), torch.Size([2, 64, 48]))
     """
     with examine(model, inputs, target, score, classes) as examination:
-        gradient, explained = input_gradient(examination)
-        return _answer(examination, explained, gradient, "saliency", positive)
+        return gradient_map(PixelPass(examination), "saliency", positive=positive)
 
 
 @attribution_method
@@ -125,16 +118,7 @@ def input_x_gradient(
         True
     """
     with examine(model, inputs, target, score, classes) as examination:
-        gradient, explained = input_gradient(examination)
-        pixels = examination.inputs.detach()
-        if explained.score.ndim == 2:
-            pixels = pixels[:, None]
-        return PixelAttribution(
-            values=(gradient * pixels).to(pixels.dtype),
-            channels="sum",
-            quantity="input × gradient",
-            **examination.about(explained, "input_x_gradient", {}),
-        )
+        return product_map(PixelPass(examination))
 
 
 @attribution_method
@@ -178,8 +162,8 @@ def guided_backprop(
         torch.Size([1, 3, 64, 64])
     """
     with examine(model, inputs, target, score, classes) as examination:
-        gradient, explained = input_gradient(examination, "guided")
-        return _answer(examination, explained, gradient, "guided_backprop", positive)
+        shared = PixelPass(examination, rules=True)
+        return gradient_map(shared, "guided_backprop", "guided", positive=positive)
 
 
 @attribution_method
@@ -220,5 +204,5 @@ def deconvnet(
         tensor([3])
     """
     with examine(model, inputs, target, score, classes) as examination:
-        gradient, explained = input_gradient(examination, "deconvnet")
-        return _answer(examination, explained, gradient, "deconvnet", positive)
+        shared = PixelPass(examination, rules=True)
+        return gradient_map(shared, "deconvnet", "deconvnet", positive=positive)

@@ -10,23 +10,29 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Kind, Output, joined, run
+from torchviz_cnn.head import Kind, Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
 from torchviz_cnn.methods.incremental import Engine, Request, engine_for
 from torchviz_cnn.methods.registry import attribution_method
-from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
+from torchviz_cnn.methods.variants import (
+    Fill,
+    answers,
+    check_precision,
+    filling_of,
+    in_words,
+    scores_of_variants,
+)
+from torchviz_cnn.targets import Explained, ScoreKind, Target
 from torchviz_cnn.targets import joined as answers_joined
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
 
 Engines = Literal["auto", "incremental", "dense"]
-Fill = float | Sequence[float] | str | Tensor | np.ndarray
 
 
 def _pair(value: int | Sequence[int], what: str) -> tuple[int, int]:
@@ -56,41 +62,6 @@ def _windows(
         )
     rows, columns = (math.ceil((size[i] - w[i]) / s[i]) + 1 for i in (0, 1))
     return w, s, (rows, columns)
-
-
-def _fill(fill: Fill, images: Tensor, *, has_channels: bool) -> Tensor:
-    """What a hidden pixel becomes, broadcastable to ``images`` ``(N, C, H, W)``."""
-    if isinstance(fill, str):
-        if fill == "mean":
-            return images.mean((2, 3), keepdim=True)
-        if fill == "blur":
-            sigma = max(1.0, min(images.shape[2:]) / 14)
-            reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
-            if reach < 1:
-                raise InputError("a picture one pixel wide cannot be blurred; fill with a value")
-            return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
-        raise InputError(f"fill must be a value, 'mean', 'blur' or an array, not {fill!r}")
-    try:
-        values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(
-            f"fill must be a value, 'mean', 'blur' or an array, not {type(fill).__name__}"
-        ) from None
-    if not bool(values.isfinite().all()):
-        raise InputError("fill must be made of finite numbers")
-    if values.ndim == 1:  # one value a channel
-        values = values[:, None, None]
-    given = tuple(values.shape)
-    if values.ndim == 3 and not has_channels:  # a picture for each, given as the inputs are
-        values = values[:, None]
-    try:
-        return values.expand(images.shape)
-    except RuntimeError:
-        shape = images.shape if has_channels else images[:, 0].shape
-        raise InputError(
-            f"fill of shape {given} does not fit pictures of shape "
-            f"{tuple(shape)}; give one value, one a channel, or a picture"
-        ) from None
 
 
 class _Grid:
@@ -141,6 +112,7 @@ def occlusion(
     progress: bool = False,
     classes: Sequence[str] | None = None,
     engine: Engines = "dense",
+    dtype: torch.dtype | None = None,
 ) -> WindowAttribution:
     """How much of the score is lost when a window of the picture is hidden.
 
@@ -167,6 +139,8 @@ def occlusion(
             in memory, and runs the network's own ``forward`` once more to trace a copy of it.
             ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
             logger ``torchviz_cnn`` tells at level INFO why it was impossible).
+        dtype: ``torch.bfloat16`` runs what ``torch.autocast`` finds suitable in it, on a GPU much
+            faster, with two to three digits; by the dense engine.
 
     Returns:
         ``values``: score of the untouched picture minus score with the window hidden,
@@ -190,21 +164,24 @@ def occlusion(
     """
     if engine not in get_args(Engines):
         raise InputError(f"engine must be {' or '.join(get_args(Engines))}, not {engine!r}")
+    check_precision(dtype, inputs)
+    if dtype is not None and engine == "incremental":
+        raise InputError("the incremental engine has no dtype; use engine='dense' with it")
     with examine(model, inputs, target, score, classes) as examination:
         has_channels = examination.inputs.ndim == 4
         images = examination.inputs if has_channels else examination.inputs[:, None]
         size = examination.size
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
-        filling = _fill(fill, images, has_channels=has_channels)
+        filling = filling_of(fill, images, has_channels=has_channels)
         filling = filling.expand(images.shape)
         # What is computed in part takes less room; the engine looks at that for itself.
         wish, batch_size = batch_size, batch_of(images, batch_size, 8)
         limit = max(25, batch_size) if wish is None else batch_size
 
         hiding = _Hiding(images, filling, (wh, ww), (sh, sw), (rows, columns))
-        asked = _Asked(examination, has_channels, all_scores, batch_size, progress)
+        asked = _Asked(examination, has_channels, all_scores, batch_size, progress, dtype)
         parts = None
-        if engine != "dense":
+        if engine != "dense" and dtype is None:
             parts = engine_for(
                 examination.module,
                 examination.inputs,
@@ -227,6 +204,7 @@ def occlusion(
                     "window": [wh, ww],
                     "stride": [sh, sw],
                     "fill": fill if isinstance(fill, str | int | float) else "array",
+                    **in_words(dtype),
                 },
             ),
         )
@@ -252,6 +230,7 @@ class _Asked:
     all_scores: bool
     batch_size: int
     progress: bool
+    dtype: torch.dtype | None
 
     def bar(self, total: int) -> tqdm[Any]:
         return tqdm(
@@ -305,12 +284,8 @@ def _dense(hiding: _Hiding, asked: _Asked) -> _Found:
     hidden_scores, every_score = [], []
     for start in range(0, count, chunk):
         pictures = grid.pictures(start, chunk)
-        output = run(
-            asked.examination.module,
-            pictures if asked.has_channels else pictures[:, 0],
-            sure=True,
-            variants_of=asked.examination.inputs,
-        )
+        variants = pictures if asked.has_channels else pictures[:, 0]
+        output = answers(asked.examination, variants, asked.dtype)
         untouched = min(max(len(images) - start, 0), chunk)
         stop = min(count - start, chunk)
         if untouched:
@@ -319,7 +294,7 @@ def _dense(hiding: _Hiding, asked: _Asked) -> _Found:
             if whole is None:
                 whole = question.put(joined(references))
             output = output.rows(untouched, stop)
-            hidden_scores.append(_scores(question, whole, output, start + untouched))
+            hidden_scores.append(scores_of_variants(question, whole, output, start + untouched))
             kept = asked.kept(output)
             if kept is not None:
                 every_score.append(kept)
@@ -352,7 +327,7 @@ def _incremental(hiding: _Hiding, asked: _Asked, engine: Engine) -> _Found:
         keep = None if known is None else known.new_empty((*hiding.positions, *known.shape))
         for positions, output in engine.tiles():
             at = tuple(torch.tensor(axis) for axis in zip(*positions, strict=True))
-            rows = _scores(part, whole, output, 0)
+            rows = scores_of_variants(part, whole, output, 0)
             hidden[at] = rows.reshape(len(positions), *whole.score.shape)
             if keep is not None:
                 every = output.logits.reshape(len(positions), *keep.shape[2:])
@@ -373,15 +348,3 @@ def _joined(found: Sequence[_Found]) -> _Found:
         torch.cat(keep) if keep else None,
         found[0].kind,
     )
-
-
-def _scores(question: Question, whole: Explained, output: Output, start: int) -> Tensor:
-    """The explained scores of the variants from number ``start`` on."""
-    images = question.images
-    if question.callable:
-        groups = range(0, len(output.logits), images)
-        return torch.cat([question.put(output.rows(at, at + images)).score for at in groups])
-    count = len(output.logits)
-    assert whole.target is not None
-    numbers = torch.arange(start, start + count, device=output.logits.device)
-    return question.again(whole.target[numbers % images], count).put(output).score

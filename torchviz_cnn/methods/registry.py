@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torchviz_cnn.attribution import Attribution
+from torchviz_cnn.attribution import Attribution, CellAttribution
 
 F = TypeVar("F", bound=Callable[..., Attribution])
 
@@ -41,3 +41,8 @@ def accepts(name: str, option: str) -> bool:
     """Whether a method takes the keyword ``option``."""
     parameters: Any = inspect.signature(METHODS[name]).parameters
     return option in parameters
+
+
+def shows_cells(name: str) -> bool:
+    """Whether a method's result has a value for each cell of a layer."""
+    return METHODS[name].__annotations__["return"] in ("CellAttribution", CellAttribution)

@@ -7,7 +7,9 @@ them all, changes nothing in the network and costs nothing in the forward pass.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -81,8 +83,17 @@ class ReLURule(TorchDispatchMode):
             warnings.warn(
                 f"only {share:.0%} of the activation functions passed are ReLUs and follow the "
                 f"{self.rule} rule; the others keep their ordinary gradient",
-                stacklevel=4,
+                stacklevel=_levels_to_the_caller(),
             )
+
+
+def _levels_to_the_caller() -> int:
+    """The ``stacklevel`` of whoever called this library."""
+    here = str(Path(__file__).parents[1])
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 _CLAMPS = {
@@ -105,7 +116,14 @@ class clamps_as_relus(TorchFunctionMode):  # noqa: N801 - reads as the context i
     """Run ``clamp(min=0)`` as a ReLU and ``clamp(0, b)`` as a hard tanh: equal in value.
 
     Their derivative is not ``threshold_backward``, so a rule would not see them.
+
+    Attributes:
+        rewritten: how many there were.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewritten = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -115,8 +133,10 @@ class clamps_as_relus(TorchFunctionMode):  # noqa: N801 - reads as the context i
             values = args[0] if args else kwargs["input"]
             if isinstance(low, int | float) and low == 0 and values.is_floating_point():
                 if high is None:
+                    self.rewritten += 1
                     return F.relu(values, inplace=in_place)
                 if isinstance(high, int | float) and high > 0:
+                    self.rewritten += 1
                     return F.hardtanh(values, 0.0, float(high), inplace=in_place)
         return func(*args, **kwargs)
 

@@ -1,0 +1,275 @@
+"""Several methods and layers of the same pictures, with the forward passes they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from torchviz_cnn.attribution import Attribution
+from torchviz_cnn.errors import InputError, NotApplicable, closest
+from torchviz_cnn.methods.cam import (
+    WEIGHTS,
+    Wanted,
+    cell_attribution,
+    cell_attributions,
+    class_maps,
+    guided_map,
+)
+from torchviz_cnn.methods.examine import Examination, examine
+from torchviz_cnn.methods.gradient import gradient_map, product_map
+from torchviz_cnn.methods.passes import Chosen, LayerChoice, PixelPass, choose
+from torchviz_cnn.methods.registry import METHODS, accepts
+from torchviz_cnn.methods.relu import Rule
+from torchviz_cnn.targets import ScoreKind, Target
+from torchviz_cnn.tracing import traced
+
+if TYPE_CHECKING:
+    from torchviz_cnn.models import Model
+
+Around = Callable[[str], AbstractContextManager[object]]
+_Results = dict[str, Attribution]
+Layers = LayerChoice | Sequence[str | nn.Module]
+
+_RULES: dict[str, Rule] = {
+    "guided_backprop": "guided",
+    "deconvnet": "deconvnet",
+    "guided_grad_cam": "guided",
+}
+_PIXELS = {"saliency", "input_x_gradient", "guided_backprop", "deconvnet"}
+_SHARING = _PIXELS | set(WEIGHTS) | {"guided_grad_cam"}
+
+
+def explain(
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    methods: str | Sequence[str],
+    layer: Layers = None,
+    score: ScoreKind = "logit",
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Attribution]:
+    """Explain the same pictures by several methods, at several layers, in few forward passes.
+
+    Every result is the one that the method gives alone. But ``saliency``, ``input_x_gradient``,
+    ``guided_backprop``, ``deconvnet``, ``guided_grad_cam`` and the Grad-CAM family at all layers
+    have one forward pass in common; without the gradients at the picture the Grad-CAM family needs
+    no graph before the first of its layers, and one backward pass of the rest. Methods that
+    evaluate variants of the pictures run by themselves.
+
+    Args:
+        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        methods: names of ``METHODS``, or one.
+        layer: for the methods that look at a layer; or several layers.
+        options: keywords of the methods; each gets those it knows. ``batch_size`` smaller than the
+            number of pictures keeps the Grad-CAM family to passes of its own.
+
+    Returns:
+        The results by method, in the order asked for; where several layers were given, those of
+        methods that look at one by ``"method:layer"``.
+
+    Raises:
+        InputError: as the methods; for a method that is not there or an option none of them knows.
+
+    Warns:
+        UserWarning: as the methods.
+
+    Example:
+        >>> import torch, torchvision, torchviz_cnn as tvc
+        >>> net, x = torchvision.models.resnet18(), torch.randn(1, 3, 64, 64)
+        >>> list(tvc.explain(net, x, methods=["saliency", "grad_cam", "layer_cam"]))
+        ['saliency', 'grad_cam', 'layer_cam']
+        >>> list(tvc.explain(net, x, methods="layer_cam", layer=["layer3", "layer4"]))
+        ['layer_cam:layer3', 'layer_cam:layer4']
+    """
+    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
+    check_methods(names, options)
+    known = {"score": score, "classes": classes, **options}
+    found = explained_by(names, model, inputs, target, layer, known, skip=False)
+    return cast("dict[str, Attribution]", found)
+
+
+def check_methods(names: Sequence[str], options: Mapping[str, object]) -> None:
+    """Refuse what cannot be explained by.
+
+    Raises:
+        InputError: for no method, one that is not there, or an option none of them knows.
+    """
+    if not names:
+        raise InputError(f"name at least one method of {', '.join(METHODS)}")
+    for name in names:
+        if name not in METHODS:
+            offer = closest(name, METHODS) or f"; choose from {', '.join(METHODS)}"
+            raise InputError(f"there is no method {name!r}{offer}")
+    for option in options:
+        if not any(accepts(name, option) for name in names):
+            raise InputError(f"none of {', '.join(names)} has an option {option!r}")
+
+
+def explained_by(
+    names: Sequence[str],
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target,
+    layer: Layers,
+    options: Mapping[str, Any],
+    *,
+    skip: bool,
+    around: Around = nullcontext,
+) -> dict[str, Attribution | NotApplicable]:
+    """What :func:`explain` gives.
+
+    Args:
+        names: keys of ``METHODS``.
+        model, inputs, target, layer: as for :func:`explain`.
+        options: keyword arguments; each method gets those it knows.
+        skip: give the reason in place of the results of a method that this network is not made for.
+        around: makes a context for each method's work, given its name.
+
+    Raises:
+        InputError: when the question is wrong; when a method does not apply, unless ``skip``.
+    """
+    layers = [layer] if layer is None or isinstance(layer, str | nn.Module) else list(layer)
+    if not layers:
+        raise InputError("name at least one layer, or leave layer out for the default one")
+    found: dict[str, _Results | NotApplicable] = {}
+
+    def attempt(name: str, work: Callable[[], _Results]) -> None:
+        with around(name):
+            try:
+                found[name] = work()
+            except NotApplicable as reason:
+                if not skip:
+                    raise
+                found[name] = reason
+
+    sharing = [name for name in names if name in _SHARING]
+    if len(sharing) > 1 or (sharing and len(layers) > 1):
+        question = (options.get("score", "logit"), options.get("classes"))
+        with examine(model, inputs, target, *question) as examination:
+            shared = _Shared(examination, sharing, layers, options)
+            for name in sharing:
+                attempt(name, partial(shared.results, name))
+            del shared
+    for name in names:
+        if name not in found:
+            attempt(name, partial(_alone, name, model, inputs, target, layers, options))
+    ordered: dict[str, Attribution | NotApplicable] = {}
+    for name in names:
+        each = found[name]
+        ordered.update({name: each} if isinstance(each, NotApplicable) else each)
+    return ordered
+
+
+def _alone(
+    name: str,
+    model: nn.Module | Model,
+    inputs: Tensor,
+    target: Target,
+    layers: Sequence[LayerChoice],
+    options: Mapping[str, Any],
+) -> dict[str, Attribution]:
+    known = {key: value for key, value in options.items() if accepts(name, key)}
+    if not accepts(name, "layer"):
+        return {name: METHODS[name](model, inputs, target, **known)}
+    results = [METHODS[name](model, inputs, target, layer=each, **known) for each in layers]
+    return _by_layer(name, results)
+
+
+def _by_layer(name: str, results: Sequence[Attribution]) -> dict[str, Attribution]:
+    if len(results) == 1:
+        return {name: results[0]}
+    return {f"{name}:{each.layer}": each for each in results}
+
+
+class _Shared:
+    """The forward passes that methods have in common, each run when it is first needed."""
+
+    def __init__(
+        self,
+        examination: Examination,
+        names: Sequence[str],
+        layers: Sequence[LayerChoice],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.examination = examination
+        self.names = names
+        self.layers = layers
+        self.options = options
+
+    def results(self, name: str) -> dict[str, Attribution]:
+        """What a method found, by its name or, of several layers, by name and layer."""
+        if name in WEIGHTS:
+            return _by_layer(name, [self._cams[name, layer] for layer in self._chosen])
+        rule = _RULES.get(name)
+        shared = self._ruled if rule else self._plain
+        if name == "guided_grad_cam":
+            return _by_layer(name, [guided_map(shared, layer) for layer in self._chosen])
+        if name == "input_x_gradient":
+            return {name: product_map(shared)}
+        positive = bool(self.options.get("positive", False))
+        return {name: gradient_map(shared, name, rule, positive=positive)}
+
+    @cached_property
+    def _chosen(self) -> list[Chosen]:
+        module, inputs = self.examination.module, self.examination.inputs
+        return [choose(module, layer, inputs.detach()) for layer in self.layers]
+
+    @property
+    def _held(self) -> list[Chosen]:
+        """The layers that a pass from the picture holds; none where there is nothing to hold."""
+        if self._pictures_only:
+            return []
+        try:
+            return self._chosen
+        except NotApplicable:
+            return []
+
+    @property
+    def _pictures_only(self) -> bool:
+        return all(name in _PIXELS for name in self.names)
+
+    def _pass(self, *, rules: bool) -> PixelPass:
+        with traced(self.examination.module, self.examination.inputs) as trace:
+            shared = PixelPass(self.examination, rules=rules, layers=self._held, keep=True)
+        self._trace = trace
+        return shared
+
+    @cached_property
+    def _ruled(self) -> PixelPass:
+        return self._pass(rules=True)
+
+    @cached_property
+    def _plain(self) -> PixelPass:
+        # Where clamp(min=0) runs as a ReLU, the slope at 0 is another than the network's own.
+        if any(name in _RULES for name in self.names) and not self._ruled.clamps:
+            return self._ruled
+        return self._pass(rules=False)
+
+    @cached_property
+    def _cams(self) -> dict[Wanted, Attribution]:
+        wanted = [(name, layer) for name in self.names if name in WEIGHTS for layer in self._chosen]
+        relu, batch_size = self.options.get("relu", True), self.options.get("batch_size")
+        count = len(self.examination.inputs)
+        by_themselves = all(name in WEIGHTS for name in self.names)
+        if not by_themselves and (batch_size is None or batch_size >= count):
+            try:
+                return dict(self._from_the_picture(wanted, relu))
+            except InputError:
+                pass  # cut at the layer, the network may still tell: its start may have no graph
+        own = replace(self.examination, inputs=self.examination.inputs.detach())
+        return dict(cell_attributions(own, wanted, relu=relu, batch_size=batch_size))
+
+    def _from_the_picture(self, wanted: Sequence[Wanted], relu: bool) -> dict[Wanted, Attribution]:
+        values = class_maps(self._plain.seen, wanted, keep_graph=True)
+        about = self.examination.about(self._plain.explained, "", {"relu": relu})
+        return {
+            each: cell_attribution(self.examination, each, maps, self._trace, about)
+            for each, maps in values.items()
+        }
