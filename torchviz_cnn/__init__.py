@@ -4,7 +4,7 @@ Opens up any CNN by its named layers: feature maps, filters, saliency, guided ba
 Grad-CAM, occlusion.
 """
 
-from torchviz_cnn import models, render
+from torchviz_cnn import models, objectives, render
 from torchviz_cnn.attribution import (
     Attribution,
     CellAttribution,
@@ -12,6 +12,7 @@ from torchviz_cnn.attribution import (
     WindowAttribution,
 )
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.fields import ReceptiveField, receptive_field
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
@@ -22,10 +23,14 @@ from torchviz_cnn.methods import (
     occlusion,
     saliency,
 )
+from torchviz_cnn.methods.maximization import Maximization, maximize
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
+from torchviz_cnn.objectives import Objective
 from torchviz_cnn.observe import Observation, activations, capture
+from torchviz_cnn.retrieval import Patch, Patches, patches
 from torchviz_cnn.summary import LayerInfo, LayerTable, layers
+from torchviz_cnn.texture import StyleComparison, gram_matrix, style_distance, style_layers
 from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
 
@@ -36,9 +41,15 @@ __all__ = [
     "InputError",
     "LayerInfo",
     "LayerTable",
+    "Maximization",
     "Model",
+    "Objective",
     "Observation",
+    "Patch",
+    "Patches",
     "PixelAttribution",
+    "ReceptiveField",
+    "StyleComparison",
     "WindowAttribution",
     "__version__",
     "activations",
@@ -46,13 +57,20 @@ __all__ = [
     "deconvnet",
     "default_layer",
     "grad_cam",
+    "gram_matrix",
     "guided_backprop",
     "guided_grad_cam",
     "input_x_gradient",
     "layers",
+    "maximize",
     "models",
+    "objectives",
     "occlusion",
+    "patches",
+    "receptive_field",
     "rename",
     "render",
     "saliency",
+    "style_distance",
+    "style_layers",
 ]
