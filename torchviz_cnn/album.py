@@ -78,6 +78,14 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
     ]
 
 
+def guesses(model: Model, inputs: Tensor, count: int = 3) -> list[list[Prediction]] | None:
+    """:func:`predict`, or ``None`` where the network is no classifier or takes another size."""
+    try:
+        return predict(model, inputs, count)
+    except (InputError, RuntimeError):
+        return None
+
+
 def predictions_table(predictions: Sequence[Prediction]) -> str:
     """Predictions as lines of text.
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.inputs import blank, checked_size
-from torchviz_cnn.naming import known, module_of, resolve_one
+from torchviz_cnn.naming import known, module_of, resolve_one, split_call
 from torchviz_cnn.tracing import Place, place_of_layer, remembered
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class ReceptiveField:
 
         Args:
             cell: ``(row, column)`` of the unit.
-            clip: leave out what lies beyond the picture, where there is only padding.
+            clip: leave out what lies beyond the picture, where there is only padding; of a unit
+                that sees nothing else the nearest pixel is left.
 
         Raises:
             InputError: for a cell that is not there.
@@ -67,7 +68,10 @@ class ReceptiveField:
                 continue
             middle = centre + stride * index
             low, high = math.floor(middle - size / 2 + 1e-6), math.ceil(middle + size / 2 - 1e-6)
-            edges.append((max(0, low), min(length, high)) if clip else (low, high))
+            if clip:
+                low = min(max(0, low), length - 1)
+                high = max(min(length, high), low + 1)
+            edges.append((low, high))
         return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
     def _cell(self, cell: Cell | Literal["middle"]) -> Cell:
@@ -160,9 +164,8 @@ def receptive_field(
     """
     module = module_of(model)
     found = resolve_one(module, layer)
-    name = found.key(found.call or 0)
-    if isinstance(layer, str) and "@" not in layer:
-        name = found.name
+    says_which = isinstance(layer, str) and split_call(module, layer)[0] != layer
+    name = f"{found.name}@{found.call}" if says_which else found.name
     size = input_size if input_size is not None else known(model, "input_size")
     if size is None:
         raise InputError(

@@ -98,3 +98,20 @@ def fill_of(text: str) -> float | str:
         return float(text)
     except ValueError:
         raise InputError(f"--fill must be a number, mean or blur, not {text!r}") from None
+
+
+def span_of(text: str, option: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} must be like 0.9,1.1, not {text!r}") from None
+    return low, high
+
+
+def cell_of(text: str | None) -> tuple[int, int] | str | None:
+    if text is None or text == "middle":
+        return text
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--cell must be ROW,COLUMN or middle, not {text!r}")
+    return int(parts[0]), int(parts[1])

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import Box, Cell, ReceptiveField, receptive_field
-from torchviz_cnn.inputs import place_and_kind
 from torchviz_cnn.methods.examine import batch_of
 from torchviz_cnn.naming import module_of, resolve_one
 from torchviz_cnn.observe import activations
@@ -180,10 +179,8 @@ def patches(
     if not files:
         raise InputError("no pictures were given")
     seen = receptive_field(model, layer)
-    like = torch.empty(1, *model.input_size, device="meta")
-    number = batch_of(
-        like.to(place_and_kind(model.module)["device"]) if False else like, batch_size, 8
-    )
+    like = torch.empty(1, *model.input_size, device=model.device)
+    number = batch_of(like, batch_size, cpu=8)
     skipped: list[tuple[Path, str]] = []
     best: list[tuple[float, int, Path, Cell]] = []
     order = 0

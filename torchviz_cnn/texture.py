@@ -271,7 +271,7 @@ def style_distance(
         raise InputError(f"no layer that {wanted!r} matches puts out maps (N, C, h, w)")
     return StyleComparison(
         tuple(kept),
-        tuple(shapes),  # type: ignore[arg-type]
+        tuple(shapes),
         tuple(grams),
         torch.stack(distances, 1),
         torch.stack(relatives, 1),

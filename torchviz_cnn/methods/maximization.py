@@ -143,7 +143,7 @@ class Maximization:
             name: getattr(self, name).double().cpu().numpy()
             for name in ("colors", "inputs", "history", "value")
         }
-        np.savez_compressed(file, manifest=np.array(json.dumps(self.manifest())), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, manifest=np.array(json.dumps(self.manifest())), **arrays)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -165,7 +165,7 @@ class Maximization:
 @contextmanager
 def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evaluate]:
     """How much of its objective each picture of a batch has, running no more than is needed."""
-    names = list(dict.fromkeys(name for each in wanted for name in each.layers))
+    names = list(dict.fromkeys(str(name) for each in wanted for name in each.layers))
 
     def values(seen: Any, output: Any, part: Sequence[Objective]) -> Tensor:
         found = []
@@ -231,7 +231,7 @@ class _Recipe:
         return self.origin.clamp(0.15, 0.85)
 
     def penalty(self, colors: Tensor) -> Tensor:
-        """``(N,)``: what is taken off the objective."""
+        """``(N,)``: what is taken off the objective, as a share of it."""
         total = torch.zeros(len(colors), dtype=colors.dtype, device=colors.device)
         origin = self.origin.to(colors)
         if self.l2:
@@ -301,7 +301,8 @@ def _ascend(
         slope, silent = _uphill(value, board.numbers)
         _check_progress(value, slope, part, step)
         if penalty.requires_grad:
-            slope = slope - _slope(penalty, board.numbers, more=False)
+            against = _slope(penalty, board.numbers, more=False)
+            slope = slope - _rows(value.detach().abs(), slope) * against
         redirected += silent.cpu()
         history.append(value.detach())
         board.numbers.grad = slope

@@ -62,8 +62,8 @@ def contact_sheet(
             x = _GAP + place * (cell + _GAP)
             picture = _fitted(pictures[index], cell)
             canvas.paste(picture, (x, y + cell - picture.height))
-            for line, text in enumerate(words[index]):
-                draw.text((x, y + cell + 3 + _LINE * line), text, fill=INK, font=font(12))
+            for below, text in enumerate(words[index]):
+                draw.text((x, y + cell + 3 + _LINE * below), text, fill=INK, font=font(12))
         y += height + _GAP
     return canvas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -50,7 +51,8 @@ def style_figure(
     figure = Figure(figsize=(max(7.0, 1.9 * columns + 0.9), 8.6))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2.6, 6.0))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(2.6, 6.0))
+    top, bottom = halves
     _distances(top, layers, relative, pictures, names)
     panels = bottom.subplots(3, count, squeeze=False)
     for column, (layer, (a, b)) in enumerate(zip(layers, grams, strict=True)):
@@ -77,16 +79,16 @@ def style_figure(
 
 
 def _distances(
-    place: object,
+    place: Any,
     layers: Sequence[str],
     relative: np.ndarray,
     pictures: tuple[Image.Image, Image.Image] | None,
     names: tuple[str, str],
 ) -> None:
     if pictures is None:
-        left, curve, right = None, place.subplots(), None  # type: ignore[attr-defined]
+        left, curve, right = None, place.subplots(), None
     else:
-        left, curve, right = place.subplots(1, 3, width_ratios=(1, 2.2, 1))  # type: ignore[attr-defined]
+        left, curve, right = place.subplots(1, 3, width_ratios=(1, 2.2, 1))
         for axis, picture, name in zip((left, right), pictures, names, strict=True):
             axis.imshow(np.asarray(picture))
             axis.set_title(fit(name, 150, 11), fontsize=9)
