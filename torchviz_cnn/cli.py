@@ -555,21 +555,26 @@ def maximize_command(
     steps: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(help="Another one, another picture.", min=0)] = 0,
     parametrization: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    decay: Annotated[float, typer.Option(help="For fourier: more makes smoother pictures.")] = 1.0,
+    decay: Annotated[float, typer.Option(help="For fourier: more makes smoother pictures.")] = 1.5,
     rate: Annotated[
         float | None, typer.Option(help="Adam's learning rate.", show_default="0.05; pixels 0.02")
     ] = None,
     jitter: Annotated[
         int | None,
-        typer.Option(help="Shifted by up to so many pixels.", min=0, show_default="side / 16"),
+        typer.Option(help="Shifted by up to so many pixels.", min=0, show_default="side / 10"),
     ] = None,
-    zoom: Annotated[str, typer.Option(help="Magnified by factors from LOW,HIGH.")] = "0.9,1.1",
-    rotate: Annotated[float, typer.Option(help="Turned by up to so many degrees.")] = 5.0,
-    l2: Annotated[float, typer.Option(help="Weight against strong colours.")] = 0.0,
+    zoom: Annotated[str, typer.Option(help="Magnified by factors from LOW,HIGH.")] = "0.8,1.2",
+    rotate: Annotated[float, typer.Option(help="Turned by up to so many degrees.")] = 10.0,
+    l2: Annotated[
+        float | None, typer.Option(help="Weight against strong colours.", show_default="3")
+    ] = None,
     lp: Annotated[float, typer.Option(help="Weight against extreme colours (6th powers).")] = 0.0,
     total_variation: Annotated[
-        float, typer.Option("--tv", help="Weight against differences of neighbours.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--tv", help="Weight against differences of neighbours.", show_default="2; pixels 10"
+        ),
+    ] = None,
     numbers: Annotated[
         bool, typer.Option("--npz", help="Also write the values with a manifest, as .npz.")
     ] = False,
@@ -586,7 +591,7 @@ def maximize_command(
     Examples:
       torchviz-cnn maximize vgg16 --class flamingo --class zebra --size 128
       torchviz-cnn maximize resnet50 --layer layer2 --channel 130 --channel 131
-      torchviz-cnn maximize mnist_convnet --weights digits.pt --class 3 --parametrization pixels --l2 30 --tv 50
+      torchviz-cnn maximize mnist_convnet --weights digits.pt --class 3 --parametrization pixels
     """
     check_folder(out)
     options = {

@@ -177,6 +177,9 @@ def colors_of(preprocess: object, input_size: Sequence[int]) -> Colors:
         >>> colors_of("caffe", (3, 8, 8)).offset
         tensor([-103.9390, -116.7790, -123.6800], dtype=torch.float64)
     """
+    channels = 1 if len(input_size) == 2 else input_size[0]
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 colours; this network takes {channels} channels")
     if isinstance(preprocess, str):
         preprocess = preprocess_by_name(preprocess, input_size)
     if not isinstance(preprocess, Preprocess):
@@ -200,15 +203,18 @@ def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
             f"preprocess is a name ({', '.join(KERAS_MODES)}) or a function from pictures to "
             f"inputs, not {type(preprocess).__name__}"
         )
+    input_size = tuple(input_size)
     size = (max(8, input_size[-1]), max(8, input_size[-2]))
     channels = 1 if len(input_size) == 2 else input_size[0]
-    if channels not in (1, 3):
-        raise InputError(f"pictures have 1 or 3 colours; this network takes {channels} channels")
 
     def shown(*color: int) -> Tensor:
         found = preprocess(Image.new("RGB", size, color))
-        flat = found.double().reshape(channels, -1)
-        return flat.mean(1)
+        if not isinstance(found, Tensor) or found.shape[-len(input_size) :][:-2] != input_size[:-2]:
+            raise InputError(
+                "the network's preprocessing does not make inputs of its size of a picture; name "
+                "one with preprocess="
+            )
+        return found.double().reshape(channels, -1).mean(1)
 
     black, white = shown(0, 0, 0), shown(255, 255, 255)
     if channels == 1:
