@@ -566,13 +566,14 @@ def maximize_command(
     zoom: Annotated[str, typer.Option(help="Magnified by factors from LOW,HIGH.")] = "0.8,1.2",
     rotate: Annotated[float, typer.Option(help="Turned by up to so many degrees.")] = 10.0,
     l2: Annotated[
-        float | None, typer.Option(help="Weight against strong colours.", show_default="3")
+        float | None,
+        typer.Option(help="Weight against strong colours.", show_default="6; pixels 3"),
     ] = None,
     lp: Annotated[float, typer.Option(help="Weight against extreme colours (6th powers).")] = 0.0,
     total_variation: Annotated[
         float | None,
         typer.Option(
-            "--tv", help="Weight against differences of neighbours.", show_default="2; pixels 10"
+            "--tv", help="Weight against differences of neighbours.", show_default="3; pixels 10"
         ),
     ] = None,
     numbers: Annotated[

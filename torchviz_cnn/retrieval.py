@@ -93,7 +93,7 @@ class Patches:
         most = f"{len(self)} patch{'es' * (len(self) != 1)}"
         return render.contact_sheet(
             self.crops(),
-            [f"{patch.value:.3g}\n{patch.file.name}" for patch in self.found],
+            [f"{patch.value:.4g}\n{patch.file.name}" for patch in self.found],
             columns=columns,
             cell=cell,
             title=f"{self.layer} {self.channel}: the {most} of {self.pictures} pictures that "

@@ -107,7 +107,7 @@ class Maximization:
         from torchviz_cnn import render
 
         words = [
-            f"{label}\n{value:.3g}"
+            f"{label}\n{value:.4g}"
             for label, value in zip(self.labels, self.value.tolist(), strict=True)
         ]
         return render.contact_sheet(self.images, words, columns=columns, cell=cell)
@@ -186,7 +186,7 @@ def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evalu
 
 # What suits each parametrisation: pixels need more against the chequered noise they end in.
 _DEFAULTS = {
-    "fourier": {"learning_rate": 0.05, "l2": 3.0, "total_variation": 2.0},
+    "fourier": {"learning_rate": 0.05, "l2": 6.0, "total_variation": 3.0},
     "pixels": {"learning_rate": 0.02, "l2": 3.0, "total_variation": 10.0},
 }
 
@@ -398,7 +398,7 @@ def maximize(
         scale: magnified by a factor between these,
         rotate: and turned by up to so many degrees. A picture is mirrored at its border.
         l2, lp, total_variation: weights λ of the penalties, which are means over pixels and colours;
-            by default 3, 0 and 2, of pixels 3, 0 and 10.
+            by default 6, 0 and 3, of pixels 3, 0 and 10.
         power: p of ``lp``.
         seed: of the noise a picture starts from and of its moves; one for all, or one a picture.
         input_size: ``(C, H, W)`` or ``(H, W)`` of the picture, where it is not the Model's own. A
@@ -457,12 +457,7 @@ def maximize(
         )
         recipe.check()
         found = _optimised(module, wanted, seeds, size, colors, recipe, batch_size, progress)
-    notes = tuple(
-        f"{objective.label} started behind a closed ReLU, without a gradient: for {times} "
-        f"step{'s' * (times != 1)} what goes into that ReLU was followed instead"
-        for objective, times in zip(wanted, found.redirected.tolist(), strict=True)
-        if times
-    )
+    notes = _redirections(wanted, found.redirected.tolist())
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return Maximization(
@@ -474,6 +469,21 @@ def maximize(
         layers=tuple(dict.fromkeys(str(name) for each in wanted for name in each.layers)),
         parameters={**recipe.to_dict(), "seed": seeds, "input_size": list(size)},
         notes=notes,
+    )
+
+
+def _redirections(wanted: Sequence[Objective], times: Sequence[int]) -> tuple[str, ...]:
+    """One sentence about the pictures that started without a gradient; none without any."""
+    told = [
+        f"{objective.label} (for {count} step{'s' * (count != 1)})"
+        for objective, count in zip(wanted, times, strict=True)
+        if count
+    ]
+    if not told:
+        return ()
+    return (
+        f"{', '.join(told)}: where everything lay behind a closed ReLU, without a gradient, what "
+        "goes into that ReLU was made larger until it opened",
     )
 
 
