@@ -538,6 +538,14 @@ def test_precision_and_device_stay(device):
     torch.testing.assert_close(single.colors.double(), wanted.colors, rtol=0, atol=1e-3)
 
 
+def test_a_network_of_half_precision_is_asked_with_a_finer_picture():
+    wanted = tvc.maximize(residual().float(), target=1, **QUICK)
+    found = tvc.maximize(residual().bfloat16(), target=1, **QUICK)
+    assert (found.colors.dtype, found.inputs.dtype) == (torch.float32, torch.bfloat16)
+    assert (found.colors - wanted.colors).abs().max() < 0.15
+    assert found.image.size == (10, 14)
+
+
 def test_a_network_without_a_channel_axis_is_asked_like_the_one_inside_it():
     net = randomised(Gray())
     options = QUICK | {"target": 1}
@@ -648,6 +656,7 @@ BAD = [
     ({"target": 1, "parametrization": "wavelets"}, "must be fourier or pixels"),
     ({"target": 1, "jitter": -1}, "jitter is"),
     ({"target": 1, "scale": (1.2, 0.8)}, "the lower first"),
+    ({"target": 1, "scale": 1.1}, "scale is two factors"),
     ({"target": 1, "rotate": 200.0}, "angle"),
     ({"target": 1, "l2": -1.0}, "l2 must be"),
     ({"target": [1, 2], "seed": [1]}, "1 seeds were given for 2"),

@@ -75,7 +75,7 @@ class _Class:
     layer = None
 
     def bound(self, _module: nn.Module, classes: Sequence[str] | None) -> _Class:
-        known = replace(self, classes=self.classes if classes is None else classes)
+        known = replace(self, classes=classes if self.classes is None else self.classes)
         known._question(1)  # refuses names and numbers that cannot be
         return known
 

@@ -446,7 +446,7 @@ def maximize(
             parametrization=parametrization,
             decay=decay,
             learning_rate=usual["learning_rate"] if learning_rate is None else learning_rate,
-            moves=Moves(min(size[-2:]) // 10 if jitter is None else jitter, tuple(scale), rotate),  # type: ignore[arg-type]
+            moves=Moves(min(size[-2:]) // 10 if jitter is None else jitter, _pair(scale), rotate),
             l2=usual["l2"] if l2 is None else l2,
             lp=lp,
             power=power,
@@ -512,6 +512,9 @@ def _optimised(
     place = place_and_kind(module)
     empty = torch.zeros(1, *size, **place)
     number = batch_of(empty, batch_size, cpu=8, cuda=64)
+    # Half precision is too coarse for small steps, and has no Fourier transform on the CPU.
+    coarse = place["dtype"] in (torch.float16, torch.bfloat16)
+    exact = {**place, "dtype": torch.float32 if coarse else place["dtype"]}
     parts = []
     with (
         misfits_explained(module, empty),
@@ -535,12 +538,12 @@ def _optimised(
                 recipe.parametrization,
                 decay=recipe.decay,
                 middle=recipe.start,
-                **place,
+                **exact,
             )
-            look = partial(_look, evaluate, colors, part)
+            look = partial(_look, evaluate, colors, part, place["dtype"])
             history, redirected = _ascend(board, part, look, recipe, bar)
             finished = board.colors().detach().clone()
-            inputs = colors.inputs(finished)
+            inputs = colors.inputs(finished).to(place["dtype"])
             value = evaluate(inputs.clone(), part).detach()
             parts.append(_Found(finished, inputs, history, value, redirected))
     joined = zip(*(vars(part).values() for part in parts), strict=True)
@@ -548,9 +551,13 @@ def _optimised(
 
 
 def _look(
-    evaluate: Evaluate, colors: Colors, part: Sequence[Objective], pictures: Tensor
+    evaluate: Evaluate,
+    colors: Colors,
+    part: Sequence[Objective],
+    dtype: torch.dtype,
+    pictures: Tensor,
 ) -> Tensor:
-    return evaluate(colors.inputs(pictures), part)
+    return evaluate(colors.inputs(pictures).to(dtype), part)
 
 
 def _objectives(
@@ -587,6 +594,12 @@ def _objectives(
     if not found:
         raise InputError("the list of what to maximise is empty")
     return found
+
+
+def _pair(scale: Any) -> tuple[float, float]:
+    if isinstance(scale, list | tuple) and len(scale) == 2:
+        return float(scale[0]), float(scale[1])
+    raise InputError(f"scale is two factors, the lower first, not {scale!r}")
 
 
 def _usual(parametrization: str) -> dict[str, float]:
