@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``cost``, ``classes``, ``occlusion``, ``imported`` and ``keras``."""
+"""``python -m benchmarks``: ``cost``, ``classes``, ``occlusion``, ``maximize``, ``imported``, ``keras``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import classes, cost, imported, occlusion
+from benchmarks import classes, cost, imported, maximization, occlusion
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import choose_device
 
@@ -125,6 +125,28 @@ def occlusion_command(
         rounds=rounds,
     )
     print(occlusion.table(rows))
+
+
+@app.command("maximize")
+def maximize_command(
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the picture, in pixels.", min=32)] = 128,
+    steps: Annotated[int, typer.Option(help="Timed at once.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Activation maximisation: a step beside a plain forward pass, and a whole ascent in seconds."""
+    chosen = choose_device(device)
+    print(cost.machine(chosen))
+    print(f"a picture of {size}×{size}; ratios to as many no_grad forward passes, alternating\n")
+    rows = maximization.measure(
+        model or ["squeezenet1_0", "resnet18"],
+        size=size,
+        steps=steps,
+        device=chosen,
+        rounds=rounds,
+    )
+    print(maximization.table(rows))
 
 
 app()

@@ -740,3 +740,111 @@ def test_compare_takes_a_folder_of_pictures(run, picture, tmp_path):
     (tmp_path / "none").mkdir()
     code, _, err = run("compare", ONNX / "catdog.k3export.onnx", "--images", "none")
     assert (code, "there is no picture in the folder 'none'" in err) == (2, True)
+
+
+def test_maximize_writes_a_picture_each_a_sheet_and_the_curves(run, tmp_path):
+    words = ["maximize", "mnist_convnet", "--steps", 4, "--npz", "--out", "o"]
+    code, out, err = run(*words, "--layer", "conv_1", "-k", 3, "-k", 5, "-k", 5)
+    assert code == 0, err
+    assert files(tmp_path / "o") == [
+        "maximize.npz",
+        "maximize_conv_1_3.png",
+        "maximize_conv_1_5-2.png",
+        "maximize_conv_1_5.png",
+        "maximize_objective.png",
+        "maximize_sheet.png",
+    ]
+    assert "conv_1 3: from " in out
+    assert "%" in out  # what the network says to its picture
+    with Image.open(tmp_path / "o" / "maximize_conv_1_3.png") as image:
+        assert image.size == (28, 28)
+    code, out, err = run(
+        *words[:4], "--class", 7, "--class", "8", "--parametrization", "pixels", "--out", "p"
+    )
+    assert code == 0, err
+    assert "maximize_class_7.png" in files(tmp_path / "p")
+    assert "class 8: from " in out
+
+
+def test_maximize_makes_a_picture_of_another_size(run, tmp_path):
+    words = ["maximize", "squeezenet1_1", "--weights", "none", "-l", "features.0", "-k", 2]
+    code, _, err = run(*words, "--steps", 2, "--size", "40x56", "--cell", "middle", "--out", "o")
+    assert code == 0, err
+    with Image.open(tmp_path / "o" / "maximize_features.0_2_at_middle.png") as image:
+        assert image.size == (56, 40)
+
+
+def test_patches_writes_a_sheet_and_a_table(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"nothing")
+    code, out, err = run(
+        "patches",
+        "photos",
+        "-m",
+        "mnist_convnet",
+        "-l",
+        "conv_1",
+        "-k",
+        2,
+        "--top",
+        3,
+        "--out",
+        "o",
+    )
+    assert code == 0, err
+    assert files(tmp_path / "o") == ["patches_conv_1_2.png"]
+    assert out.count("unit (") == 3
+    assert "conv_1 2, of 4 pictures" in out
+    assert "bad.png is left out" in err
+
+
+def test_style_writes_a_figure_and_prints_a_table(run, picture, tmp_path):
+    other = tmp_path / "other.png"
+    with Image.open(picture) as image:
+        image.rotate(90, expand=True).save(other)
+    words = ["style", picture, other, "-m", "cat_dog_small", "--out", "o"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert files(tmp_path / "o") == ["style_photo_other.png"]
+    assert "conv2d_1" in out
+    assert "relative" in out
+    code, out, err = run(*words, "--json", "-l", "conv2d_2")
+    assert code == 0, err
+    (row,) = json.loads(out)["layers"]
+    assert row["name"] == "conv2d_2"
+    assert 0 < row["relative"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["maximize", "mnist_convnet"], "nothing was asked for"),
+        (["maximize", "mnist_convnet", "-l", "conv_2", "-k", "1"], "did you mean 'conv_1'"),
+        (["maximize", "mnist_convnet", "-l", "conv_1", "-k", "64"], "has 64, from 0"),
+        (["maximize", "mnist_convnet", "--class", "ten"], "no class is called 'ten'"),
+        (["maximize", "mnist_convnet", "--class", "1", "--zoom", "x"], "--zoom must be like"),
+        (["maximize", "mnist_convnet", "--class", "1", "--cell", "x"], "--cell must be ROW,COLUMN"),
+        (["maximize", "mnist_convnet", "--class", "1", "--size", "x"], "--size must be like"),
+        (
+            ["maximize", "mnist_convnet", "--class", "1", "--size", "20"],
+            "cannot take inputs of shape",
+        ),
+        (["patches", "nowhere", "-m", "vgg16", "-l", "a", "-k", "1"], "there is no folder"),
+        (["style", "photo.png", "none.png", "-m", "vgg16"], "there is no file 'none.png'"),
+        (
+            ["style", "photo.png", "photo.png", "-m", "cat_dog_small", "-l", "dense_1"],
+            "has no Gram matrix",
+        ),
+    ],
+)
+def test_a_bad_wish_to_maximize_patches_or_style_is_one_sentence(
+    run, picture, tmp_path, words, sentence
+):
+    code, out, err = run(*words, "--out", "o")
+    assert code == 2, out
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()

@@ -5,7 +5,7 @@ Grad-CAM, occlusion.
 """
 
 import torchviz_cnn.beside_tensorflow  # noqa: F401  (before anything imports torchvision)
-from torchviz_cnn import models, render
+from torchviz_cnn import models, objectives, render
 from torchviz_cnn.attribution import (
     Attribution,
     CellAttribution,
@@ -14,6 +14,7 @@ from torchviz_cnn.attribution import (
     WindowAttribution,
 )
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.fields import ReceptiveField, receptive_field
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
@@ -31,10 +32,14 @@ from torchviz_cnn.methods import (
     score_cam,
     smooth_grad,
 )
+from torchviz_cnn.methods.maximization import Maximization, maximize
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
+from torchviz_cnn.objectives import Objective
 from torchviz_cnn.observe import Observation, activations, capture
+from torchviz_cnn.retrieval import Patch, Patches, patches
 from torchviz_cnn.summary import LayerInfo, LayerTable, layers
+from torchviz_cnn.texture import StyleComparison, gram_matrix, style_distance, style_layers
 from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
 
@@ -45,10 +50,16 @@ __all__ = [
     "InputError",
     "LayerInfo",
     "LayerTable",
+    "Maximization",
     "Model",
+    "Objective",
     "Observation",
+    "Patch",
+    "Patches",
     "PathAttribution",
     "PixelAttribution",
+    "ReceptiveField",
+    "StyleComparison",
     "WindowAttribution",
     "__version__",
     "activations",
@@ -58,6 +69,7 @@ __all__ = [
     "explain",
     "grad_cam",
     "grad_cam_plus_plus",
+    "gram_matrix",
     "guided_backprop",
     "guided_grad_cam",
     "hires_cam",
@@ -65,11 +77,17 @@ __all__ = [
     "integrated_gradients",
     "layer_cam",
     "layers",
+    "maximize",
     "models",
+    "objectives",
     "occlusion",
+    "patches",
+    "receptive_field",
     "rename",
     "render",
     "saliency",
     "score_cam",
     "smooth_grad",
+    "style_distance",
+    "style_layers",
 ]

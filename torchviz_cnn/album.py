@@ -84,6 +84,14 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.@-]+", "_", text)
 
 
+def guesses(model: Model, inputs: Tensor, count: int = 3) -> list[list[Prediction]] | None:
+    """:func:`predict`, or ``None`` where the network is no classifier or takes another size."""
+    try:
+        return predict(model, inputs, count)
+    except (InputError, RuntimeError):
+        return None
+
+
 def predictions_table(predictions: Sequence[Prediction]) -> str:
     """Predictions as lines of text.
 

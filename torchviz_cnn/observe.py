@@ -249,6 +249,51 @@ class _Enough(BaseException):
     """Every layer asked for has run. Not an Exception, lest the network's own code catch it."""
 
 
+@contextmanager
+def running_to(
+    module: nn.Module, chosen: list[Layer], *, gradients: bool = False
+) -> Iterator[Callable[[Tensor], Observation]]:
+    """Run a network as often as wanted, each time only until the last of some layers has run.
+
+    Args:
+        module: an unwrapped network, inside :func:`~torchviz_cnn.guard.undisturbed`.
+        chosen: the layers to look at.
+        gradients: keep what is seen part of the graph.
+
+    Yields:
+        A function of the inputs, which the network may write into, that gives what was seen.
+
+    Raises:
+        InputError: from that function, for a layer asked for by its name that did not run.
+    """
+    seen = Observation(module, gradients=gradients)
+
+    def stop() -> None:
+        raise _Enough
+
+    endless = any(layer.call is None for layer in chosen)
+    hooks = _Hooks(seen, chosen, None if endless else stop)
+
+    def run(inputs: Tensor) -> Observation:
+        with suppress(_Enough):
+            module(inputs)
+        for layer in chosen:
+            name = layer.key(layer.call or 0)
+            if layer.explicit and name not in seen._kept:
+                times = hooks.calls.get(layer.module, 0)
+                raise InputError(
+                    f"{name!r} did not run: the layer runs {times} times in this forward pass"
+                    if times
+                    else f"the layer {name!r} does not run in eval mode"
+                )
+        return seen
+
+    with ExitStack() as stack:
+        for handle in hooks.attach(module):
+            stack.callback(handle.remove)
+        yield run
+
+
 def activations(
     model: nn.Module | Model, inputs: Tensor, layers: LayerChoice = "*"
 ) -> dict[str, Tensor]:
@@ -279,28 +324,10 @@ def activations(
     module = module_of(model)
     chosen = resolve(module, layers)
     inputs = check_inputs(model, module, inputs)
-    seen = Observation(module, gradients=False)
-
-    def stop() -> None:
-        raise _Enough
-
-    endless = any(layer.call is None for layer in chosen)
-    hooks = _Hooks(seen, chosen, None if endless else stop)
     with ExitStack() as stack:
         stack.enter_context(misfits_explained(module, inputs))
         stack.enter_context(undisturbed(module, inputs))
         stack.enter_context(batch_axis_required(module, inputs))
-        for handle in hooks.attach(module):
-            stack.callback(handle.remove)
-        with suppress(_Enough):
-            module(inputs.clone())  # some networks write into their input
-    for layer in chosen:
-        name = layer.key(layer.call or 0)
-        if layer.explicit and name not in seen._kept:
-            times = hooks.calls.get(layer.module, 0)
-            raise InputError(
-                f"{name!r} did not run: the layer runs {times} times in this forward pass"
-                if times
-                else f"the layer {name!r} does not run in eval mode"
-            )
+        run = stack.enter_context(running_to(module, chosen))
+        seen = run(inputs.clone())  # some networks write into their input
     return {name: kept.tensor for name, kept in seen._kept.items()}

@@ -113,3 +113,20 @@ def precision_of(text: str | None) -> torch.dtype | None:
     if text not in known:
         raise InputError(f"--dtype must be bfloat16 or float16, not {text!r}")
     return known[text]
+
+
+def span_of(text: str, option: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} must be like 0.9,1.1, not {text!r}") from None
+    return low, high
+
+
+def cell_of(text: str | None) -> tuple[int, int] | str | None:
+    if text is None or text == "middle":
+        return text
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--cell must be ROW,COLUMN or middle, not {text!r}")
+    return int(parts[0]), int(parts[1])

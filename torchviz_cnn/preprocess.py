@@ -128,6 +128,110 @@ def _shortened(image: Image.Image, needed: float) -> Image.Image:
     return image.crop(box)
 
 
+@dataclass(frozen=True)
+class Colors:
+    """How colours become a network's inputs, pixel by pixel: ``inputs = matrix · colours + offset``.
+
+    Colours are RGB or gray, from 0 to 1. Differentiable, so that a picture can be optimised.
+
+    Attributes:
+        matrix: ``(C, K)``, for K colours and C channels of the input.
+        offset: ``(C,)``, the inputs that black becomes.
+        channel_axis: ``False`` for gray networks that take ``(N, H, W)``.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    channel_axis: bool = True
+
+    @property
+    def count(self) -> int:
+        """K: 3 for RGB, 1 for gray; otherwise a network's own channels."""
+        return self.matrix.shape[1]
+
+    def inputs(self, colors: Tensor) -> Tensor:
+        """``(N, K, H, W)`` from 0 to 1 -> what the network takes."""
+        matrix, offset = self.matrix.to(colors), self.offset.to(colors)
+        mixed = torch.einsum("ck,nkhw->nchw", matrix, colors) + offset[:, None, None]
+        return mixed if self.channel_axis else mixed[:, 0]
+
+    def of_zero(self) -> Tensor:
+        """The colours, ``(K,)``, nearest to those that become an input of zero."""
+        solved = torch.linalg.lstsq(self.matrix, -self.offset[:, None]).solution
+        return solved[:, 0].clamp(0, 1)
+
+
+def colors_of(preprocess: object, input_size: Sequence[int]) -> Colors:
+    """How a preparation of pictures treats colours; of a function it is found out by trying.
+
+    Args:
+        preprocess: a :class:`Preprocess`, one of Keras' modes by name, or any function from a
+            picture to ``(N, C, H, W)``.
+        input_size: ``(C, H, W)``, or ``(H, W)``, of the network.
+
+    Raises:
+        InputError: for a function that does more to a picture of one colour than an affine map of
+            its colours.
+
+    Example:
+        >>> colors_of("caffe", (3, 8, 8)).offset
+        tensor([-103.9390, -116.7790, -123.6800], dtype=torch.float64)
+    """
+    channels = 1 if len(input_size) == 2 else input_size[0]
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 colours; this network takes {channels} channels")
+    if isinstance(preprocess, str):
+        preprocess = preprocess_by_name(preprocess, input_size)
+    if not isinstance(preprocess, Preprocess):
+        return _colors_by_trial(preprocess, input_size)
+    gray = preprocess.channels == "L"
+    order = torch.eye(1 if gray else 3, dtype=torch.float64)
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).expand(len(order))
+        for v in (preprocess.mean, preprocess.std)
+    )
+    if preprocess.channels == "BGR":
+        order = order.flip(0)
+    return Colors(
+        order * (255 * preprocess.scale) / std[:, None], -mean / std, preprocess.channel_axis
+    )
+
+
+def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
+    if not callable(preprocess):
+        raise InputError(
+            f"preprocess is a name ({', '.join(KERAS_MODES)}) or a function from pictures to "
+            f"inputs, not {type(preprocess).__name__}"
+        )
+    input_size = tuple(input_size)
+    size = (max(8, input_size[-1]), max(8, input_size[-2]))
+    channels = 1 if len(input_size) == 2 else input_size[0]
+
+    def shown(*color: int) -> Tensor:
+        found = preprocess(Image.new("RGB", size, color))
+        if not isinstance(found, Tensor) or found.shape[-len(input_size) :][:-2] != input_size[:-2]:
+            raise InputError(
+                "the network's preprocessing does not make inputs of its size of a picture; name "
+                "one with preprocess="
+            )
+        return found.double().reshape(channels, -1).mean(1)
+
+    black, white = shown(0, 0, 0), shown(255, 255, 255)
+    if channels == 1:
+        matrix = (white - black)[:, None]
+    else:
+        pure = [shown(255, 0, 0), shown(0, 255, 0), shown(0, 0, 255)]
+        matrix = torch.stack(pure, 1) - black[:, None]
+    tried = shown(51, 51, 51)
+    wanted = matrix @ torch.full((matrix.shape[1],), 0.2, dtype=torch.float64) + black
+    if not torch.allclose(tried, wanted, atol=1e-3 * float((white - black).abs().max() + 1e-6)):
+        raise InputError(
+            "the network's preprocessing does more to colours than scale and shift them, so a "
+            "picture cannot be optimised through it; name one with preprocess="
+        )
+    return Colors(matrix, black, len(input_size) == 3)
+
+
 # Keras' ways of preparing pictures: keras.applications' three modes, and ImageDataGenerator's
 # rescale=1/255. All scale the whole picture to the input's size, taking the nearest pixel, as
 # load_img(target_size=…) does unless it is told otherwise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,12 @@ class Place:
     Attributes:
         centre: of the first cell's receptive field, ``(y, x)``.
         step: from one cell to the next.
+        extent: height and width of a receptive field; infinite where a cell may see everything.
     """
 
     centre: tuple[float, float] = (0.5, 0.5)
     step: tuple[float, float] = (1.0, 1.0)
+    extent: tuple[float, float] = (1.0, 1.0)
 
     def moved(self, cells: tuple[float, float]) -> Place:
         """With the first cell so many cells further."""
@@ -45,6 +48,27 @@ class Place:
     def strided(self, factor: tuple[float, float]) -> Place:
         """With only every ``factor``-th cell."""
         return replace(self, step=(self.step[0] * factor[0], self.step[1] * factor[1]))
+
+    def widened(self, cells: tuple[float, float]) -> Place:
+        """With fields that reach over so many cells more."""
+        y, x = (e + s * n for e, s, n in zip(self.extent, self.step, cells, strict=True))
+        return replace(self, extent=(y, x))
+
+    def joined(self, other: Place) -> Place:
+        """With fields that cover those of both."""
+        if self.extent == (math.inf, math.inf) or self == other:
+            return self
+        if not all(math.isclose(a, b) for a, b in zip(self.step, other.step, strict=True)):
+            return replace(self, extent=(math.inf, math.inf))
+        low = [min(p.centre[i] - p.extent[i] / 2 for p in (self, other)) for i in (0, 1)]
+        high = [max(p.centre[i] + p.extent[i] / 2 for p in (self, other)) for i in (0, 1)]
+        if math.inf in high:
+            return replace(self, extent=(math.inf, math.inf))
+        return replace(
+            self,
+            centre=((low[0] + high[0]) / 2, (low[1] + high[1]) / 2),
+            extent=(high[0] - low[0], high[1] - low[1]),
+        )
 
 
 def _two(values: Any, default: float = 0) -> tuple[float, float]:
@@ -63,10 +87,11 @@ def _window(
     kernel, padding, dilation = _two(kernel), _two(padding), _two(dilation, 1)
     stride = _two(stride) if stride not in ([], ()) else kernel
     middle = [d * (k - 1) / 2 - p for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    reach = (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
     if transposed:
         finer = place.strided((1 / stride[0], 1 / stride[1]))
-        return finer.moved((-middle[0], -middle[1]))
-    return place.moved((middle[0], middle[1])).strided(stride)
+        return finer.moved((-middle[0], -middle[1])).widened(reach)
+    return place.moved((middle[0], middle[1])).widened(reach).strided(stride)
 
 
 def _place_after(packet: Any, args: tuple[Any, ...], out: Tensor) -> Place | None:
@@ -74,9 +99,10 @@ def _place_after(packet: Any, args: tuple[Any, ...], out: Tensor) -> Place | Non
 
     Positions of the arguments are those of the operators' schemas.
     """
-    source = next(
-        (each for each in _flat(args) if isinstance(each, Tensor) and _place_of(each)), None
-    )
+    sources = [
+        each for each in _flat(args) if isinstance(each, Tensor) and _comes_from_picture(each)
+    ]
+    source = next((each for each in sources if _place_of(each)), None)
     if source is None:
         return None
     place: Place = _place_of(source)  # type: ignore[assignment]
@@ -93,7 +119,15 @@ def _place_after(packet: Any, args: tuple[Any, ...], out: Tensor) -> Place | Non
         return place.moved((-top, -left))
     if packet is _ATEN.slice and source.ndim - args[1] % source.ndim <= 2:
         return None  # cut along an axis of the picture
-    return place if out.shape[-2:] == source.shape[-2:] else None
+    if out.shape[-2:] != source.shape[-2:]:
+        return None
+    for other in sources:
+        if other is source:
+            continue
+        known = _place_of(other) if other.shape[-2:] == source.shape[-2:] else None
+        # What has no place on the picture, such as the mean of a map, may have seen all of it.
+        place = place.joined(known or replace(place, extent=(math.inf, math.inf)))
+    return place
 
 
 def _flat(args: tuple[Any, ...]) -> list[Any]:
@@ -103,6 +137,21 @@ def _flat(args: tuple[Any, ...]) -> list[Any]:
 def _place_of(tensor: Tensor) -> Place | None:
     # On the tensor itself, so that it is forgotten when the tensor is.
     return getattr(tensor, "_torchviz_cnn_place", None)
+
+
+def _comes_from_picture(tensor: Tensor) -> bool:
+    """Whether the picture has a part in it, at a known place or not."""
+    return hasattr(tensor, "_torchviz_cnn_place")
+
+
+def _follow(packet: Any, args: tuple[Any, ...], out: Any) -> None:
+    """Note on an operator's outputs where they lie, if the picture has a part in them."""
+    if not any(isinstance(each, Tensor) and _comes_from_picture(each) for each in _flat(args)):
+        return
+    for each in out if isinstance(out, tuple | list) else [out]:
+        if isinstance(each, Tensor):
+            place = _place_after(packet, args, each) if each.ndim >= 2 else None
+            each._torchviz_cnn_place = place  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -122,6 +171,15 @@ class Trace:
     runs: list[Run] = field(default_factory=list)
     convolutions: list[tuple[int, ...]] = field(default_factory=list)
     default: str | None = None
+
+    def of(self, module: nn.Module, layer: str) -> list[Run]:
+        """The runs of a layer given by name or alias; all of them, or the one it says."""
+        base, call = split_call(module, layer)
+        name = original_name(module, base)
+        runs = [run for run in self.runs if run.name == name]
+        if "@" not in layer or call is None or base == layer:
+            return runs
+        return runs[call : call + 1]
 
 
 class _CostMode(TorchDispatchMode):
@@ -146,11 +204,7 @@ class _CostMode(TorchDispatchMode):
                 run.macs += macs
         if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
             self.trace.convolutions.append(tuple(out.shape))
-        first = first_tensor(out)
-        if first is not None and first.ndim >= 2:
-            place = _place_after(packet, args, first)
-            if place is not None:
-                first._torchviz_cnn_place = place  # type: ignore[attr-defined]
+        _follow(packet, args, out)
         return out
 
 
@@ -211,7 +265,7 @@ def _traces(module: nn.Module, inputs: Tensor) -> tuple[dict[tuple[object, ...],
     return known, (*inputs.shape[1:], *map(_identity, every_module(module)))
 
 
-def _remembered(module: nn.Module, inputs: Tensor) -> Trace:
+def remembered(module: nn.Module, inputs: Tensor) -> Trace:
     """What one image of ``inputs`` showed; run anew when the network has been changed."""
     known, key = _traces(module, inputs)
     if key not in known:
@@ -251,12 +305,8 @@ def place_of_layer(module: nn.Module, layer: str, trace: Trace) -> Place | None:
         layer: a name or alias; of several runs the last, unless it says which.
         trace: of a forward pass of it.
     """
-    base, call = split_call(module, layer)
-    name = original_name(module, base)
-    places = [run.place for run in trace.runs if run.name == name]
-    if "@" not in layer or call is None:
-        call = -1
-    return places[call] if places and call < len(places) else None
+    runs = trace.of(module, layer)
+    return runs[-1].place if runs else None
 
 
 def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
@@ -282,7 +332,7 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    trace = _remembered(module, check_inputs(model, module, inputs))
+    trace = remembered(module, check_inputs(model, module, inputs))
     if trace.default is None:
         trace.default = _find_default_layer(module, trace)
     return display_name(module, trace.default)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchviz_cnn.errors import NotApplicable
 
-Rule = Literal["guided", "deconvnet"]
+Rule = Literal["guided", "deconvnet", "redirected"]
 
 _ATEN = torch.ops.aten
 
@@ -43,7 +43,8 @@ class ReLURule(TorchDispatchMode):
     """Differentiate ReLU and ReLU6 by another rule inside the block.
 
     ``"guided"``: where the unit was active and the gradient is positive. ``"deconvnet"``: where the
-    gradient is positive. Enter it around the backward pass only.
+    gradient is positive. ``"redirected"``: where the unit was active, and where it was not but a
+    positive gradient asks it to become so. Enter it around the backward pass only.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -60,6 +61,8 @@ class ReLURule(TorchDispatchMode):
             gradient, *rest = args
             if rest[1] == 0:
                 self.overridden += 1
+                if self.rule == "redirected":
+                    return torch.where(gradient > 0, gradient, func(gradient, *rest, **kwargs))
                 positive = gradient.clamp(min=0)
                 return positive if self.rule == "deconvnet" else func(positive, *rest, **kwargs)
             self.others += 1

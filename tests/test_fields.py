@@ -1,0 +1,202 @@
+"""What a unit sees, against published numbers and the support of its gradient."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import torchviz_cnn as tvc
+from tests.test_geometry import NETS, Residual, positive
+
+# Araujo, Norris, Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", and
+# counted by hand for torchvision's ResNets, whose stride is in the 3×3 convolution.
+PUBLISHED = [
+    ("vgg16", "features.28", 196),
+    ("vgg16", "features.30", 212),
+    ("alexnet", "features.12", 195),
+    ("resnet18", "layer4", 435),
+    ("resnet50", "layer4", 427),
+    ("densenet121", "features", 2071),
+]
+
+
+@pytest.mark.parametrize(("name", "layer", "side"), PUBLISHED)
+def test_known_receptive_fields(name, layer, side):
+    with torch.device("meta"):
+        module = torchvision.models.get_model(name, weights=None)
+    module = module.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()  # what was in the memory may be slow to compute with
+    field = tvc.receptive_field(module, layer, (3, 96, 128))
+    assert field.size == (side, side)
+
+
+def support(module, layer, size, cell):
+    """Rows and columns of the pixels that one unit's gradient reaches, ``(top, left, …)``.
+
+    Of many pictures, because max pooling passes on one pixel of each only.
+    """
+    x = torch.rand(300, *size, dtype=torch.float64, requires_grad=True)
+    with tvc.capture(module, layer, gradients=True) as seen:
+        module(x)
+    (gradient,) = torch.autograd.grad(seen[layer][:, :, cell[0], cell[1]].sum(), x)
+    ys, xs = torch.nonzero(gradient.abs().sum((0, 1)), as_tuple=True)
+    return ys.min().item(), xs.min().item(), ys.max().item() + 1, xs.max().item() + 1
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name != "transposed convolution"])
+@pytest.mark.parametrize("cell", [(0, 1), (3, 4)])
+def test_the_box_is_the_support_of_the_gradient(name, cell):
+    module, layer = NETS[name]
+    module = positive(module)
+    field = tvc.receptive_field(module, layer, (1, 40, 46))
+    assert field.box(cell) == support(module, layer, (1, 40, 46), cell)
+    corner = (field.cells[0] - 1, field.cells[1] - 1)
+    assert field.box(corner) == support(module, layer, (1, 40, 46), corner)
+
+
+def test_a_unit_that_sees_padding_only_keeps_the_nearest_pixel():
+    module = nn.Sequential(nn.Conv2d(1, 1, 3, padding=4))
+    field = tvc.receptive_field(module, "0", (1, 9, 12))
+    assert field.box((0, 0), clip=False) == (-4, -4, -1, -1)
+    assert field.box((0, 0)) == (0, 0, 1, 1)
+    last = (field.cells[0] - 1, field.cells[1] - 1)
+    assert field.box(last) == (8, 11, 9, 12)
+
+
+def test_a_box_may_reach_beyond_the_picture():
+    module = nn.Sequential(nn.Conv2d(1, 1, 5, padding=2))
+    field = tvc.receptive_field(module, "0", (1, 9, 12))
+    assert field.box((0, 0)) == (0, 0, 3, 3)
+    assert field.box((0, 0), clip=False) == (-2, -2, 3, 3)
+
+
+def test_a_transposed_convolution_sees_at_least_its_gradient():
+    module, layer = NETS["transposed convolution"]
+    module = positive(module)
+    field = tvc.receptive_field(module, layer, (1, 40, 46))
+    for cell in [(4, 4), (5, 7), (3, 3)]:
+        top, left, bottom, right = support(module, layer, (1, 40, 46), cell)
+        box = field.box(cell)
+        assert box[0] <= top
+        assert box[1] <= left
+        assert box[2] >= bottom
+        assert box[3] >= right
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: every cell depends on the mean over all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.gate = nn.Conv2d(2, 2, 1)
+        self.after = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.after(x).mean((2, 3))
+
+
+def test_a_gate_lets_every_unit_see_everything():
+    net = positive(Gated())
+    assert tvc.receptive_field(net, "conv", (1, 12, 16)).size == (3, 3)
+    field = tvc.receptive_field(net, "after", (1, 12, 16))
+    assert field.size == (math.inf, math.inf)
+    assert field.box((0, 0)) == (0, 0, 12, 16)
+
+
+def test_branches_of_other_sizes_join_to_what_both_see():
+    class Split(nn.Module):
+        """The second half of the channels takes the longer way, as in ShuffleNet."""
+
+        def __init__(self):
+            super().__init__()
+            self.long = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
+            self.end = nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            near, far = torch.cat([x, x], 1).chunk(2, 1)
+            return self.end(torch.cat([near, self.long(far)], 1))
+
+    assert tvc.receptive_field(Split(), "end", (1, 12, 12)).size == (5, 5)
+
+
+def test_a_dense_layer_and_a_global_pool_see_everything():
+    module = torchvision.models.resnet18()
+    for layer in ("fc", "avgpool"):
+        field = tvc.receptive_field(module, layer, (3, 64, 96))
+        assert (field.cells, field.box()) == ((1, 1), (0, 0, 64, 96))
+
+
+def test_what_is_not_known_is_said():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.after = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.after(self.conv(x).transpose(2, 3)).mean((2, 3))
+
+    with pytest.raises(tvc.InputError, match="reorders the map"):
+        tvc.receptive_field(Turned(), "after", (1, 9, 12))
+    with pytest.raises(tvc.InputError, match="give input_size"):
+        tvc.receptive_field(Turned(), "conv")
+    with pytest.raises(tvc.InputError, match="no layer 'con'"):
+        tvc.receptive_field(Turned(), "con", (1, 9, 12))
+    field = tvc.receptive_field(Turned(), "conv", (1, 9, 12))
+    with pytest.raises(tvc.InputError, match="7×10, from"):
+        field.box((7, 0))
+
+
+def test_it_is_drawn_where_it_lies():
+    """A picture twice the network's size: the field is light and framed, the rest darkened."""
+    field = tvc.receptive_field(nn.Sequential(nn.Conv2d(3, 1, 21)), "0", (3, 200, 300))
+    picture = Image.new("RGB", (600, 400), (200, 200, 200))
+    drawn = np.asarray(field.draw(picture, (50, 100)))
+    assert drawn.shape == (400, 600, 3)
+    top, left, bottom, right = (2 * n for n in field.box((50, 100)))
+    assert (drawn[top + 8 : bottom - 8, left + 8 : right - 8] == 200).all()
+    outside = drawn.copy()
+    outside[top:bottom, left:right] = 0
+    assert outside.max() < 110
+    assert (drawn[top, left : right - 1] != 200).any()
+    assert field.crop(picture, (50, 100)).size == (42, 42)
+
+
+def test_a_model_cuts_the_picture_as_it_sees_it():
+    """The middle 224 of 256: the field lies on what the network sees, not on the whole picture."""
+    model = tvc.models.load("resnet18", "none")
+    picture = Image.new("RGB", (512, 512))
+    field = tvc.receptive_field(model, "conv1")
+    assert field.crop(picture, (56, 56)).size == (14, 14)  # 7 pixels at twice the size
+    assert field.draw(picture, (56, 56)).size == model.view(picture).size
+
+
+def test_repeated_layers_are_told_apart():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    assert tvc.receptive_field(Twice(), "conv@0", (1, 9, 9)).size == (3, 3)
+    assert tvc.receptive_field(Twice(), "conv@1", (1, 9, 9)).size == (5, 5)
+    assert tvc.receptive_field(Twice(), "conv", (1, 9, 9)).size == (5, 5)
+
+
+def test_heat_maps_over_branches_of_other_reach_lie_in_the_middle_of_both():
+    module = positive(Residual())
+    place = tvc.receptive_field(module, "pool", (1, 40, 46))
+    top, left, bottom, right = support(module, "pool", (1, 40, 46), (3, 4))
+    assert place.centre[0] + 3 * place.stride[0] == (top + bottom) / 2
+    assert place.centre[1] + 4 * place.stride[1] == (left + right) / 2

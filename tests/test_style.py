@@ -1,0 +1,149 @@
+"""Gram matrices and distances against Gatys et al. 2016, written out."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import torchviz_cnn as tvc
+from tests.networks import Gray, Residual, pictures, plain, randomised
+from tests.test_promises import SETTINGS, nothing_changes, residual
+
+
+def slow_gram(maps):
+    """Equation 3, product by product."""
+    channels = maps.shape[0]
+    flat = maps.reshape(channels, -1)
+    return np.array([[sum(flat[i] * flat[j]) for j in range(channels)] for i in range(channels)])
+
+
+def maps_of(net, x, layer):
+    with torch.no_grad(), tvc.capture(net, layer) as seen:
+        net(x.clone())
+    return seen[layer].numpy()
+
+
+def test_gram_matrices_are_inner_products_of_channels():
+    maps = pictures(2, channels=4)
+    found = tvc.gram_matrix(maps)
+    for index in range(2):
+        np.testing.assert_allclose(found[index], slow_gram(maps[index].numpy()), rtol=1e-12)
+    with pytest.raises(tvc.InputError, match=r"\(N, C, h, w\)"):
+        tvc.gram_matrix(maps[0])
+
+
+def test_distances_are_those_of_the_paper():
+    net, (a, b) = randomised(plain()), (pictures(2, seed=1), pictures(2, seed=2))
+    found = tvc.style_distance(net, a, b, ["conv1", "relu2"])
+    assert found.layers == ("conv1", "relu2")
+    for column, layer in enumerate(found.layers):
+        for index in range(2):
+            f, p = (maps_of(net, x, layer)[index] for x in (a, b))
+            channels, cells = f.shape[0], f[0].size
+            g, q = slow_gram(f), slow_gram(p)
+            loss = ((g - q) ** 2).sum() / (4 * channels**2 * cells**2)  # equation 4
+            assert float(found.distance[index, column]) == pytest.approx(loss, rel=1e-10)
+            share = np.linalg.norm(g - q) / (np.linalg.norm(g) + np.linalg.norm(q))
+            assert float(found.relative[index, column]) == pytest.approx(share, rel=1e-10)
+
+
+def test_style_does_not_depend_on_where_things_are():
+    """Behind a 1×1 convolution, pixels may be put in any order."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 3)).double()
+    x = pictures(1)
+    order = torch.randperm(140)
+    shuffled = x.flatten(2)[..., order].view_as(x)
+    found = tvc.style_distance(net, x, shuffled, ["1", "2"])
+    assert float(found.relative[0, 0]) < 1e-12
+    assert float(found.relative[0, 1]) > 1e-3
+
+
+def test_a_picture_and_itself_and_a_larger_one_tiled_of_it_have_one_style():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()).double()
+    x = pictures(1)
+    assert float(tvc.style_distance(net, x, x, "1").distance) == 0
+    tiled = x.repeat(1, 1, 2, 3)
+    assert float(tvc.style_distance(net, x, tiled, "1").relative) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("vgg16", ["features.1", "features.6", "features.11", "features.18", "features.25"]),
+        (
+            "resnet18",
+            [
+                "relu",
+                "layer1.0.relu",
+                "layer2.0.relu",
+                "layer3.0.relu",
+                "layer4.0.relu",
+            ],
+        ),
+        ("alexnet", ["features.1", "features.4", "features.7"]),
+    ],
+)
+def test_by_default_the_first_convolution_of_each_size(name, layers):
+    """In VGG the layers of the paper: relu1_1 to relu5_1."""
+    module = torchvision.models.get_model(name, weights=None)
+    assert tvc.style_layers(module, torch.zeros(1, 3, 96, 96)) == layers
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+def test_the_network_comes_back_as_it_was_whatever_was_around(setting):
+    found, (a, b) = setting(residual()), (pictures(2, seed=1), pictures(2, seed=2))
+    with found.around(), nothing_changes(found.net, a, b):
+        result = tvc.style_distance(found.model, a, b)
+    wanted = tvc.style_distance(residual(), a, b)
+    assert result.layers == wanted.layers
+    torch.testing.assert_close(result.distance, wanted.distance, rtol=1e-9, atol=1e-12)
+    assert not result.distance.requires_grad
+
+
+def test_a_batch_equals_its_pairs_one_by_one():
+    net, (a, b) = randomised(Residual()), (pictures(3, seed=1), pictures(3, seed=2))
+    together = tvc.style_distance(net, a, b)
+    for index in range(3):
+        one = tvc.style_distance(net, a[index : index + 1], b[index : index + 1])
+        torch.testing.assert_close(one.distance[0], together.distance[index])
+
+
+def test_a_network_without_a_channel_axis():
+    net, (a, b) = randomised(Gray()), (pictures(1, 1, seed=1), pictures(1, 1, seed=2))
+    found = tvc.style_distance(net, a[:, 0], b[:, 0])
+    wanted = tvc.style_distance(net.net, a, b)
+    torch.testing.assert_close(found.distance, wanted.distance)
+
+
+def test_the_table_and_the_figure_say_all_of_it():
+    net = randomised(plain())
+    found = tvc.style_distance(net, pictures(1, seed=1), pictures(1, seed=2))
+    lines = str(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["layer", "relu1", "relu2", "mean"]
+    assert f"{float(found.relative[0, 1]):.3f}" in lines[2]
+    assert found.to_dict()["layers"][0]["shape"] == [6, 14, 10]
+    figure = found.figure(names=("left", "right"))
+    assert len(figure.axes) == 1 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (["conv9"], "or 'conv1'"),
+        (["fc"], "has no Gram matrix"),
+        ("f*", "no layer that 'f\\*' matches puts out maps"),
+    ],
+)
+def test_bad_layers_are_said(layers, words):
+    net = randomised(plain())
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.style_distance(net, pictures(1), pictures(1), layers)
+
+
+def test_bad_pictures_are_said():
+    net = randomised(plain())
+    with pytest.raises(tvc.InputError, match="2 pictures are to be compared with 1"):
+        tvc.style_distance(net, pictures(2), pictures(1))
+    with pytest.raises(tvc.InputError, match="NaN"):
+        tvc.style_distance(net, pictures(1) * torch.nan, pictures(1))

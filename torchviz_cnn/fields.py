@@ -1,0 +1,204 @@
+"""Which part of a picture a unit of a network can see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.inputs import blank, checked_size
+from torchviz_cnn.naming import known, module_of, resolve_one, split_call
+from torchviz_cnn.tracing import Place, place_of_layer, remembered
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from torchviz_cnn.models import Model
+    from torchviz_cnn.pictures import Picture
+
+Box = tuple[int, int, int, int]
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What the units of a layer see of a picture, in pixels of the network's input.
+
+    Attributes:
+        layer: the layer's name.
+        size: height and width of every unit's field; infinite where each may see everything.
+        stride: how far the fields of neighbouring units lie apart, down and across.
+        centre: the middle of the first unit's field, ``(y, x)``; pixel i reaches from i to i + 1.
+        cells: rows and columns of the layer's maps; ``(1, 1)`` for a dense layer.
+        input_size: ``(H, W)`` of the picture.
+    """
+
+    layer: str
+    size: tuple[float, float]
+    stride: tuple[float, float]
+    centre: tuple[float, float]
+    cells: Cell
+    input_size: tuple[int, int]
+    _view: Callable[[Image.Image], Image.Image] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def box(self, cell: Cell | Literal["middle"] = "middle", *, clip: bool = True) -> Box:
+        """The pixels one unit sees, ``(top, left, bottom, right)``; bottom and right not included.
+
+        Args:
+            cell: ``(row, column)`` of the unit.
+            clip: leave out what lies beyond the picture, where there is only padding; of a unit
+                that sees nothing else the nearest pixel is left.
+
+        Raises:
+            InputError: for a cell that is not there.
+        """
+        row, column = self._cell(cell)
+        edges: list[tuple[int, int]] = []
+        for index, size, stride, centre, length in zip(
+            (row, column), self.size, self.stride, self.centre, self.input_size, strict=True
+        ):
+            if math.isinf(size):
+                edges.append((0, length))
+                continue
+            middle = centre + stride * index
+            low, high = math.floor(middle - size / 2 + 1e-6), math.ceil(middle + size / 2 - 1e-6)
+            if clip:
+                low = min(max(0, low), length - 1)
+                high = max(min(length, high), low + 1)
+            edges.append((low, high))
+        return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+
+    def _cell(self, cell: Cell | Literal["middle"]) -> Cell:
+        if cell == "middle":
+            return self.cells[0] // 2, self.cells[1] // 2
+        if isinstance(cell, str) or len(cell) != 2:
+            raise InputError(f"a cell is (row, column), or 'middle', not {cell!r}")
+        if not all(0 <= n < count for n, count in zip(cell, self.cells, strict=True)):
+            raise InputError(
+                f"there is no cell {tuple(cell)}: the maps of {self.layer!r} are "
+                f"{self.cells[0]}×{self.cells[1]}, from (0, 0)"
+            )
+        return cell
+
+    def on(self, size: tuple[int, int], cell: Cell | Literal["middle"] = "middle") -> Box:
+        """:meth:`box` on the same picture at another size, ``(H, W)``."""
+        top, left, bottom, right = self.box(cell)
+        down, across = (n / m for n, m in zip(size, self.input_size, strict=True))
+        return (
+            math.floor(top * down + 1e-6),
+            math.floor(left * across + 1e-6),
+            math.ceil(bottom * down - 1e-6),
+            math.ceil(right * across - 1e-6),
+        )
+
+    def seen(self, picture: Picture) -> Image.Image:
+        """The part of a picture that the network sees, at the picture's own resolution."""
+        from torchviz_cnn.pictures import to_image
+
+        image = to_image(picture)
+        return self._view(image) if self._view is not None else image
+
+    def crop(self, picture: Picture, cell: Cell | Literal["middle"] = "middle") -> Image.Image:
+        """What one unit sees of a picture.
+
+        Args:
+            picture: the original, any size, cut as the network sees it where a Model is known.
+            cell: ``(row, column)`` of the unit.
+        """
+        view = self.seen(picture)
+        top, left, bottom, right = self.on((view.height, view.width), cell)
+        return view.crop((left, top, right, bottom))
+
+    def draw(
+        self, picture: Picture, cells: Sequence[Cell] | Cell | Literal["middle"] = "middle"
+    ) -> Image.Image:
+        """The fields of one or several units, drawn on a picture; the rest is darkened.
+
+        Args:
+            picture: as for :meth:`crop`.
+            cells: ``(row, column)``, or several of them.
+        """
+        from torchviz_cnn import render
+
+        one = cells == "middle" or (len(cells) == 2 and isinstance(cells[0], int))
+        wanted = [cells] if one else list(cells)
+        view = render.viewable(self.seen(picture))
+        places = [self.on((view.height, view.width), each) for each in wanted]  # type: ignore[arg-type]
+        return render.boxes(view, places, dim=True)
+
+
+def receptive_field(
+    model: nn.Module | Model,
+    layer: str | nn.Module,
+    input_size: Sequence[int] | None = None,
+) -> ReceptiveField:
+    """Which pixels the units of a layer see: from kernels, strides, paddings and dilations.
+
+    With k the kernel, d the dilation, s the stride of a layer, and j the distance of its inputs'
+    cells on the picture, a field grows by d (k − 1) j and the distance by the factor s (Dumoulin,
+    Visin 2016, "A guide to convolution arithmetic", section 2; Araujo, Norris, Sim 2019, "Computing
+    Receptive Fields of Convolutional Neural Networks", equations 1 and 2). Where branches meet, the
+    field covers those of all of them. It is where a unit may look; how much it looks at the edges of
+    it is another question.
+
+    Args:
+        model: any network; it is run once on an empty picture.
+        layer: a name, alias or module; of several runs the last, unless it says which.
+        input_size: ``(C, H, W)``, or ``(H, W)``; a Model knows its own.
+
+    Raises:
+        InputError: for a layer that is not there or does not run, an input size that is not known,
+            or where something before the layer reorders or resizes the map.
+
+    Example:
+        >>> import torchvision, torchviz_cnn as tvc
+        >>> field = tvc.receptive_field(torchvision.models.vgg16(), "features.28", (3, 224, 224))
+        >>> field.size, field.stride
+        ((196, 196), (16, 16))
+    """
+    module = module_of(model)
+    found = resolve_one(module, layer)
+    says_which = isinstance(layer, str) and split_call(module, layer)[0] != layer
+    name = f"{found.name}@{found.call}" if says_which else found.name
+    size = input_size if input_size is not None else known(model, "input_size")
+    if size is None:
+        raise InputError(
+            "how large the pictures are is not known; give input_size=(channels, height, width)"
+        )
+    size = checked_size(size)
+    trace = remembered(module, blank(module, size))
+    runs = trace.of(module, name)
+    if not runs:
+        raise InputError(f"the layer {name!r} does not run in eval mode")
+    shape = runs[-1].shape or ()
+    cells = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+    place = place_of_layer(module, name, trace)
+    if cells == (1, 1) and place is None:
+        place = Place(extent=(math.inf, math.inf))
+    if place is None:
+        raise InputError(
+            f"what the units of {name!r} see is not known: something before it resizes or reorders "
+            "the map"
+        )
+    height, width = place.extent
+    return ReceptiveField(
+        name,
+        (_whole(height), _whole(width)),
+        (_whole(place.step[0]), _whole(place.step[1])),
+        place.centre,
+        cells,
+        (size[-2], size[-1]),
+        getattr(known(model, "preprocess"), "view", None),
+    )
+
+
+def _whole(number: float) -> float:
+    """As an integer where it is one."""
+    near = number if math.isinf(number) else round(number)
+    return near if math.isclose(number, near) else number

@@ -1,0 +1,76 @@
+"""Many pictures, each with its own words, on one sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.text import INK, PAPER, font, wrap
+
+_LINE = 16
+_GAP = 12
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    cell: int = 192,
+    title: str = "",
+) -> Image.Image:
+    """Pictures in rows, with words under each.
+
+    Args:
+        pictures: any sizes; each is scaled to fit a square cell and keeps its shape.
+        captions: one a picture; line breaks are kept, long lines wrapped.
+        columns: pictures in a row; about as many as rows by default, at most 5.
+        cell: side of a cell in pixels.
+        title: a line above.
+
+    Raises:
+        InputError: for no pictures, or another number of captions.
+
+    Example:
+        >>> from PIL import Image
+        >>> contact_sheet([Image.new("RGB", (8, 4))] * 3, ["a", "b", "c"], columns=3).width
+        624
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise InputError(f"{len(captions)} captions were given for {len(pictures)} pictures")
+    if columns is not None and columns < 1:
+        raise InputError(f"columns must be at least 1, not {columns}")
+    columns = min(columns or min(5, math.ceil(math.sqrt(len(pictures)))), len(pictures))
+    words = [
+        [part for line in text.split("\n") for part in wrap(line, cell, 12)] for text in captions
+    ]
+    rows = [range(i, min(i + columns, len(pictures))) for i in range(0, len(pictures), columns)]
+    width = columns * (cell + _GAP) + _GAP
+    head = wrap(title, width - 2 * _GAP, 15) if title else []
+    heights = [cell + 4 + _LINE * max(len(words[i]) for i in row) for row in rows]
+    top = _GAP + 22 * len(head)
+    canvas = Image.new("RGB", (width, top + sum(heights) + _GAP * len(rows)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, line in enumerate(head):
+        draw.text((_GAP, _GAP - 4 + 22 * index), line, fill=INK, font=font(15))
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for place, index in enumerate(row):
+            x = _GAP + place * (cell + _GAP)
+            picture = _fitted(pictures[index], cell)
+            canvas.paste(picture, (x, y + cell - picture.height))
+            for below, text in enumerate(words[index]):
+                draw.text((x, y + cell + 3 + _LINE * below), text, fill=INK, font=font(12))
+        y += height + _GAP
+    return canvas
+
+
+def _fitted(picture: Image.Image, cell: int) -> Image.Image:
+    factor = cell / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    # A patch of a few pixels keeps them visible; larger ones are smoothed.
+    how = Image.Resampling.NEAREST if factor >= 6 else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, how)

@@ -1,0 +1,54 @@
+"""Numbers over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.text import fit
+
+
+def curves_figure(
+    curves: np.ndarray, labels: Sequence[str], *, x: str = "step", y: str = "", title: str = ""
+) -> Figure:
+    """Curves with their names, in one frame.
+
+    Args:
+        curves: ``(N, steps)``.
+        labels: N names, in a list beside the frame; above 20 curves without one.
+        x, y: what the axes are.
+        title: a line above.
+
+    Returns:
+        A figure of its own, not registered with pyplot.
+
+    Raises:
+        InputError: for curves of another shape, or another number of names.
+
+    Example:
+        >>> import numpy as np
+        >>> len(curves_figure(np.zeros((2, 9)), ["a", "b"]).axes[0].lines)
+        2
+    """
+    if curves.ndim != 2 or len(curves) != len(labels) or not curves.size:
+        raise InputError(f"{len(labels)} names were given for curves of shape {curves.shape}")
+    figure = Figure(figsize=(7.5, 4.0))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    steps = np.arange(1, curves.shape[1] + 1)
+    marker = "o" if curves.shape[1] == 1 else None
+    for curve, label in zip(curves, labels, strict=True):
+        axis.plot(steps, curve, linewidth=1.2, marker=marker, label=fit(label, 220, 11))
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.grid(linewidth=0.3)
+    if len(labels) <= 20:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11, wrap=True)
+    return figure

@@ -1,0 +1,287 @@
+"""The style of a picture as a network sees it: which features occur together, wherever they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.inputs import check_inputs
+from torchviz_cnn.naming import display_name, module_of
+from torchviz_cnn.observe import activations
+from torchviz_cnn.tracing import remembered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from torchviz_cnn.models import Model
+
+
+def gram_matrix(maps: Tensor) -> Tensor:
+    """Inner products of a layer's maps: ``G_ij = Σ_k F_ik F_jk`` over the cells k.
+
+    Args:
+        maps: ``(N, C, h, w)``.
+
+    Returns:
+        ``(N, C, C)``, symmetric; not divided by anything.
+
+    Raises:
+        InputError: for maps of another number of axes.
+
+    Source: Gatys, Ecker, Bethge 2016, "Image Style Transfer Using Convolutional Neural Networks",
+    equation 3.
+
+    Example:
+        >>> import torch
+        >>> gram_matrix(torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]]))
+        tensor([[[5., 6.],
+                 [6., 9.]]])
+    """
+    if maps.ndim != 4:
+        raise InputError(f"feature maps are (N, C, h, w), not {tuple(maps.shape)}")
+    flat = maps.flatten(2)
+    return flat @ flat.transpose(1, 2)
+
+
+def style_layers(model: nn.Module | Model, inputs: Tensor) -> list[str]:
+    """For each size of map the first convolution that makes one, after its activation.
+
+    In VGG they are the layers of Gatys et al. 2016: relu1_1, relu2_1, … relu5_1.
+
+    Args:
+        model: any network.
+        inputs: ``(N, C, H, W)`` or ``(N, H, W)``; one image of it is run, the answer is remembered.
+
+    Raises:
+        InputError: for bad inputs.
+        NotApplicable: when no convolution of the network puts out a map.
+
+    Example:
+        >>> import torch, torchvision
+        >>> style_layers(torchvision.models.vgg16(), torch.zeros(1, 3, 64, 64))
+        ['features.1', 'features.6', 'features.11', 'features.18', 'features.25']
+    """
+    module = module_of(model)
+    trace = remembered(module, check_inputs(model, module, inputs))
+    rows = [name for name, child in module.named_modules() if name and _is_row(child)]
+    inside = tuple(f"{name}." for name in rows)
+    runs = [run for run in trace.runs if run.name in rows and not run.name.startswith(inside)]
+    found: dict[tuple[int, ...], str] = {}
+    for number, run in enumerate(runs):
+        shape = run.shape or ()
+        if len(shape) != 4 or max(shape[2:]) == 1 or shape[2:] in found:
+            continue
+        if not _convolves(module.get_submodule(run.name)):
+            continue
+        last = number
+        while last + 1 < len(runs) and runs[last + 1].shape == shape:
+            follower = module.get_submodule(runs[last + 1].name)
+            if _convolves(follower) or not isinstance(follower, _FOLLOWERS):
+                break
+            last += 1
+        earlier = sum(each.name == runs[last].name for each in runs[:last])
+        name = display_name(module, runs[last].name)
+        found[shape[2:]] = f"{name}@{earlier}" if earlier else name
+    if not found:
+        raise NotApplicable(
+            "no convolution of this network puts out a map, so there is no style to compare"
+        )
+    return list(found.values())
+
+
+_FOLLOWERS = (
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+)
+
+
+def _is_row(module: nn.Module) -> bool:
+    return getattr(module, "is_layer", False) or not any(True for _ in module.children())
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
+
+
+@dataclass(frozen=True, eq=False)
+class StyleComparison:
+    """How alike the styles of two pictures are, layer by layer.
+
+    N is the number of pairs of pictures, L that of layers.
+
+    Attributes:
+        layers: their names.
+        shapes: channels, rows and columns of the first picture's maps, by layer.
+        grams: the Gram matrices of both pictures by layer, each ``(N, C, C)`` and divided by the
+            number of cells, so that pictures of different sizes can be compared.
+        distance: ``(N, L)``, Gatys' style loss of each layer, before its weight.
+        relative: ``(N, L)``, ``‖G − A‖ / (‖G‖ + ‖A‖)`` in Frobenius norms: 0 for the same style, at
+            most 1; comparable between layers.
+    """
+
+    layers: tuple[str, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    grams: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    distance: Tensor
+    relative: Tensor
+
+    def __len__(self) -> int:
+        return len(self.distance)
+
+    def to_dict(self, index: int = 0) -> dict[str, Any]:
+        """One pair's numbers as plain data."""
+        return {
+            "layers": [
+                {"name": name, "shape": list(shape), "distance": float(d), "relative": float(r)}
+                for name, shape, d, r in zip(
+                    self.layers,
+                    self.shapes,
+                    self.distance[index].tolist(),
+                    self.relative[index].tolist(),
+                    strict=True,
+                )
+            ],
+            "mean_relative": float(self.relative[index].mean()),
+        }
+
+    def table(self, index: int = 0) -> str:
+        """One pair's distances, a line a layer."""
+        shapes = ["×".join(map(str, shape)) for shape in self.shapes]
+        name, size = (max(map(len, each)) for each in (("layer", *self.layers), ("maps", *shapes)))
+        lines = [f"{'layer':{name}}  {'maps':{size}}    distance  relative"]
+        for layer, shape, d, r in zip(
+            self.layers,
+            shapes,
+            self.distance[index].tolist(),
+            self.relative[index].tolist(),
+            strict=True,
+        ):
+            lines.append(f"{layer:{name}}  {shape:{size}}  {d:10.4g}  {r:8.3f}")
+        mean = float(self.relative[index].mean())
+        lines.append(f"{'mean':{name}}  {'':{size}}  {'':10}  {mean:8.3f}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def figure(
+        self,
+        pictures: tuple[Image.Image, Image.Image] | None = None,
+        *,
+        names: tuple[str, str] = ("first", "second"),
+        index: int = 0,
+    ) -> Figure:
+        """Relative distances over the layers, and below them the Gram matrices side by side.
+
+        Args:
+            pictures: shown beside the curve.
+            names: what the two pictures are called.
+            index: which pair.
+        """
+        from torchviz_cnn import render
+
+        return render.style_figure(
+            self.layers,
+            [
+                (a[index].double().cpu().numpy(), b[index].double().cpu().numpy())
+                for a, b in self.grams
+            ],
+            self.relative[index].double().cpu().numpy(),
+            pictures=pictures,
+            names=names,
+        )
+
+
+def style_distance(
+    model: nn.Module | Model,
+    first: Tensor,
+    second: Tensor,
+    layers: str | Iterable[str | nn.Module] | None = None,
+) -> StyleComparison:
+    """Which layers see two pictures made of the same texture, and which do not.
+
+    ``E_l = 1 / (4 C² M²) Σ_ij (G_ij − A_ij)²`` with C channels of M cells, for the Gram matrices G
+    and A of the two pictures. Where their sizes differ, each matrix is divided by its own M.
+
+    Args:
+        model: any network; comes back as it was.
+        first, second: ``(N, C, H, W)`` or ``(N, H, W)``, as many in each.
+        layers: names, globs or modules; by default :func:`style_layers`.
+
+    Returns:
+        A :class:`StyleComparison`; its numbers stay on the inputs' device and dtype.
+
+    Raises:
+        InputError: for bad inputs, other numbers of pictures, or a layer that puts out no maps.
+
+    Source: Gatys, Ecker, Bethge 2016, "Image Style Transfer Using Convolutional Neural Networks",
+    equations 3 and 4.
+
+    Example:
+        >>> import torch, torchviz_cnn as tvc
+        >>> model = tvc.models.load("mnist_convnet")
+        >>> a, b = torch.rand(2, 1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        >>> found = tvc.style_distance(model, a, b)
+        >>> found.layers, bool((tvc.style_distance(model, a, a).distance == 0).all())
+        (('input_layer', 'conv_1'), True)
+    """
+    module = module_of(model)
+    pair = [check_inputs(model, module, each) for each in (first, second)]
+    if len(pair[0]) != len(pair[1]):
+        raise InputError(
+            f"{len(pair[0])} pictures are to be compared with {len(pair[1])}; give as many in each"
+        )
+    wanted: Any = style_layers(model, first) if layers is None else layers
+    seen = [activations(model, each, wanted) for each in pair]
+    names = [name for name in seen[0] if name in seen[1]]
+    glob = isinstance(wanted, str) or all(isinstance(each, str) for each in wanted)
+    grams, distances, relatives, shapes = [], [], [], []
+    kept = []
+    for name in names:
+        maps = [each[name] for each in seen]
+        if maps[0].ndim != 4:
+            if glob and _is_glob(wanted):
+                continue
+            raise InputError(
+                f"the layer {name!r} puts out {tuple(maps[0].shape)}, not maps (N, C, h, w), and "
+                "has no Gram matrix"
+            )
+        g, a = (gram_matrix(each) / each[0, 0].numel() for each in maps)
+        channels = g.shape[1]
+        distances.append((g - a).pow(2).sum((1, 2)) / (4 * channels**2))
+        size = _norm(g) + _norm(a)
+        relatives.append(torch.where(size > 0, _norm(g - a) / size, torch.zeros_like(size)))
+        grams.append((g, a))
+        shapes.append((channels, *maps[0].shape[2:]))
+        kept.append(name)
+    if not kept:
+        raise InputError(f"no layer that {wanted!r} matches puts out maps (N, C, h, w)")
+    return StyleComparison(
+        tuple(kept),
+        tuple(shapes),
+        tuple(grams),
+        torch.stack(distances, 1),
+        torch.stack(relatives, 1),
+    )
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    return matrices.pow(2).sum((1, 2)).sqrt()
+
+
+def _is_glob(wanted: str | Sequence[str]) -> bool:
+    texts = [wanted] if isinstance(wanted, str) else list(wanted)
+    return any(character in text for text in texts for character in "*?[")
