@@ -12,6 +12,7 @@ from torchviz_cnn.attribution import (
     WindowAttribution,
 )
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.kernels import Filters, filters
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
@@ -28,23 +29,28 @@ from torchviz_cnn.observe import Observation, activations, capture
 from torchviz_cnn.summary import LayerInfo, LayerTable, layers
 from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
+from torchviz_cnn.walking import Step, Walk, walk
 
 __all__ = [
     "METHODS",
     "Attribution",
     "CellAttribution",
+    "Filters",
     "InputError",
     "LayerInfo",
     "LayerTable",
     "Model",
     "Observation",
     "PixelAttribution",
+    "Step",
+    "Walk",
     "WindowAttribution",
     "__version__",
     "activations",
     "capture",
     "deconvnet",
     "default_layer",
+    "filters",
     "grad_cam",
     "guided_backprop",
     "guided_grad_cam",
@@ -55,4 +61,5 @@ __all__ = [
     "rename",
     "render",
     "saliency",
+    "walk",
 ]
