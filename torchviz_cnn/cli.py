@@ -243,6 +243,9 @@ def filters_command(
         bool | None,
         typer.Option(help="Three input channels as one colour picture; on where there are three."),
     ] = None,
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="The network takes blue first, as Keras' caffe mode.")
+    ] = False,
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
     """Draw the filters of convolutions: in colour where they see colours, else channel by channel.
@@ -269,6 +272,7 @@ def filters_command(
                 colormap=chosen,
                 scale=scale,
                 rgb=rgb,
+                inputs=(2, 1, 0) if bgr and each.weight.shape[1] == 3 else None,
             )
     for each in found:
         _tell(str(each))

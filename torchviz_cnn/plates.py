@@ -379,7 +379,8 @@ def write(walk: Walk, drawing: Drawing, folder: Path, prefix: str, *, whole: boo
 
 
 def _heading(walk: Walk) -> tuple[str, str]:
-    return f"A picture's walk through {walk.network}", "Every layer, in the order it ran."
+    lead = " ".join(["Every layer, in the order it ran.", *(f"{note}." for note in walk.notes)])
+    return f"A picture's walk through {walk.network}", lead
 
 
 def save(walk: Walk, folder: str | Path, drawing: Drawing) -> Path:

@@ -216,6 +216,7 @@ class Walk(Sequence[Step]):
         classes: class names by index, where known.
         picture: what the network saw, as a picture, where one was given.
         target: the class the steps' ``weights`` are about.
+        notes: what should be known of the network, such as that its weights are random.
     """
 
     network: str
@@ -225,6 +226,7 @@ class Walk(Sequence[Step]):
     classes: Sequence[str] | None = field(default=None, repr=False)
     picture: Image.Image | None = field(default=None, repr=False)
     target: str | None = None
+    notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -404,6 +406,8 @@ def walk_through(
     if target is not None and (callable(target) or not isinstance(target, int | str)):
         raise InputError(f"target must be one class, by index or name, not {target!r}")
     one = inputs[index : index + 1]
+    if whole and not isinstance(layers, str | nn.Module):  # every run of each
+        layers = [f"{layer}@*" for layer in layers]
     chosen = resolve(module, layers)
     passage = _Passage(module, chosen, whole=whole)
     with ExitStack() as stack:
@@ -429,6 +433,7 @@ def walk_through(
         classes=known(model, "classes"),
         picture=None if picture is None else _seen(picture, view),
         target=label,
+        notes=known(model, "notes") or (),
         unseen=tuple(passage.unseen),
     )
 
@@ -463,7 +468,7 @@ def _weighed(
         found: Sequence[Tensor | None] = [None] * len(named)
         if explained.score.requires_grad:
             found = torch.autograd.grad(
-                explained.score.sum(), [seen[name] for name in named], allow_unused=True
+                explained.score, [seen[name] for name in named], allow_unused=True
             )
         label = _label(explained.target, examination.classes)
     weights = {

@@ -130,7 +130,7 @@ def before_and_after(
         colorize(_unit(a, low, high), colormap), colorize(_unit(b, low, high), colormap)
     )
     labels = [str(c) if notes is None else f"{c}  {notes[c]}" for c in shown]
-    body, places = grid(cells, labels, columns)
+    body, places = grid(cells, labels, columns, gap=12)  # pairs apart, their halves together
     foot = [
         f"left: {words[0]}, {_size(left)}; right: {words[1]}, {_size(right)}",
         _scale_words(said, thin),
@@ -330,16 +330,16 @@ def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def grid(
-    cells: np.ndarray, labels: Sequence[str] | None, columns: int | None
+    cells: np.ndarray, labels: Sequence[str] | None, columns: int | None, gap: int = _GAP
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Cells ``(n, h, w, 3)`` in rows with a label above each; where each cell begins."""
     count, height, width, _ = cells.shape
     columns = _layout(count, columns, (height, width))[1]
     strip = _LABEL + 4 if labels else 0
     needed = max(text_width(text, _LABEL) for text in labels) if labels else 0
-    pitch_x, pitch_y = max(width, needed) + _GAP, height + strip + _GAP
+    pitch_x, pitch_y = max(width, needed) + gap, height + strip + _GAP
     rows = math.ceil(count / columns)
-    body = np.full((rows * pitch_y - _GAP, columns * pitch_x - _GAP, 3), PAPER, np.uint8)
+    body = np.full((rows * pitch_y - _GAP, columns * pitch_x - gap, 3), PAPER, np.uint8)
     places = [(i // columns * pitch_y + strip, i % columns * pitch_x) for i in range(count)]
     for (y, x), cell in zip(places, cells, strict=True):
         body[y : y + height, x : x + width] = cell

@@ -48,7 +48,8 @@ def filters(
             with a colour bar. The picture says which.
         rgb: draw three input channels as red, green and blue; left out, wherever there are three.
         chosen: which filters, in which order; all by default.
-        inputs: which input channels, in which order; all by default. Not for colour.
+        inputs: which input channels, in which order; all by default. For colour which three are
+            red, green and blue, such as ``(2, 1, 0)`` for a network that takes blue first.
         title: a line above.
 
     Returns:
@@ -76,7 +77,9 @@ def filters(
     if in_colour and array.shape[1] != 3:
         raise InputError(f"colours need 3 input channels, and these kernels have {array.shape[1]}")
     rows = _picked(chosen, array.shape[0], "filter")
-    seen = _picked(None if in_colour else inputs, array.shape[1], "input channel")
+    seen = _picked(inputs, array.shape[1], "input channel")
+    if in_colour and len(seen) != 3:
+        raise InputError(f"colours need 3 input channels, not {len(seen)}")
     norms = np.sqrt((array[rows] ** 2).sum((1, 2, 3)))
     kernels = array[np.ix_(rows, seen)]
     top = np.abs(kernels).max((1, 2, 3), keepdims=True)
@@ -97,6 +100,8 @@ def filters(
     limit = float(top.max())
     bar = (-limit, limit, colormap) if scale == "layer" and not in_colour else None
     words = _words(array.shape, len(rows), len(seen), scale, in_colour=in_colour, limit=limit)
+    if in_colour:
+        words = f"input channels {seen[0]}, {seen[1]}, {seen[2]} as red, green, blue; {words}"
     return framed(body, title, words, bar)[0]
 
 
