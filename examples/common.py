@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ def arguments(text: str, out: str) -> argparse.Namespace:
     return options
 
 
+@lru_cache
 def photograph(name: str = "flower") -> Image.Image:
     """``flower`` or ``china``, the temple: 640×427."""
     return Image.fromarray(load_sample_image(f"{name}.jpg"))
@@ -69,7 +71,7 @@ def trained(name: str, steps: int, learning_rate: float) -> tuple[tvc.Model, flo
         optimizer.step()
         if step % 10 == 9:
             print(f"step {step + 1}: loss {loss.item():.3f}")
-    images, labels = crops(model, 100, generator, held_out=True)
+    images, labels = crops(model, 60, generator, held_out=True)
     with torch.no_grad():
         right = ((model(images)[:, 0] > 0.5) == labels.bool()).float().mean()
     return model, float(right)

@@ -4,10 +4,11 @@ Claims of "Visual representations of Outputs/Activations of each CNN layer", and
 - activation functions let the parts through that contribute: the ReLUs of a digits network silence
   31 %, 81 % and 60 % of their units on this digit, drawn before and after;
 - pooling keeps the vital features: every pooled map is drawn beside its map, half as large;
+- Grad-CAM's heat map is superimposed on the picture in jet: class 630 of ResNet50, and a digit;
 - class index 630 is "Donut": it is not. ImageNet's class 630 is "Loafer", a shoe.
 The page also has the input, the dense layers as strips and bars, and the class scores.
 Not here: the network is trained on scikit-learn's digits in a minute, and ResNet50 has random
-weights unless --weights default (a download): its map then shows how, not where.
+weights unless --weights default (a download): its map shows how, not where. The digit's does.
 """
 
 from common import arguments, photograph
@@ -21,7 +22,7 @@ CLASS_INDEX = 630
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw the layers, then Grad-CAM."""
     options = arguments(__doc__ or "", "outputs_of_each_layer")
     model, _ = digits_model()
     digit = digits().test[3]
@@ -34,21 +35,25 @@ def main() -> None:
 
     resnet = tvc.models.load("resnet50", options.weights)
     picture = options.picture or photograph()
-    result = tvc.grad_cam(resnet, resnet.prepare(picture), target=CLASS_INDEX)
-    note = "; ".join(resnet.notes)
+    note = "; ".join(resnet.notes) or "published weights"
+    inputs = resnet.prepare(picture)
+    result = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX)
+    before_relu = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX, relu=False)
+    of_digit = tvc.grad_cam(model, digit[None])
     print(result.title(), tuple(result.values.shape), note)
-    result.overlay(picture, colormap="jet").save(options.out / "superimposed.png")
+    superimposed = result.overlay(picture, colormap="jet", alpha=0.4)
+    on_strokes = of_digit.overlay(as_picture(digit), colormap="jet", align="receptive_field")
+    row = [resnet.view(picture), superimposed, before_relu.overlay(picture), as_picture(digit)]
     tvc.render.sheet(
-        [[resnet.view(picture), result.overlay(picture, colormap="jet")]],
-        ["picture", f"{result.title()}, jet"],
-        title=note or "published weights",
-        cell=320,
+        [[*row, on_strokes]],
+        ["picture", result.title(), "before its ReLU", "a digit", of_digit.title()],
+        title=f"{note}; the digits network is trained",
     ).save(options.out / "grad_cam_630.png")
 
     if hasattr(tvc, "maximize"):  # the conclusion's activation maximisation
         best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
-        print(f"the network's idea of a 3: activation {best.history[-1]:.2f}")
-        best.save(options.out / "maximized_3.png")
+        print(f"the network's idea of a 3: activation {float(best.history[0, -1]):.2f}")
+        tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main() -> None:
     options = arguments(__doc__ or "", "understanding_vgg16")
     model = tvc.models.load("vgg16", options.weights)
     picture = options.picture or photograph()
-    inputs, view = model.prepare(picture), model.view(picture)
+    inputs = model.prepare(picture)
     weights = "; ".join(model.notes) or "published weights"
 
     occlusion = tvc.occlusion(model, inputs, window=48, stride=32, engine="auto")
@@ -33,13 +33,12 @@ def main() -> None:
     assert saliency.values.shape == inputs.shape
     assert bool((guided.values < 0).any())
     with tvc.capture(model, "features.29", gradients=True) as seen:
-        target = int(occlusion.target[0])
-        model(inputs)[0, target].backward()  # the gradient of the output …
+        model(inputs)[0, occlusion.target[0]].backward()  # the gradient of the output …
     model.module.zero_grad(set_to_none=True)
     maps, gradient = seen["features.29"][0], seen.gradients["features.29"][0]
     pooled = gradient.mean((1, 2))  # … averaged over places, times the maps, summed
     by_hand = torch.einsum("c,chw->hw", pooled, maps).relu()
-    cam = tvc.grad_cam(model, inputs, target)
+    cam = tvc.grad_cam(model, inputs)
     torch.testing.assert_close(by_hand, cam.values[0], rtol=1e-3, atol=1e-7)
     print(f"feature map {tuple(maps.shape)}, {cam.title()}; by hand the same")
 
@@ -51,8 +50,8 @@ def main() -> None:
         "Grad-CAM": cam.overlay(picture),
     }
     title = f"class {cam.label()}: {weights}"
-    sheet = tvc.render.sheet([[view, *drawn.values()]], ["picture", *drawn], title=title)
-    sheet.save(options.out / "explanations.png")
+    row, names = [model.view(picture), *drawn.values()], ["picture", *drawn]
+    tvc.render.sheet([row], names, title=title).save(options.out / "explanations.png")
     steps = tvc.walk(model, inputs, BLOCKS_1_TO_4, picture=picture)
     print(f"open {steps.save(options.out / 'layers', top=16, by='variance')}")
 
