@@ -148,19 +148,30 @@ def test_explain_all_leaves_out_what_a_network_cannot_and_says_so(run, picture, 
 def test_activations_draw_a_picture_a_layer(run, picture, tmp_path):
     code, _, err = run("activations", picture, "-m", "mnist_convnet", "--out", "o")
     assert code == 0, err
-    assert [name.split("_", 2)[2] for name in files(tmp_path / "o")] == [
+    names = [name.removeprefix("photo_") for name in files(tmp_path / "o")]
+    steps = [name.split("_", 1)[1] for name in names if name[:3].isdigit()]
+    assert steps == [
         f"{layer}.png"
         for layer in (
             "input_layer",
+            "input_layer.act",
             "conv_1",
+            "conv_1.act",
             "pool_1",
             "dropout_1",
             "flate_1",
             "dense_1",
+            "dense_1.act",
             "dropout_2",
             "output_layer",
+            "output_layer.act",
         )
     ]
+    assert {"input.png", "sparsity.png", "walk.html"} == {n for n in names if not n[:3].isdigit()}
+    html = (tmp_path / "o" / "photo_walk.html").read_text()
+    shown = {part.split('"')[0] for part in html.split('src="')[1:]}
+    assert shown == {name for name in files(tmp_path / "o") if name.endswith(".png")}
+    assert "random weights" in html
 
 
 def test_activations_of_named_layers_and_the_strongest_channels(run, picture, tmp_path):
@@ -669,18 +680,6 @@ def test_what_a_network_warns_of_is_a_note(run, nets, picture, tmp_path):
     assert code == 0, err
     assert "note: this network puts out probabilities" in err
     assert "UserWarning" not in err
-
-
-def test_layers_of_one_cell_are_drawn_as_units():
-    from torchviz_cnn import album
-    from torchviz_cnn.summary import LayerInfo
-
-    info = LayerInfo("avgpool", "AdaptiveAvgPool2d", (6, 1, 1), 0, 0, 0, 1, 0)
-    values = torch.tensor([3.0, 0.0, 1.0, 2.0, -1.0, 0.5])
-    drawn = album.layer_picture(info, values[:, None, None])
-    flat = album.layer_picture(info, values)
-    # The same bars; the titles tell the shapes apart.
-    assert np.array_equal(np.asarray(drawn)[40:], np.asarray(flat)[40:])
 
 
 ONNX = Path(__file__).parent / "data"

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.transforms.v2 import functional as vision
 
 import torchviz_cnn as tvc
-from torchviz_cnn import album
 from torchviz_cnn.models import choose_device, read_classes
 from torchviz_cnn.preprocess import preprocess_by_name
+from torchviz_cnn.walking import layers_to_walk
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ WALKED = {
 @pytest.mark.parametrize("name", WALKED)
 def test_a_walk_shows_every_layer_of_a_small_network_and_the_stages_of_a_deep_one(name):
     count, first, last = WALKED[name]
-    walked = album.layers_to_walk(tvc.models.load(name, "none"))
+    walked = layers_to_walk(tvc.models.load(name, "none"))
     assert (len(walked), walked[0], walked[-1]) == (count, first, last)
 
 
@@ -324,7 +324,7 @@ def test_a_wrapped_network_is_walked_by_the_stages_of_what_it_wraps():
 
     size = (3, 64, 64)
     model = tvc.Model(Wrapper(), preprocess_by_name("torch", size), size)
-    walked = album.layers_to_walk(model)
+    walked = layers_to_walk(model)
     assert walked[:2] == ["backbone.conv1", "backbone.bn1"]
     assert walked[-1] == "head"
     assert "backbone.layer4" in walked

@@ -15,6 +15,7 @@ from torchviz_cnn.attribution import (
 )
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import ReceptiveField, receptive_field
+from torchviz_cnn.kernels import Filters, filters
 from torchviz_cnn.methods import (
     METHODS,
     deconvnet,
@@ -42,11 +43,13 @@ from torchviz_cnn.summary import LayerInfo, LayerTable, layers
 from torchviz_cnn.texture import StyleComparison, gram_matrix, style_distance, style_layers
 from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
+from torchviz_cnn.walking import Step, Walk, walk
 
 __all__ = [
     "METHODS",
     "Attribution",
     "CellAttribution",
+    "Filters",
     "InputError",
     "LayerInfo",
     "LayerTable",
@@ -59,7 +62,9 @@ __all__ = [
     "PathAttribution",
     "PixelAttribution",
     "ReceptiveField",
+    "Step",
     "StyleComparison",
+    "Walk",
     "WindowAttribution",
     "__version__",
     "activations",
@@ -67,6 +72,7 @@ __all__ = [
     "deconvnet",
     "default_layer",
     "explain",
+    "filters",
     "grad_cam",
     "grad_cam_plus_plus",
     "gram_matrix",
@@ -90,4 +96,5 @@ __all__ = [
     "smooth_grad",
     "style_distance",
     "style_layers",
+    "walk",
 ]

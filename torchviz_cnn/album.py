@@ -1,11 +1,10 @@
-"""The pictures of one network looking at one picture: every layer, every explanation.
+"""The pictures of one network looking at one picture: what it says, and every explanation.
 
 What the command line and the demo write; each function returns pictures and writes nothing.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,21 +14,19 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from torchviz_cnn import render
 from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, WindowAttribution
 from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.files import file_name
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
 from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.methods.together import explained_by
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
-from torchviz_cnn.observe import activations
-from torchviz_cnn.render.grids import Scale
-from torchviz_cnn.summary import LayerInfo, layers
 
 CELL = 224  # pixels of a picture in a sheet
 
@@ -77,11 +74,6 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
         ]
         for indexes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-
-
-def file_name(text: str) -> str:
-    """A name that any file may have."""
-    return re.sub(r"[^\w.@-]+", "_", text)
 
 
 def guesses(model: Model, inputs: Tensor, count: int = 3) -> list[list[Prediction]] | None:
@@ -286,85 +278,3 @@ def figure_picture(figure: Any, dpi: int = 100) -> Image.Image:
     figure.set_dpi(dpi)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-
-
-def layer_picture(
-    info: LayerInfo,
-    output: Tensor,
-    *,
-    columns: int | None = None,
-    colormap: str = "viridis",
-    scale: Scale = "channel",
-    top: int | None = None,
-    classes: Sequence[str] | None = None,
-) -> Image.Image | None:
-    """What one layer put out for one image: a grid of maps, or bars for a dense layer.
-
-    Args:
-        info: the layer, for the title.
-        output: ``(C, h, w)`` or ``(units,)``.
-        columns, colormap, scale: of the grid, see :func:`torchviz_cnn.render.feature_maps`.
-        top: only so many channels, those with the highest mean.
-        classes: names of the units of a layer with as many.
-
-    Returns:
-        A picture; ``None`` for an output of another kind.
-    """
-    shape = "×".join(map(str, output.shape))
-    title = f"{info.name} ({info.type}) {shape}"
-    if output.ndim == 3 and output.shape[1:] == (1, 1):
-        output = output.flatten()  # a map of one cell is a number
-    if output.ndim == 3:
-        channels = None
-        if top is not None and top < len(output):
-            channels = output.mean((1, 2)).topk(top).indices.tolist()
-            title += f", the {top} channels with the highest mean"
-        return render.feature_maps(output, columns, colormap, scale, channels=channels, title=title)
-    if output.ndim == 1:
-        labels = classes if classes is not None and len(classes) == len(output) else None
-        if classes is not None and len(classes) == 2 and len(output) == 1:
-            labels = [classes[1]]  # one sigmoid: the probability of the second class
-        return render.units(output, colormap, labels=labels, title=title)
-    return None
-
-
-MOST_TO_WALK = 40
-
-
-def layers_to_walk(model: Model) -> list[str]:
-    """The layers worth a picture each: all of a small network, the stages of a deep one.
-
-    The stages are the network's own children; where one of them holds nine tenths of the
-    convolutions (``features``, ``backbone``), its children, and so on.
-    """
-    table = layers(model)
-    ran = [row for row in table if row.calls]
-    if len(ran) <= MOST_TO_WALK:
-        return [row.name for row in ran]
-    module = module_of(model)
-    convolutions = {m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    stages: list[str] = []
-    waiting = [name for name, _ in module.named_children()]
-    while waiting:
-        name = waiting.pop(0)
-        part = module.get_submodule(name)
-        children = [f"{name}.{child}" for child, _ in part.named_children()]
-        held = convolutions & set(part.modules())
-        if children and len(held) >= 0.9 * max(len(convolutions), 1):
-            waiting = children + waiting
-        else:
-            stages.append(name)
-    return [table[name].name for name in stages if table[name].calls]
-
-
-def walk_layers(
-    model: Model, inputs: Tensor, names: str | Sequence[str]
-) -> list[tuple[LayerInfo, Tensor]]:
-    """The named layers' outputs for the first image, in the order they ran.
-
-    Raises:
-        InputError: for a layer that is not there or does not run.
-    """
-    table = layers(module_of(model), nested=True)  # of a bare module: read, not run
-    found = activations(model, inputs, names)
-    return [(table[name.partition("@")[0]], maps[0]) for name, maps in found.items()]

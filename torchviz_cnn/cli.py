@@ -15,10 +15,17 @@ import torch
 import typer
 from tqdm import tqdm
 
-from torchviz_cnn import album, demo, models, parity, render
+from torchviz_cnn import album, demo, models, parity, plates, render
 from torchviz_cnn.errors import InputError, NotApplicable, closest
-from torchviz_cnn.files import CannotWrite, all_or_nothing, check_folder, write_atomically
+from torchviz_cnn.files import (
+    CannotWrite,
+    all_or_nothing,
+    check_folder,
+    file_name,
+    write_atomically,
+)
 from torchviz_cnn.inputs import network_failure
+from torchviz_cnn.kernels import filters as find_filters
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.maximization import maximize
 from torchviz_cnn.methods.registry import accepts, shows_cells, source, summary
@@ -49,6 +56,7 @@ from torchviz_cnn.retrieval import patches, pictures_in
 from torchviz_cnn.summary import layers as layer_table
 from torchviz_cnn.texture import style_distance
 from torchviz_cnn.version import __version__
+from torchviz_cnn.walking import layers_to_walk, walk_through
 
 app = typer.Typer(
     add_completion=False,
@@ -160,13 +168,24 @@ def activations_command(
             "--layers",
             "-l",
             help="Names or globs, such as conv1 or 'features.*'; may be repeated. "
-            "By default every layer of a small network, every stage of a deep one.",
+            "By default the whole walk: every layer of a small network, every stage of a deep one, "
+            "the activations between them, sparsity over depth, and a page of it all.",
         ),
     ] = None,
     weights: Weights = None,
-    top: Annotated[
-        int | None, typer.Option(help="Only so many channels, the most active ones.", min=1)
+    top: Annotated[int | None, typer.Option(help="Only so many channels, see --by.", min=1)] = None,
+    by: Annotated[
+        str,
+        typer.Option(help="Which ones: highest mean, max, variance, or weight for --target."),
+    ] = "mean",
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Class index or name, for --by weight.")
     ] = None,
+    channel: Annotated[
+        list[int] | None,
+        typer.Option("--channel", "-k", help="Draw this channel alone, large; may be repeated."),
+    ] = None,
+    over: Annotated[bool, typer.Option("--over", help="--channel over the picture.")] = False,
     columns: Annotated[int | None, typer.Option(help="Maps in a row.", min=1)] = None,
     colormap: Colormap = "viridis",
     scale: Annotated[
@@ -182,40 +201,95 @@ def activations_command(
 ) -> None:
     """Draw what the layers put out: one picture a layer, every channel numbered.
 
+    Activations and poolings are drawn beside what reached them. Without --layers the walk through
+    the whole network is written, with a page of it, PICTURE_walk.html.
+
     \b
     Examples:
       torchviz-cnn activations cat.jpg --model vgg16 --layers 'features.*'
       torchviz-cnn activations cat.jpg -m resnet50 -l conv1 -l layer1 --top 16 --colormap gray
+      torchviz-cnn activations cat.jpg -m resnet50 -l layer4 --top 9 --by weight --target tabby
+      torchviz-cnn activations cat.jpg -m cat_dog -l conv2d_1 --channel 6 --channel 15 --over
     """
     check_folder(out)
     pictures = [read_picture(path) for path in images]
-    render.check_colormap(colormap or "viridis")
-    chosen_scale = scale_of(scale)
+    drawing = plates.Drawing(
+        colormap or "viridis", scale_of(scale), columns, top, by, channel, over
+    )
+    drawing.check()
+    if (by == "weight") != (target is not None):
+        raise InputError("--by weight and --target belong together: give both, or none of them")
     network = _model(model, weights, preprocess, classes, input_size, device, keras)
-    names = layers or album.layers_to_walk(network)
+    names = layers or layers_to_walk(network)
     for path, stem, picture in zip(images, _stems(images), pictures, strict=True):
         inputs = network.prepare(picture)
         _tell(f"{path}\n{album.predictions_table(album.predict(network, inputs)[0])}")
-        walk = album.walk_layers(network, inputs, names)
-        drawn = 0
+        seen = walk_through(
+            network, inputs, names, whole=layers is None, picture=picture, target=target
+        )
+        for sentence in seen.left_out():
+            _note(sentence)
         with all_or_nothing(out) as staging:
-            for number, (info, output) in enumerate(
-                tqdm(walk, desc="layers", unit="layer", delay=2, leave=False, disable=None)
-            ):
-                image = album.layer_picture(
-                    info,
-                    output,
-                    columns=columns,
-                    colormap=colormap or "viridis",
-                    scale=chosen_scale,
-                    top=top,
-                    classes=network.classes,
-                )
-                if image is not None:
-                    file = f"{stem}_{number:03d}_{album.file_name(info.name)}.png"
-                    write_picture(staging, file, image)
-                    drawn += 1
+            drawn = plates.write(seen, drawing, staging, f"{stem}_", whole=layers is None)
         _tell(f"{drawn} pictures of layers in {out}")
+        if layers is None:
+            _tell(f"{plates.sparsity_words(seen)}\nopen {out / f'{stem}_walk.html'}")
+
+
+@app.command("filters")
+def filters_command(
+    model: Annotated[str, typer.Argument(help="As for --model of the other commands.")],
+    layer: Annotated[
+        list[str],
+        typer.Option("--layer", "-l", help="A convolution by name; may be repeated."),
+    ],
+    weights: Weights = None,
+    top: Annotated[
+        int | None, typer.Option(help="Only so many filters, those with the largest norm.", min=1)
+    ] = None,
+    columns: Annotated[int | None, typer.Option(help="Kernels in a row.", min=1)] = None,
+    colormap: Colormap = None,
+    scale: Annotated[
+        str, typer.Option(help="filter (each from -max|w| to max|w| of its own) or layer.")
+    ] = "filter",
+    rgb: Annotated[
+        bool | None,
+        typer.Option(help="Three input channels as one colour picture; on where there are three."),
+    ] = None,
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="The network takes blue first, as Keras' caffe mode.")
+    ] = False,
+    out: Out = Path("torchviz-cnn-out"),
+) -> None:
+    """Draw the filters of convolutions: in colour where they see colours, else channel by channel.
+
+    \b
+    Examples:
+      torchviz-cnn filters resnet50 --layer conv1
+      torchviz-cnn filters vgg16 -l features.0 -l features.2 --top 16
+      torchviz-cnn filters cat_dog -l conv2d_1 --no-rgb --scale layer --weights cat_dog.pt
+    """
+    check_folder(out)
+    if scale not in ("filter", "layer"):
+        raise InputError(f"--scale must be filter or layer, not {scale!r}")
+    chosen = colormap or "seismic"
+    render.check_colormap(chosen)
+    network = _model(model, weights, None, None, None, "cpu")
+    found = [find_filters(network, name) for name in layer]
+    with all_or_nothing(out) as staging:
+        for each in found:
+            each.save(
+                staging / f"filters_{file_name(each.layer)}.png",
+                top=top,
+                columns=columns,
+                colormap=chosen,
+                scale=scale,
+                rgb=rgb,
+                inputs=(2, 1, 0) if bgr and each.weight.shape[1] == 3 else None,
+            )
+    for each in found:
+        _tell(str(each))
+    _tell(f"{len(found)} picture{'s' * (len(found) != 1)} of filters in {out}")
 
 
 def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
@@ -378,7 +452,7 @@ def explain_command(
         tqdm.write(f"{path}\n{album.predictions_table(guesses)}")
         marks = [""]
         if target and len(target) > 1:
-            marks = _different(f"_{album.file_name(each)}" for each in target)
+            marks = _different(f"_{file_name(each)}" for each in target)
         with all_or_nothing(out) as staging:
             for which, mark in enumerate(marks):
                 label = next(iter(results.values())).label(0, which)
@@ -394,7 +468,7 @@ def explain_command(
                     write_picture(staging, f"{stem}_{name.format(mark=mark)}.png", image)
             if numbers:
                 for name, result in results.items():
-                    result.save(staging / f"{stem}_{album.file_name(name)}.npz")
+                    result.save(staging / f"{stem}_{file_name(name)}.npz")
     _tell(f"pictures in {out}")
 
 
@@ -687,7 +761,7 @@ def maximize_command(
         **options,  # type: ignore[arg-type]
     )
     guesses = album.guesses(network, result.inputs)
-    names = _different(album.file_name(label) for label in result.labels)
+    names = _different(file_name(label) for label in result.labels)
     with all_or_nothing(out) as staging:
         for index, (name, image) in enumerate(zip(names, result.images, strict=True)):
             write_picture(staging, f"maximize_{name}.png", image)
@@ -742,7 +816,7 @@ def patches_command(
                 for file, reason in found.skipped:
                     _note(f"{file} is left out: {reason}")
             _tell(f"{found.layer} {each}, of {found.pictures} pictures:\n{found.table()}")
-            name = f"patches_{album.file_name(found.layer)}_{each}.png"
+            name = f"patches_{file_name(found.layer)}_{each}.png"
             write_picture(staging, name, found.sheet(columns))
     _tell(f"pictures in {out}")
 

@@ -17,9 +17,11 @@ from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import summary
 from torchviz_cnn.models import Model
 from torchviz_cnn.pictures import Picture
+from torchviz_cnn.plates import sparsity_words
 from torchviz_cnn.report import Plate, Section, write_page
 from torchviz_cnn.summary import layers
 from torchviz_cnn.training import accuracy, digits_model
+from torchviz_cnn.walking import walk
 
 # A digit's stroke is about three pixels wide: smaller windows hide too little of it.
 WINDOWS = {"window": 6, "stride": 2}
@@ -179,16 +181,12 @@ def picture_sections(
     )
     first = next(iter(results.values()))
     label = first.label()
-    walk = album.walk_layers(model, inputs, album.layers_to_walk(model))
+    seen = walk(model, inputs, picture=picture)
     layer_plates = [
-        Plate(
-            f"layer_{number:02d}_{info.name.replace('.', '_')}.png",
-            drawn,
-            _layer_words(info.type, output),
-        )
-        for number, (info, output) in enumerate(walk)
-        if (drawn := album.layer_picture(info, output, classes=model.classes)) is not None
+        Plate(f"layer_{name}.png", drawn, words) for name, drawn, words in seen.pictures()
     ]
+    if (plot := seen.sparsity_picture()) is not None:
+        layer_plates.append(Plate("sparsity.png", plot, f"{sparsity_words(seen)}."))
     return [
         Section(
             "The picture, and what the network says",
@@ -210,16 +208,6 @@ def picture_sections(
         ),
         _explanations(view, results, label, align),
     ]
-
-
-def _layer_words(kind: str, output: Tensor) -> str:
-    silent = float((output == 0).float().mean())
-    if output.ndim == 3:
-        return (
-            f"{kind}: {output.shape[0]} channels of {output.shape[1]}×{output.shape[2]}; "
-            f"{100 * silent:.0f} % of the values are exactly 0."
-        )
-    return f"{kind}: {output.shape[0]} unit{'s' * (len(output) > 1)}; {100 * silent:.0f} % are exactly 0."
 
 
 def _explanations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -117,3 +118,12 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
             for place in missing:
                 place.rmdir()
         raise
+
+
+def file_name(text: str) -> str:
+    """A name that any file system takes.
+
+    >>> file_name("block1/conv:0")
+    'block1_conv_0'
+    """
+    return re.sub(r"[^\w.@-]+", "_", text)

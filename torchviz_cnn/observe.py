@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
@@ -245,8 +245,32 @@ def capture(
         yield seen
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """Every layer asked for has run. Not an Exception, lest the network's own code catch it."""
+
+
+def refuse_not_run(
+    chosen: Iterable[Layer], found: Container[str], calls: Mapping[nn.Module, int]
+) -> None:
+    """Raise for a layer asked for by its own name of which nothing was found.
+
+    Args:
+        chosen: the layers asked for.
+        found: the names seen.
+        calls: how often each module ran.
+
+    Raises:
+        InputError: saying how often it runs.
+    """
+    for layer in chosen:
+        name = layer.key(layer.call or 0)
+        if layer.explicit and name not in found:
+            times = calls.get(layer.module, 0)
+            raise InputError(
+                f"{name!r} did not run: the layer runs {times} times in this forward pass"
+                if times
+                else f"the layer {name!r} does not run in eval mode"
+            )
 
 
 @contextmanager
@@ -269,23 +293,15 @@ def running_to(
     seen = Observation(module, gradients=gradients)
 
     def stop() -> None:
-        raise _Enough
+        raise Enough
 
     endless = any(layer.call is None for layer in chosen)
     hooks = _Hooks(seen, chosen, None if endless else stop)
 
     def run(inputs: Tensor) -> Observation:
-        with suppress(_Enough):
+        with suppress(Enough):
             module(inputs)
-        for layer in chosen:
-            name = layer.key(layer.call or 0)
-            if layer.explicit and name not in seen._kept:
-                times = hooks.calls.get(layer.module, 0)
-                raise InputError(
-                    f"{name!r} did not run: the layer runs {times} times in this forward pass"
-                    if times
-                    else f"the layer {name!r} does not run in eval mode"
-                )
+        refuse_not_run(chosen, seen._kept, hooks.calls)
         return seen
 
     with ExitStack() as stack:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -205,10 +206,7 @@ def errors_figure(
     """
     if not names or len(names) != len(errors):
         raise InputError(f"{len(errors)} errors were given for {len(names)} layers")
-    figure = Figure(figsize=(min(20.0, 3.0 + 0.22 * len(names)), 4.5))
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
-    axis = figure.subplots()
+    figure, axis = _over_depth(names)
     drawn = np.clip(np.nan_to_num(np.asarray(errors, float), nan=10.0, posinf=10.0), 1e-9, 10.0)
     axis.plot(range(len(names)), drawn, "o-", color="#31688e", markersize=4, linewidth=1)
     for value, word in bounds:
@@ -216,11 +214,70 @@ def errors_figure(
         axis.text(len(names) - 0.5, value, f" {word}", va="center", fontsize=8, color="#b23c3c")
     axis.set_yscale("log")
     axis.set_ylim(5e-10, 20)
-    axis.set_xlim(-0.5, len(names) - 0.5)
-    step = -(-len(names) // 80)  # more names than that cannot be read
-    axis.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
     axis.set_ylabel("largest difference / layer's largest value", fontsize=9)
-    axis.grid(axis="y", linewidth=0.3)
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
     return figure
+
+
+def shares_figure(
+    names: Sequence[str],
+    shares: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+) -> Figure:
+    """Shares from 0 to 100 % of layers over depth, a line for each kind of share.
+
+    Args:
+        names: of the layers, in order.
+        shares: what is measured -> a number from 0 to 1 for each layer; NaN where there is none.
+        title: a line above.
+
+    Returns:
+        A figure of its own, not registered with pyplot.
+
+    Raises:
+        InputError: for no layers, or another number of shares.
+
+    Example:
+        >>> figure = shares_figure(["relu1", "relu2"], {"units that are 0": [0.4, 0.7]})
+        >>> [round(float(y), 1) for y in figure.axes[0].lines[0].get_ydata()]
+        [40.0, 70.0]
+    """
+    if not names or any(len(values) != len(names) for values in shares.values()):
+        counts = ", ".join(str(len(values)) for values in shares.values())
+        raise InputError(f"{counts} shares were given for {len(names)} layers")
+    figure, axis = _over_depth(names)
+    for (label, values), color, mark in zip(shares.items(), _LINES, "os^", strict=False):
+        percents = 100 * np.asarray(values, dtype=float)
+        axis.plot(
+            range(len(names)),
+            percents,
+            f"{mark}-",
+            color=color,
+            label=label,
+            markersize=5,
+            linewidth=1,
+        )
+    axis.set_ylim(-3, 103)
+    axis.set_ylabel("%", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(shares), fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11, wrap=True)
+    return figure
+
+
+_LINES = ("#31688e", "#b23c3c", "#35b779")
+
+
+def _over_depth(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with the layers' names below it, as many of them as can be read."""
+    figure = Figure(figsize=(max(5.0, min(20.0, 3.0 + 0.22 * len(names))), 4.5))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    step = -(-len(names) // 80)
+    axis.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    axis.grid(axis="y", linewidth=0.3)
+    return figure, axis

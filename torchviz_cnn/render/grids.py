@@ -11,15 +11,21 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.render.colormaps import colorize, table
-from torchviz_cnn.render.text import INK, PAPER, fit, font, number, text_width, wrap
+from torchviz_cnn.pictures import Picture, to_image
+from torchviz_cnn.render.colormaps import colorize
+from torchviz_cnn.render.enlarge import viewable
+from torchviz_cnn.render.overlays import overlay
+from torchviz_cnn.render.paper import MARGIN, framed
+from torchviz_cnn.render.text import INK, PAPER, font, text_width
 
 Scale = Literal["channel", "layer"] | tuple[float, float]
+Limit = np.ndarray | float
 
+CROSS = (200, 60, 60)
 _GAP = 4
-_MARGIN = 10
 _SMALLEST_CELL = 40
 _WIDEST = 2400
+_LABEL = 11
 
 
 def feature_maps(
@@ -41,13 +47,13 @@ def feature_maps(
         scale: what black and white mean. ``"channel"``: each channel's own minimum and maximum;
             ``"layer"``: those of all channels shown; ``(low, high)``: these numbers. The picture
             says which, and has a colour bar where the scale is one for all.
-        channels: which channels, in which order; all by default.
+        channels: which channels, in which order, see :func:`strongest`; all by default.
         numbers: print channel numbers.
         title: a line above.
 
     Returns:
         An RGB image. Every cell shows its map in the same whole magnification; a channel that is
-        the same everywhere is crossed out.
+        the same everywhere is crossed out, twice where it is 0: a dead channel.
 
     Raises:
         InputError: for maps that are not three-dimensional, a channel that is not there, a bad
@@ -58,46 +64,186 @@ def feature_maps(
         >>> feature_maps(np.random.default_rng(0).random((32, 26, 26)), columns=8).mode
         'RGB'
     """
+    array, shown = _chosen(maps, channels)
+    low, high, words = _limits(array, scale)
+    dead, constant = _silent(array)
+    shrunk, _, thin = _fit_cells(array, columns)
+    cells = colorize(_unit(shrunk, low, high), colormap)
+    body, places = grid(cells, [str(c) for c in shown] if numbers else None, columns)
+    foot = [_scale_words(words, thin), *_silent_words(dead, constant)]
+    canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
+    _cross_out(canvas, top, places, cells[0].shape[:2], dead, constant)
+    return canvas
+
+
+def before_and_after(
+    before: Tensor | np.ndarray,
+    after: Tensor | np.ndarray,
+    columns: int | None = None,
+    colormap: str = "gray",
+    scale: Scale = "channel",
+    *,
+    channels: Sequence[int] | None = None,
+    notes: Sequence[str] | None = None,
+    words: tuple[str, str] = ("before", "after"),
+    title: str | None = None,
+) -> Image.Image:
+    """What went into a layer beside what came out of it, channel by channel.
+
+    Both maps of a pair have the same scale and the same magnification, so that one can be compared
+    with the other and a pooled map is smaller than what it pooled.
+
+    Args:
+        before: ``(C, h, w)``.
+        after: ``(C, h', w')``, as many channels.
+        columns: pairs in a row.
+        colormap, channels, title: as for :func:`feature_maps`.
+        scale: likewise; minimum and maximum are those of both maps together.
+        notes: a few words for each channel, printed beside its number; ``C`` of them.
+        words: what the left and the right map of a pair are.
+
+    Raises:
+        InputError: for maps that do not pair, and as :func:`feature_maps`.
+
+    Example:
+        >>> import numpy as np
+        >>> maps = np.random.default_rng(0).normal(size=(8, 12, 12))
+        >>> before_and_after(maps, np.maximum(maps, 0)).mode
+        'RGB'
+    """
+    left, shown = _chosen(before, channels)
+    right, _ = _chosen(after, channels)
+    count = len(_as_maps(before))
+    if count != len(_as_maps(after)):
+        raise InputError(
+            f"{count} channels before and {len(_as_maps(after))} after are no pairs of maps"
+        )
+    if notes is not None and len(notes) != count:
+        raise InputError(f"{len(notes)} notes were given for {count} channels")
+    low, high, said = _limits_of_both(left, right, scale)
+    dead, constant = _silent(right)
+    if columns is None:
+        columns = max(1, _layout(len(shown), None, (left.shape[1], 2 * left.shape[2]))[1])
+    a, factor, thin = _fit_cells(left, 2 * columns)
+    b, *_ = _fit_cells(right, None, (factor, thin))
+    cells = _side_by_side(
+        colorize(_unit(a, low, high), colormap), colorize(_unit(b, low, high), colormap)
+    )
+    labels = [str(c) if notes is None else f"{c}  {notes[c]}" for c in shown]
+    body, places = grid(cells, labels, columns, gap=12)  # pairs apart, their halves together
+    foot = [
+        f"left: {words[0]}, {_size(left)}; right: {words[1]}, {_size(right)}",
+        _scale_words(said, thin),
+        *_silent_words(dead, constant),
+    ]
+    canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
+    x = a.shape[2] + _BETWEEN
+    moved = [(y, left_edge + x) for y, left_edge in places]
+    _cross_out(canvas, top, moved, b.shape[1:], dead, constant)
+    return canvas
+
+
+def feature_map(
+    values: Tensor | np.ndarray,
+    colormap: str = "viridis",
+    *,
+    picture: Picture | None = None,
+    alpha: float = 0.5,
+    title: str | None = None,
+) -> Image.Image:
+    """One channel, large, with a colour bar from its minimum to its maximum.
+
+    Args:
+        values: ``(h, w)``.
+        colormap: any matplotlib name.
+        picture: laid under the map, which is stretched over the whole of it.
+        alpha: weight of the map over a picture.
+        title: a line above.
+
+    Raises:
+        InputError: for values that are not two-dimensional.
+
+    Example:
+        >>> import numpy as np
+        >>> feature_map(np.eye(12), title="channel 6").width > 300
+        True
+    """
+    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"one feature map is (h, w), not {array.shape}")
+    low, high = float(array.min()), float(array.max())
+    unit = _unit(array, low, high)
+    if picture is None:
+        drawn = viewable(Image.fromarray(colorize(unit, colormap)), 448)
+    else:
+        drawn = overlay(viewable(to_image(picture), 448), unit, colormap, alpha)
+    words = f"{_size(array[None])}, from its minimum to its maximum"
+    return framed(np.asarray(drawn), title, words, (low, high, colormap))[0]
+
+
+def strongest(
+    maps: Tensor | np.ndarray,
+    top: int | None = None,
+    by: str | Sequence[float] | np.ndarray | Tensor = "mean",
+) -> list[int]:
+    """The channels that stand out, the first one most.
+
+    Args:
+        maps: ``(C, h, w)``.
+        top: at most so many; all by default.
+        by: ``"mean"``, ``"max"`` or ``"variance"`` over the places of a channel, or a number for
+            each channel, such as its weight for a class.
+
+    Returns:
+        Channel numbers, those with the largest numbers first; of equals the lower one first.
+
+    Raises:
+        InputError: for another ``by``, or another number of weights.
+
+    Example:
+        >>> import numpy as np
+        >>> strongest(np.array([[[1.0, 1.0]], [[0.0, 4.0]], [[3.0, 3.0]]]), 2, "max")
+        [1, 2]
+    """
+    array = _as_maps(maps).astype(np.float64)
+    if isinstance(by, str):
+        if by not in ("mean", "max", "variance"):
+            raise InputError(f"channels are ranked by mean, max or variance, not by {by!r}")
+        places = array.reshape(len(array), -1)
+        rank = places.mean(1) if by == "mean" else places.max(1) if by == "max" else places.var(1)
+    else:
+        rank = np.asarray(by.detach().cpu() if isinstance(by, Tensor) else by, dtype=np.float64)
+        if rank.shape != (len(array),):
+            raise InputError(f"weights of shape {rank.shape} were given for {len(array)} channels")
+    return [int(c) for c in np.argsort(-rank, kind="stable")[:top]]
+
+
+def _as_maps(maps: Tensor | np.ndarray) -> np.ndarray:
     array = maps.detach().cpu().float().numpy() if isinstance(maps, Tensor) else np.asarray(maps)
     if array.ndim != 3 or 0 in array.shape:
         raise InputError(f"feature maps of one picture are (C, h, w), not {array.shape}")
-    array = array.astype(np.float32, copy=False)
+    return array.astype(np.float32, copy=False)
+
+
+def _chosen(
+    maps: Tensor | np.ndarray, channels: Sequence[int] | None
+) -> tuple[np.ndarray, list[int]]:
+    """The maps to draw, and their channel numbers."""
+    array = _as_maps(maps)
     shown = list(range(len(array))) if channels is None else list(channels)
     if wrong := [c for c in shown if not 0 <= c < len(array)]:
         raise InputError(f"there is no channel {wrong[0]}: the layer has {len(array)}, from 0")
     if not shown:
         raise InputError("no channels to draw")
-    array = array[shown]
-    low, high, words = _scale(array, scale)
-    array, cell = _fit_cells(array, columns)
-    rows, columns = _layout(len(shown), columns, cell)
-
-    colors = colorize(_unit(array, low, high), colormap)
-    font_size = 11
-    strip = font_size + 4 if numbers else 0
-    needed = max(text_width(str(c), font_size) for c in shown) if numbers else 0
-    pitch_x, pitch_y = max(cell[1], needed) + _GAP, cell[0] + strip + _GAP
-    body = np.full((rows * pitch_y - _GAP, columns * pitch_x - _GAP, 3), PAPER, np.uint8)
-    places = [(i // columns * pitch_y + strip, i % columns * pitch_x) for i in range(len(shown))]
-    for (y, x), picture in zip(places, colors, strict=True):
-        body[y : y + cell[0], x : x + cell[1]] = picture
-
-    canvas, top = _framed(
-        body, title, words, None if scale == "channel" else (float(low), float(high), colormap)
-    )
-    draw = ImageDraw.Draw(canvas)
-    flat = array.reshape(len(array), -1)
-    constant = flat.max(1) == flat.min(1)
-    for index, (y, x) in enumerate(places):
-        x, y = x + _MARGIN, y + top
-        if numbers:
-            draw.text((x, y - strip + 1), str(shown[index]), fill=INK, font=font(font_size))
-        if constant[index]:
-            draw.line((x, y, x + cell[1] - 1, y + cell[0] - 1), fill=(200, 60, 60))
-    return canvas
+    return (array if channels is None else array[shown]), shown
 
 
-def _scale(array: np.ndarray, scale: Scale) -> tuple[np.ndarray | float, np.ndarray | float, str]:
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}×{array.shape[2]}"
+
+
+def _limits(array: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
     if scale == "channel":
         return (
             array.min((1, 2), keepdims=True),
@@ -111,27 +257,51 @@ def _scale(array: np.ndarray, scale: Scale) -> tuple[np.ndarray | float, np.ndar
     raise InputError(f"scale must be 'channel', 'layer' or (low, high), not {scale!r}")
 
 
-def _unit(array: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+def _limits_of_both(left: np.ndarray, right: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
+    low, high, words = _limits(left, scale)
+    other_low, other_high, _ = _limits(right, scale)
+    if scale == "channel":
+        words = "each pair from the minimum to the maximum of both"
+    return np.minimum(low, other_low), np.maximum(high, other_high), words
+
+
+def _bar(scale: Scale, low: Limit, high: Limit, colormap: str) -> tuple[float, float, str] | None:
+    return None if scale == "channel" else (float(low), float(high), colormap)
+
+
+def _scale_words(words: str, thin: int) -> str:
+    if thin > 1:
+        return f"{words}; every pixel the mean of {thin}×{thin} cells"
+    return words
+
+
+def _unit(array: np.ndarray, low: Limit, high: Limit) -> np.ndarray:
     span = np.where(np.asarray(high) > np.asarray(low), np.asarray(high) - low, 1.0)
     return (array - low) / span
 
 
-def _fit_cells(array: np.ndarray, columns: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    """Small maps magnified by a whole number, large ones thinned, so that a grid fits a screen."""
+def _fit_cells(
+    array: np.ndarray, columns: int | None, scaling: tuple[int, int] | None = None
+) -> tuple[np.ndarray, int, int]:
+    """Small maps magnified by a whole number, large ones thinned, so that a grid fits a screen.
+
+    Returns:
+        The maps, how often they were magnified, and how many cells make a pixel.
+    """
     _, height, width = array.shape
     factor = max(1, math.ceil(_SMALLEST_CELL / max(width, height)))
-    if factor > 1:
-        array = array.repeat(factor, 1).repeat(factor, 2)
     per_row = columns or math.ceil(math.sqrt(len(array)))
-    thin = math.ceil(per_row * (width + _GAP) / _WIDEST)
-    if factor == 1 and thin > 1:
-        height, width = height // thin * thin, width // thin * thin
-        if height and width:
-            array = array[:, :height, :width]
-            array = array.reshape(len(array), height // thin, thin, width // thin, thin).mean(
-                (2, 4)
-            )
-    return array, (array.shape[1], array.shape[2])
+    thin = math.ceil(per_row * (width + _GAP) / _WIDEST) if factor == 1 else 1
+    if scaling is not None:
+        factor, thin = scaling
+    if factor > 1:
+        return array.repeat(factor, 1).repeat(factor, 2), factor, 1
+    height, width = height // thin, width // thin
+    if thin > 1 and height and width:
+        array = array[:, : height * thin, : width * thin]
+        array = array.reshape(len(array), height, thin, width, thin).mean((2, 4))
+        return array, 1, thin
+    return array, 1, 1
 
 
 def _layout(count: int, columns: int | None, cell: tuple[int, int]) -> tuple[int, int]:
@@ -146,112 +316,69 @@ def _layout(count: int, columns: int | None, cell: tuple[int, int]) -> tuple[int
     return math.ceil(count / columns), columns
 
 
-def _framed(
-    body: np.ndarray,
-    title: str | None,
-    words: str,
-    bar: tuple[float, float, str] | None,
-) -> tuple[Image.Image, int]:
-    """The grid on paper with its title above and its scale below; where the grid begins."""
-    width = max(body.shape[1], 260)
-    title_lines = wrap(title, width, 14) if title else []
-    top = _MARGIN + 20 * len(title_lines)
-    foot = wrap(words, width, 11)
-    bar_height = 34 if bar else 0
-    canvas = Image.new(
-        "RGB",
-        (width + 2 * _MARGIN, top + body.shape[0] + 8 + 16 * len(foot) + bar_height + _MARGIN),
-        PAPER,
-    )
-    canvas.paste(Image.fromarray(body), (_MARGIN, top))
+_BETWEEN = 2  # pixels between the two maps of a pair
+
+
+def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Pairs of cells on paper, their upper edges level."""
+    height = max(left.shape[1], right.shape[1])
+    width = left.shape[2] + _BETWEEN + right.shape[2]
+    cells = np.full((len(left), height, width, 3), PAPER, np.uint8)
+    cells[:, : left.shape[1], : left.shape[2]] = left
+    cells[:, : right.shape[1], left.shape[2] + _BETWEEN :] = right
+    return cells
+
+
+def grid(
+    cells: np.ndarray, labels: Sequence[str] | None, columns: int | None, gap: int = _GAP
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Cells ``(n, h, w, 3)`` in rows with a label above each; where each cell begins."""
+    count, height, width, _ = cells.shape
+    columns = _layout(count, columns, (height, width))[1]
+    strip = _LABEL + 4 if labels else 0
+    needed = max(text_width(text, _LABEL) for text in labels) if labels else 0
+    pitch_x, pitch_y = max(width, needed) + gap, height + strip + _GAP
+    rows = math.ceil(count / columns)
+    body = np.full((rows * pitch_y - _GAP, columns * pitch_x - gap, 3), PAPER, np.uint8)
+    places = [(i // columns * pitch_y + strip, i % columns * pitch_x) for i in range(count)]
+    for (y, x), cell in zip(places, cells, strict=True):
+        body[y : y + height, x : x + width] = cell
+    if labels:
+        canvas = Image.fromarray(body)
+        draw = ImageDraw.Draw(canvas)
+        for (y, x), text in zip(places, labels, strict=True):
+            draw.text((x, y - strip + 1), text, fill=INK, font=font(_LABEL))
+        body = np.asarray(canvas)
+    return body, places
+
+
+def _silent(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which channels are 0 everywhere, and which the same everywhere."""
+    flat = array.reshape(len(array), -1)
+    constant = flat.max(1) == flat.min(1)
+    return constant & (flat[:, 0] == 0), constant
+
+
+def _silent_words(dead: np.ndarray, constant: np.ndarray) -> list[str]:
+    words = []
+    if dead.any():
+        words.append(f"{dead.sum()} of {len(dead)} channels are 0 everywhere (crossed out twice)")
+    if (alike := int((constant & ~dead).sum())) > 0:
+        words.append(f"{alike} of {len(dead)} the same everywhere, not 0 (crossed out)")
+    return words
+
+
+def _cross_out(
+    canvas: Image.Image,
+    top: int,
+    places: Sequence[tuple[int, int]],
+    cell: tuple[int, ...],
+    dead: np.ndarray,
+    constant: np.ndarray,
+) -> None:
     draw = ImageDraw.Draw(canvas)
-    for index, line in enumerate(title_lines):
-        draw.text((_MARGIN, _MARGIN - 4 + 20 * index), line, fill=INK, font=font(14))
-    y = top + body.shape[0] + 8
-    for line in foot:
-        draw.text((_MARGIN, y), line, fill=INK, font=font(11))
-        y += 16
-    if bar:
-        low, high, colormap = bar
-        length = min(width, 240)
-        ramp = table(colormap)[np.linspace(0, 255, length).astype(int)]
-        canvas.paste(
-            Image.fromarray(np.broadcast_to(ramp, (10, length, 3)).copy()), (_MARGIN, y + 2)
-        )
-        right = number(high)
-        draw.text((_MARGIN, y + 15), number(low), fill=INK, font=font(11))
-        draw.text(
-            (_MARGIN + length - text_width(right, 11), y + 15), right, fill=INK, font=font(11)
-        )
-    return canvas, top
-
-
-def units(
-    values: Tensor | np.ndarray,
-    colormap: str = "viridis",
-    *,
-    labels: Sequence[str] | None = None,
-    title: str | None = None,
-) -> Image.Image:
-    """The outputs of a dense layer: labelled bars for up to 40 units, else a heat strip.
-
-    Args:
-        values: ``(units,)``.
-        colormap: of the strip, any matplotlib name.
-        labels: a name for each unit.
-        title: a line above.
-
-    Raises:
-        InputError: for values that are not one-dimensional, or labels of another length.
-
-    Example:
-        >>> import numpy as np
-        >>> units(np.arange(10.0)).mode
-        'RGB'
-    """
-    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
-    array = np.asarray(array, dtype=np.float32)
-    if array.ndim != 1 or not array.size:
-        raise InputError(f"the outputs of a dense layer are (units,), not {array.shape}")
-    if labels is not None and len(labels) != len(array):
-        raise InputError(f"{len(labels)} labels were given for {len(array)} units")
-    low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
-    if len(array) <= 40:
-        names = [
-            str(i) if labels is None or labels[i] == str(i) else f"{i} {labels[i]}"
-            for i in range(len(array))
-        ]
-        body = _bars(array, names, low, high)
-        return _framed(body, title, "length is the unit's output", None)[0]
-    # Small cells for many units, so that a flattened layer fills a screen and not a wall.
-    columns, cell = 32, 12
-    if len(array) > 128:
-        columns = 2 ** math.ceil(math.log2(math.sqrt(2 * len(array))))
-        cell = max(2, min(12, 640 // columns))
-    rows = math.ceil(len(array) / columns)
-    padded = np.full(rows * columns, np.nan, np.float32)
-    padded[: len(array)] = array
-    colors = colorize(padded, colormap, low, high)
-    colors[len(array) :] = PAPER
-    body = colors.reshape(rows, columns, 3).repeat(cell, 0).repeat(cell, 1)
-    strongest = ", ".join(str(i) for i in np.argsort(array)[::-1][:5])
-    words = f"{len(array)} units, {columns} in a row; strongest: {strongest}"
-    return _framed(body, title, words, (low, high, colormap))[0]
-
-
-def _bars(array: np.ndarray, names: Sequence[str], low: float, high: float) -> np.ndarray:
-    row, length = 18, 320
-    left = min(240, max(text_width(name, 11) for name in names)) + 8
-    span = (high - low) or 1.0
-    zero = left + round(-low / span * length)
-    canvas = Image.new("RGB", (left + length + 70, row * len(array)), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for index, (value, name) in enumerate(zip(array.tolist(), names, strict=True)):
-        y = index * row
-        draw.text((0, y + 2), fit(name, left - 8, 11), fill=INK, font=font(11))
-        end = zero + round(value / span * length)
-        color = (49, 104, 142) if value >= 0 else (178, 60, 60)
-        draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)
-        words = number(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
-        draw.text((max(zero, end) + 5, y + 2), words, fill=INK, font=font(11))
-    return np.asarray(canvas)
+    for index in np.nonzero(constant)[0].tolist():
+        y, x = places[index][0] + top, places[index][1] + MARGIN
+        draw.line((x, y, x + cell[1] - 1, y + cell[0] - 1), fill=CROSS)
+        if dead[index]:
+            draw.line((x, y + cell[0] - 1, x + cell[1] - 1, y), fill=CROSS)

@@ -1,0 +1,60 @@
+"""Visual representations of what each layer of a CNN puts out; Grad-CAM on ResNet50, class 630.
+
+Claims of "Visual representations of Outputs/Activations of each CNN layer", and what came out:
+- activation functions let the parts through that contribute: the ReLUs of a digits network silence
+  31 %, 81 % and 60 % of their units on this digit, drawn before and after;
+- pooling keeps the vital features: every pooled map is drawn beside its map, half as large;
+- Grad-CAM's heat map is superimposed on the picture in jet: class 630 of ResNet50, and a digit;
+- class index 630 is "Donut": it is not. ImageNet's class 630 is "Loafer", a shoe.
+The page also has the input, the dense layers as strips and bars, and the class scores.
+Not here: the network is trained on scikit-learn's digits in a minute, and ResNet50 has random
+weights unless --weights default (a download): its map shows how, not where. The digit's does.
+"""
+
+from common import arguments, photograph
+
+import torchviz_cnn as tvc
+from torchviz_cnn.data import digits
+from torchviz_cnn.demo import as_picture
+from torchviz_cnn.training import digits_model
+
+CLASS_INDEX = 630
+
+
+def main() -> None:
+    """Draw the layers, then Grad-CAM."""
+    options = arguments(__doc__ or "", "outputs_of_each_layer")
+    model, _ = digits_model()
+    digit = digits().test[3]
+    steps = tvc.walk(model, digit[None], picture=as_picture(digit))
+    print(steps)
+    for step in steps:
+        if step.silenced:
+            print(f"{step.name} silences {100 * step.silenced:.0f} % of its units")
+    print(f"open {steps.save(options.out / 'layers', colormap='gray')}")
+
+    resnet = tvc.models.load("resnet50", options.weights)
+    picture = options.picture or photograph()
+    note = "; ".join(resnet.notes) or "published weights"
+    inputs = resnet.prepare(picture)
+    result = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX)
+    before_relu = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX, relu=False)
+    of_digit = tvc.grad_cam(model, digit[None])
+    print(result.title(), tuple(result.values.shape), note)
+    superimposed = result.overlay(picture, colormap="jet", alpha=0.4)
+    on_strokes = of_digit.overlay(as_picture(digit), colormap="jet", align="receptive_field")
+    row = [resnet.view(picture), superimposed, before_relu.overlay(picture), as_picture(digit)]
+    tvc.render.sheet(
+        [[*row, on_strokes]],
+        ["picture", result.title(), "before its ReLU", "a digit", of_digit.title()],
+        title=f"{note}; the digits network is trained",
+    ).save(options.out / "grad_cam_630.png")
+
+    if hasattr(tvc, "maximize"):  # the conclusion's activation maximisation
+        best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
+        print(f"the network's idea of a 3: activation {float(best.history[0, -1]):.2f}")
+        tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,707 @@
+"""The walk: every number beside a derivation of its own; pictures by their properties."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+import torchviz_cnn as tvc
+from tests.networks import (
+    Functional,
+    Repeated,
+    Residual,
+    TrippedError,
+    Tripwire,
+    pictures,
+    plain,
+    randomised,
+    with_part,
+)
+from tests.test_promises import SETTINGS, nothing_changes
+from torchviz_cnn import InputError, plates
+from torchviz_cnn.render.colormaps import colorize
+from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
+
+
+def test_a_functional_network_is_walked_function_by_function():
+    """No ReLU and no pooling of this network is a module; each is shown, with what reached it."""
+    net, x = randomised(Functional()), pictures(1)
+    seen = tvc.walk(net, x)
+    assert seen.names == [
+        "conv1",
+        "relu after conv1",
+        "max_pool2d after conv1",
+        "conv2",
+        "relu after conv2",
+        "mean over places after conv2",
+        "fc",
+    ]
+    a = F.conv2d(x, net.conv1.weight, net.conv1.bias, padding=1)
+    b = F.max_pool2d(a.clamp(min=0), 2)
+    c = F.conv2d(b, net.conv2.weight, net.conv2.bias, padding=1)
+    wanted = {
+        "conv1": (None, a),
+        "relu after conv1": (a, a.clamp(min=0)),
+        "max_pool2d after conv1": (a.clamp(min=0), b),
+        "conv2": (None, c),  # not what the in-place ReLU after it made of it
+        "relu after conv2": (c, c.clamp(min=0)),
+        "mean over places after conv2": (c.clamp(min=0), c.clamp(min=0).mean((2, 3))),
+        "fc": (None, net(x)),
+    }
+    for name, (before, output) in wanted.items():
+        torch.testing.assert_close(seen[name].output, output[0], rtol=0, atol=1e-12)
+        if before is None:
+            assert seen[name].before is None
+        else:
+            torch.testing.assert_close(seen[name].before, before[0], rtol=0, atol=1e-12)
+
+
+def test_the_share_an_activation_silences_is_counted_by_unit_and_by_channel():
+    net, x = randomised(plain()), pictures(1)
+    step = tvc.walk(net, x)["relu1"]
+    before = F.conv2d(x, net.conv1.weight, net.conv1.bias, padding=1)[0].detach().numpy()
+    assert step.silenced == pytest.approx((before < 0).mean(), abs=1e-15)
+    assert 0.1 < step.silenced < 0.9
+    by_channel = (before < 0).reshape(6, -1).mean(1)
+    np.testing.assert_allclose(step.silenced_by_channel.numpy(), by_channel, atol=1e-15)
+
+
+def test_what_was_0_before_is_not_silenced():
+    net = nn.Sequential(nn.ReLU(), nn.ReLU())
+    seen = tvc.walk(net, torch.randn(1, 1, 6, 5))
+    assert seen["0"].silenced > 0
+    assert seen["1"].silenced == 0
+    assert seen["1"].zeros == seen["0"].zeros
+
+
+def test_kinds_of_steps_and_what_reached_them():
+    net = randomised(
+        nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(3, 4, 3),
+                bn=nn.BatchNorm2d(4),
+                act=nn.Hardswish(),
+                pool=nn.AvgPool2d(2),
+                drop=nn.Dropout2d(0.5),
+                flat=nn.Flatten(),
+                fc=nn.Linear(4 * 6 * 4, 5),
+                chance=nn.Softmax(1),
+            )
+        )
+    )
+    x = pictures(1)
+    seen = tvc.walk(net, x)
+    kinds = "convolution normalisation activation pooling dropout flatten dense activation"
+    assert [step.kind for step in seen] == kinds.split()
+    values = x
+    for name, part in net.named_children():
+        if seen[name].before is not None:
+            torch.testing.assert_close(seen[name].before, values[0])
+        values = part(values)
+        torch.testing.assert_close(seen[name].output, values[0])
+    assert seen["drop"].identity
+    assert "the identity in eval mode" in seen["drop"].words()
+    assert "96; no number changes" in seen["flat"].words()
+    assert "pooled from 12×8" in seen["pool"].words()
+    top = net[:-1](x)[0].topk(3).indices.tolist()
+    assert f"the strongest are {top[0]}, {top[1]}, {top[2]}" in seen["fc"].words()
+    conv = net.conv(x).detach()
+    mean, spread = conv.mean(), conv.std(correction=0)
+    assert f"{float(mean):.2g} ± {float(spread):.2g} before" in seen["bn"].words()
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.ConvTranspose2d(1, 1, 2), "convolution"),
+        (nn.GroupNorm(1, 2), "normalisation"),
+        (nn.MultiheadAttention(4, 2), "other"),
+        (nn.GELU(), "activation"),
+        (nn.AdaptiveMaxPool2d(1), "pooling"),
+        (nn.Identity(), "dropout"),
+        (torchvision.ops.StochasticDepth(0.5, "row"), "dropout"),
+        (torchvision.ops.Conv2dNormActivation(1, 1), "other"),
+    ],
+)
+def test_kinds_by_class(module, kind):
+    assert kind_of(module) == kind
+
+
+def test_every_run_of_a_module_is_a_step():
+    net, x = randomised(Repeated()), pictures(1)
+    seen = tvc.walk(net, x)
+    assert seen.names == [
+        "stem", "conv", "relu", "conv@1", "relu@1", "conv@2", "relu@2",
+        "mean over places after relu@2", "fc",
+    ]  # fmt: skip
+    values = net.stem(x)
+    for call in ("", "@1", "@2"):
+        values = net.conv(values)
+        torch.testing.assert_close(seen[f"conv{call}"].output, values[0])
+        torch.testing.assert_close(seen[f"relu{call}"].before, values[0])
+        values = values.relu()
+
+
+def test_a_stage_of_a_deep_network_is_followed_by_the_activation_it_ends_with():
+    net = torchvision.models.resnet18().double().eval()
+    x = pictures(1, height=64, width=48)
+    seen = tvc.walk(net, x)
+    assert seen.names[:7] == [
+        "conv1", "bn1", "relu", "maxpool", "layer1", "layer1.1.relu@1", "layer2",
+    ]  # fmt: skip
+    with torch.no_grad():
+        stem = net.maxpool(net.bn1(net.conv1(x)).relu())
+        block = net.layer1[1]
+        inner = net.layer1[0](stem)
+        total = inner + block.bn2(block.conv2(block.bn1(block.conv1(inner)).relu()))
+    last = seen["layer1.1.relu@1"]
+    torch.testing.assert_close(last.before, total[0])  # after the skip, before the ReLU
+    torch.testing.assert_close(last.output, seen["layer1"].output)
+    assert len(seen.sparsity) == 17  # every ReLU of the network, in the stages too
+
+
+def test_asked_for_by_name_only_those_layers_are_walked_and_the_rest_does_not_run():
+    net = randomised(with_part(Tripwire(at=1), after="pool1"))
+    seen = tvc.walk(net, pictures(1), ["conv1", "relu1"])
+    assert seen.names == ["conv1", "relu1"]
+    with pytest.raises(InputError, match="conv3"):
+        tvc.walk(net, pictures(1), "conv3")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("target", [None, 1])
+def test_the_network_comes_back_as_it_was_and_the_walk_is_that_of_a_network_at_rest(
+    setting, target
+):
+    def fresh():
+        return randomised(Residual(dropout=0.5), seed=7)
+
+    found, inputs = setting(fresh()), pictures()
+    with found.around(), nothing_changes(found.net, inputs):
+        seen = tvc.walk(found.model, inputs, target=target)
+    wanted = tvc.walk(fresh(), inputs, target=target)
+    assert seen.names == wanted.names
+    for step, other in zip(seen, wanted, strict=True):
+        for one, two in (
+            (step.output, other.output),
+            (step.before, other.before),
+            (step.weights, other.weights),
+        ):
+            assert (one is None) == (two is None)
+            if one is not None:
+                torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+                assert not one.requires_grad
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_after_an_exception_nothing_has_changed(at):
+    net, inputs = randomised(with_part(Tripwire(at))), pictures(1)
+    with nothing_changes(net, inputs), pytest.raises(TrippedError):
+        tvc.walk(net, inputs)
+
+
+def test_a_batch_is_walked_like_its_pictures_one_by_one():
+    net, inputs = randomised(Residual()), pictures(3)
+    for index in range(-1, 3):
+        of_batch = tvc.walk(net, inputs, index=index)
+        alone = tvc.walk(net, inputs[[index]])
+        assert torch.equal(of_batch.input, inputs[index])
+        for step, other in zip(of_batch, alone, strict=True):
+            torch.testing.assert_close(step.output, other.output)
+    with pytest.raises(InputError, match="no picture 3"):
+        tvc.walk(net, inputs, index=3)
+
+
+def test_a_channels_weight_for_a_class_is_the_mean_gradient_of_its_score():
+    net, x = randomised(plain()), pictures(1)
+    seen = tvc.walk(net, x, target=2)
+    maps = net[:3](x).detach().requires_grad_()
+    net[3:](maps)[0, 2].backward()
+    wanted = maps.grad[0].mean((1, 2))
+    torch.testing.assert_close(seen["pool1"].weights, wanted)
+    assert seen.target == "2"
+    order = seen["pool1"].weights.argsort(descending=True).tolist()
+    assert tvc.render.strongest(seen["pool1"].maps, 3, seen["pool1"].weights) == order[:3]
+    # On global average pooling and one linear layer it is the class's weight over the places.
+    torch.testing.assert_close(seen["relu2"].weights, net.fc.weight[2] / (7 * 5))
+
+
+def test_channels_last_maps_are_turned_and_said_to_be():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 6, 2, stride=2)
+            self.norm = nn.LayerNorm(6)
+            self.mlp = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.patch(x).permute(0, 2, 3, 1)
+            x = x + self.mlp(self.norm(x))
+            return self.head(x.mean((1, 2)))
+
+    net, x = randomised(Last()), pictures(1, height=28, width=20)
+    seen = tvc.walk(net, x, target=1)
+    assert not seen["patch"].channels_last
+    hidden = seen["mlp.1"]
+    assert hidden.channels_last
+    inside = net.mlp[0](net.norm(net.patch(x).permute(0, 2, 3, 1)))[0]
+    torch.testing.assert_close(hidden.maps_before, inside.permute(2, 0, 1))
+    torch.testing.assert_close(hidden.silenced_by_channel, (inside < 0).double().mean((0, 1)))
+    assert hidden.weights.shape == (9,)
+    assert "channels last" in hidden.words()
+    first = hidden.picture(columns=3, scale="layer")
+    again = tvc.render.before_and_after(
+        inside.permute(2, 0, 1), inside.clamp(min=0).permute(2, 0, 1), 3, "viridis", "layer",
+        notes=[f"{100 * v:.0f} %" for v in (inside < 0).double().mean((0, 1)).tolist()],
+    )  # fmt: skip
+    top, bottom = first.height - again.height, again.height - 80
+    assert np.array_equal(np.asarray(first)[top : top + bottom], np.asarray(again)[:bottom])
+
+
+def test_as_many_channels_as_rows_and_columns_is_no_reason_to_turn_them():
+    net = randomised(
+        nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1728, 2))
+    )
+    seen = tvc.walk(net, pictures(1, height=14, width=14))
+    assert seen["0"].output.shape == (12, 12, 12)
+    assert not any(step.channels_last for step in seen)
+
+
+def test_what_has_neither_maps_nor_units_is_told():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 4, 7, stride=7)
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.mix(self.patch(x).flatten(2).transpose(1, 2)).mean(1)
+
+    seen = tvc.walk(randomised(Tokens()), pictures(1, height=21))
+    assert seen.left_out() == [
+        "mix is not drawn: it puts out 3×4, which is neither maps nor a row of units"
+    ]
+    assert [name for name, *_ in seen.pictures()] == ["000_patch"]
+
+
+def test_what_makes_several_of_one_picture_is_told():
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            halves = torch.cat(x.chunk(2, 2))
+            return self.fc(self.conv(halves).mean((2, 3)).sum(0, keepdim=True))
+
+    seen = tvc.walk(randomised(Split()), pictures(1))
+    assert seen.left_out() == [
+        "conv is not drawn: of one picture it makes 2×4×5×8, no batch of one"
+    ]
+
+
+# ---- sparsity over depth --------------------------------------------------------------------------
+
+
+def made_of(zeros):
+    rows = tuple(Sparsity(f"relu{i}", share, None) for i, share in enumerate(zeros))
+    return Walk("net", torch.zeros(3, 4, 4), (), rows)
+
+
+@pytest.mark.parametrize(
+    "zeros", [[0.1, 0.2, 0.5], [0.5, 0.4, 0.1, 0.2], [0.3, 0.3, 0.1, 0.9, 0.3, 0.9]]
+)
+def test_the_trend_is_spearmans_rank_correlation(zeros):
+    wanted = spearmanr(range(len(zeros)), zeros).statistic
+    assert made_of(zeros).sparsity_trend() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_no_trend_where_there_is_nothing_to_rank():
+    assert made_of([0.1, 0.2]).sparsity_trend() is None
+    assert made_of([0.5, 0.5, 0.5]).sparsity_trend() is None
+
+
+def test_sparsity_and_dead_channels_are_those_of_every_relu():
+    net, x = randomised(plain()), pictures(1)
+    with torch.no_grad():
+        net.conv1.bias[2] = -100  # a dead channel
+    seen = tvc.walk(net, x)
+    first, second = net[:2](x)[0].detach().numpy(), net[:5](x)[0].detach().numpy()
+    for found, name, maps in zip(seen.sparsity, ("relu1", "relu2"), (first, second), strict=True):
+        assert found.name == name
+        assert found.zeros == pytest.approx((maps == 0).mean(), abs=1e-15)
+        dead = [not channel.any() for channel in maps]
+        assert found.dead == pytest.approx(np.mean(dead), abs=1e-15)
+    assert seen.sparsity[0].dead >= 1 / 6
+    axis = tvc.render.shares_figure(["a", "b"], {"x": [s.zeros for s in seen.sparsity]}).axes[0]
+    shown = axis.lines[0].get_ydata()
+    np.testing.assert_allclose(shown, [100 * (first == 0).mean(), 100 * (second == 0).mean()])
+
+
+@pytest.mark.parametrize("smooth", [nn.GELU(), nn.Tanh(), nn.Hardtanh(), nn.LeakyReLU()])
+def test_activations_without_exact_zeros_have_no_sparsity(smooth):
+    seen = tvc.walk(nn.Sequential(nn.Conv2d(3, 4, 3), smooth), torch.randn(1, 3, 8, 8))
+    assert seen.sparsity == ()
+    assert seen.sparsity_picture() is None
+    assert "no activation" in plates.sparsity_words(seen)
+
+
+@pytest.mark.parametrize(
+    "clamp", [lambda x: x.clamp(min=0), lambda x: x.clamp_(0), lambda x: F.relu6(x), torch.relu_]
+)
+def test_every_spelling_of_relu_is_a_step(clamp):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return clamp(self.conv(x))
+
+    net, x = randomised(Net()), pictures(1)
+    seen = tvc.walk(net, x)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[1].before, net.conv(x)[0])
+    torch.testing.assert_close(seen[1].output, net(x)[0])
+    assert len(seen.sparsity) == 1
+
+
+# ---- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digit():
+    model = tvc.models.load("mnist_convnet")
+    x = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    view = Image.fromarray((255 * x[0, 0].numpy()).astype(np.uint8))
+    return tvc.walk(model, x, picture=view, target=3)
+
+
+def test_a_walk_is_written_with_a_page_of_every_picture(digit, tmp_path):
+    page = digit.save(tmp_path / "out", top=4)
+    html = page.read_text()
+    shown = {part.split('"')[0] for part in html.split('src="')[1:]}
+    assert shown | {"index.html"} == {path.name for path in page.parent.iterdir()}
+    assert {"input.png", "sparsity.png", "004_pool_1.png"} <= shown
+    assert "random weights" in html
+    assert "&quot;" not in html.split("<pre>")[1].split("</pre>")[0]
+    assert "pool_1 (MaxPooling2D)" in html
+
+
+@pytest.mark.parametrize("by", ["mean", "max", "variance", "weight"])
+def test_the_top_channels_are_those_numpy_ranks_first(digit, by):
+    step = digit["conv_1"]
+    maps = step.output.double().numpy().reshape(64, -1)
+    rank = {
+        "mean": maps.mean(1),
+        "max": maps.max(1),
+        "variance": maps.var(1),
+        "weight": step.weights.numpy(),
+    }[by]
+    wanted = np.argsort(-rank, kind="stable")[:5].tolist()
+    image = {n: i for n, i, _ in digit.pictures(top=5, by=by)}["002_conv_1"]
+    title = {"weight": "the 5 channels with the largest weight for class 3"}.get(
+        by, f"the 5 channels with the highest {by}"
+    )
+    same = tvc.render.feature_maps(
+        step.output, None, "viridis", channels=wanted,
+        title=f"conv_1 (Conv2D) 64×24×24, {title}",
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(image), np.asarray(same))
+
+
+def test_single_channels_are_drawn_large_and_over_the_picture(digit):
+    names = [name for name, *_ in digit.pictures(channels=[5, 1])]
+    assert names[:2] == ["000_input_layer_channel_5", "000_input_layer_channel_1"]
+    assert len(names) == 2 * 6  # every step with maps
+    (_, alone, _), *_ = digit.pictures(channels=[5])
+    (_, over, _), *_ = digit.pictures(channels=[5], over=True)
+    assert np.asarray(alone).std() > 0
+    assert not np.array_equal(np.asarray(alone)[40:300, 40:300], np.asarray(over)[40:300, 40:300])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"by": "size"}, "ranked by mean, max, variance, weight"),
+        ({"top": 0}, "at least 1"),
+        ({"colormap": "virdis"}, "viridis"),
+        ({"channels": [32]}, "input_layer has no channel 32"),
+        ({"over": True}, "say which channels"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_drawn(digit, options, words):
+    with pytest.raises(InputError, match=words):
+        digit.pictures(**options)
+
+
+def test_what_needs_a_picture_or_a_class_says_so():
+    seen = tvc.walk(randomised(plain()), pictures(1))
+    with pytest.raises(InputError, match="give walk\\(\\) the picture"):
+        seen.pictures(channels=[0], over=True)
+    with pytest.raises(InputError, match="give walk\\(\\) a target"):
+        seen.pictures(by="weight", top=2)
+    with pytest.raises(InputError, match="one class"):
+        tvc.walk(randomised(plain()), pictures(1), target=[1, 2])
+
+
+def test_the_class_scores_are_bars_with_the_names_of_the_classes(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        plates.render, "units", lambda values, *_, **options: drawn.append((values, options))
+    )
+    values = torch.linspace(0, 1, 30)
+    names = [f"class {i}" for i in range(30)]
+    step = Step("fc", "Linear", "dense", values)
+    plates.drawn(step, plates.Drawing(), names)
+    assert torch.equal(drawn[0][0], values)
+    assert drawn[0][1]["labels"] == names
+    assert drawn[0][1]["top"] == 20
+
+
+def test_bars_of_the_largest_units_stand_in_their_order():
+    values = torch.tensor([0.1, 0.9, 0.5, 0.7])
+    few = np.asarray(tvc.render.units(values, top=2))
+    blue = (few == (49, 104, 142)).all(2).sum(1)
+    lengths = [int(n) for n, before in zip(blue[1:], blue, strict=False) if n and not before]
+    assert len(lengths) == 2
+    assert lengths[0] / lengths[1] == pytest.approx(0.9 / 0.7, rel=0.02)
+
+
+def test_a_wide_picture_is_walked_and_drawn():
+    net = randomised(plain()).float()
+    seen = tvc.walk(net, torch.randn(1, 3, 12, 200))
+    for name, image, text in seen.pictures():
+        assert image.width < 4000, name
+        assert text.endswith(".")
+    pool = {n: i for n, i, _ in seen.pictures()}["002_pool1"]
+    assert pool.width > 300
+
+
+def test_a_table_of_the_walk_has_every_step(digit):
+    lines = str(digit).splitlines()
+    assert len(lines) == 2 + len(digit)
+    row = next(line for line in lines if line.startswith("conv_1.act (ReLU)"))
+    share = float((digit["conv_1"].output == 0).double().mean())
+    assert f"{100 * share:.1f} %" in row
+
+
+def test_before_and_after_have_one_scale_and_stand_side_by_side():
+    before = np.array([[[-1.0, 0.0], [0.5, 1.0]]])
+    picture = tvc.render.before_and_after(before, np.maximum(before, 0), colormap="gray")
+    array = np.asarray(picture).astype(int)
+    # Cells of 20 pixels below the number; the pair has a gap of 2.
+    y, x = 10 + 15, 10
+
+    def at(half, row, column):
+        return int(array[y + 20 * row + 5, x + half * 42 + 20 * column + 5, 0])
+
+    gray = colorize((before[0] + 1) / 2, "gray")[..., 0].astype(int)
+    assert [[at(0, r, c) for c in (0, 1)] for r in (0, 1)] == gray.tolist()
+    zero = int(colorize(np.array(0.5), "gray")[0])
+    assert [[at(1, r, c) for c in (0, 1)] for r in (0, 1)] == [[zero, zero], gray[1].tolist()]
+
+
+def test_a_pooled_map_is_as_much_smaller_as_it_is():
+    before = np.linspace(0.2, 0.8, 4 * 48 * 60).reshape(4, 48, 60)
+    after = before.reshape(4, 24, 2, 30, 2).max((2, 4))
+    array = np.asarray(tvc.render.before_and_after(before, after, 1, scale=(0.0, 1.0)))
+    cell = array[25 : 25 + 48, 10 : 10 + 60 + 2 + 30].astype(int)
+    paper = (cell == 255).all(2)
+    assert not paper[:, :60].any()
+    assert paper[:, 60:62].all()
+    assert not paper[:24, 62:].any()
+    assert paper[24:, 62:].all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r: r.before_and_after(np.zeros((2, 4, 4)), np.zeros((3, 4, 4))),
+        lambda r: r.before_and_after(np.zeros((2, 4, 4)), np.zeros((2, 4, 4)), notes=["a"]),
+        lambda r: r.before_and_after(np.zeros((2, 4, 4)), np.zeros((2, 4, 4)), columns=0),
+        lambda r: r.feature_map(np.zeros((1, 4, 4))),
+        lambda r: r.strongest(np.zeros((2, 4, 4)), by="size"),
+        lambda r: r.strongest(np.zeros((2, 4, 4)), by=[1.0]),
+        lambda r: r.units_before_and_after(np.zeros(3), np.zeros(4)),
+        lambda r: r.units_before_and_after(np.zeros(3), np.zeros(3), labels=["a"]),
+        lambda r: r.shares_figure([], {"x": []}),
+        lambda r: r.filters(np.zeros((2, 3, 4))),
+        lambda r: r.filters(np.zeros((2, 4, 3, 3)), rgb=True),
+        lambda r: r.filters(np.zeros((2, 4, 3, 3)), scale="channel"),
+        lambda r: r.filters(np.zeros((2, 4, 3, 3)), chosen=[2]),
+        lambda r: r.filters(np.zeros((2, 4, 3, 3)), inputs=[4]),
+        lambda r: r.filters(np.zeros((2, 3, 3, 3)), inputs=[0, 1]),
+        lambda r: r.filters(np.zeros((2, 1, 3, 3)), colormap="virdis"),
+    ],
+)
+def test_bad_drawings_are_sentences(call):
+    with pytest.raises(InputError):
+        call(tvc.render)
+
+
+def test_a_dead_channel_is_crossed_out_twice_and_counted():
+    maps = np.zeros((3, 8, 8), np.float32)
+    maps[1] = 3.0
+    maps[2, :4] = 1.0
+    array = np.asarray(tvc.render.feature_maps(maps, columns=3, numbers=False)).astype(int)
+
+    def marks(channel):
+        cell = array[10:50, 10 + 44 * channel : 50 + 44 * channel]
+        red = (cell[..., 0] == 200) & (cell[..., 1] == 60)
+        return bool(red[2, 2]), bool(red[2, 37])
+
+    assert marks(0) == (True, True)
+    assert marks(1) == (True, False)
+    assert marks(2) == (False, False)
+
+
+def test_one_channel_large_keeps_its_colours_and_lies_over_the_picture():
+    values = np.array([[0.0, 2.0], [6.0, 8.0]])
+    array = np.asarray(tvc.render.feature_map(values, "viridis"))
+    side = 448 // 2
+    for row in (0, 1):
+        for column in (0, 1):
+            wanted = colorize(np.array(values[row, column] / 8), "viridis")
+            found = array[10 + side * row + 5, 10 + side * column + 5]
+            assert np.array_equal(found, wanted)
+    white = Image.new("RGB", (40, 40), "white")
+    over = np.asarray(tvc.render.feature_map(values, "gray", picture=white, alpha=0.5))
+    assert over[12, 12, 0] == pytest.approx(0.5 * 255, abs=2)  # half of white, half of 0
+    assert over[10 + 430, 10 + 430, 0] == 255
+
+
+# ---- filters --------------------------------------------------------------------------------------
+
+
+def test_filters_are_the_weights_and_their_norms():
+    net = randomised(plain())
+    found = tvc.filters(net, "conv2")
+    assert torch.equal(found.weight, net.conv2.weight)
+    assert found.weight.data_ptr() != net.conv2.weight.data_ptr()
+    wanted = np.sqrt((net.conv2.weight.detach().numpy() ** 2).sum((1, 2, 3)))
+    np.testing.assert_allclose(found.norms.numpy(), wanted)
+    assert f"norms from {wanted.min():.3g} to {wanted.max():.3g}" in str(found)
+
+
+@pytest.mark.parametrize(("groups", "given", "made"), [(1, 4, 6), (2, 4, 6), (4, 4, 4)])
+def test_filters_of_a_transposed_convolution_are_those_it_adds_with(groups, given, made):
+    """A single 1 in one input channel paints that channel's kernel into every output of its group."""
+    net = randomised(nn.Sequential(nn.ConvTranspose2d(given, made, 3, groups=groups)))
+    weight = tvc.filters(net, "0").weight
+    for channel in range(given):
+        x = torch.zeros(1, given, 1, 1, dtype=torch.float64)
+        x[0, channel] = 1
+        painted = net(x)[0] - net[0].bias[:, None, None]
+        group, inside = divmod(channel, given // groups)
+        for out in range(made):
+            mine = out // (made // groups) == group
+            wanted = weight[out, inside] if mine else torch.zeros(3, 3, dtype=torch.float64)
+            torch.testing.assert_close(painted[out], wanted)
+
+
+def test_which_layers_have_filters():
+    model = tvc.models.load("cat_dog_small")
+    assert tvc.filters(model, "conv2d_1").layer == "conv2d_1"
+    assert tvc.filters(model, "conv2d_1").weight.shape == (8, 3, 3, 3)
+    with pytest.raises(InputError, match=r"'dense_1' is no convolution .*'conv2d_1.conv'"):
+        tvc.filters(model, "dense_1")
+    net = torchvision.models.resnet18()
+    with pytest.raises(InputError, match=r"'layer1' holds 4 convolutions; .*'layer1.0.conv1'"):
+        tvc.filters(net, "layer1")
+    with pytest.raises(InputError, match="did you mean"):
+        tvc.filters(net, "conv11")
+
+
+def test_colour_kernels_have_gray_for_0_and_the_channels_as_asked():
+    weight = np.zeros((2, 3, 2, 2))
+    weight[0, 0] = 1.0  # a red filter
+    weight[1, 2, 0] = -0.5
+    array = np.asarray(tvc.render.filters(weight)).astype(int)
+    y, x, side = 25, 10, 36
+    assert array[y + 3, x + 3].tolist() == [255, 128, 128]
+    blue_first = np.asarray(tvc.render.filters(weight, inputs=(2, 1, 0))).astype(int)
+    assert blue_first[y + 3, x + 3].tolist() == [128, 128, 255]
+    second = np.nonzero((array[y + 3] != 255).any(1) & (np.arange(array.shape[1]) > x + side))[0][0]
+    assert array[y + 3, second + 3].tolist() == [128, 128, 0]  # its own scale
+    assert array[y + side - 3, second + 3].tolist() == [128, 128, 128]
+    together = np.asarray(tvc.render.filters(weight, scale="layer")).astype(int)
+    assert together[y + 3, second + 3, 2] == pytest.approx(64, abs=1)
+
+
+def test_a_table_of_kernels_has_a_row_for_each_filter_and_a_column_for_each_input():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 5, 3, 3))
+    array = np.asarray(tvc.render.filters(weight, scale="layer", colormap="seismic"))
+    limit = np.abs(weight).max()
+    colors = colorize(weight / limit, "seismic", -1.0, 1.0)
+    ground = (array == 226).all(2)
+    top = np.nonzero(ground.sum(1) > 90)[0][0]  # a whole line between kernels, no edge of a letter
+    left = np.nonzero(ground[top])[0][0]
+    for row in range(3):
+        for column in range(5):
+            y, x = top + 2 + 20 * row, left + 2 + 20 * column
+            cell = array[y : y + 18, x : x + 18][3::6, 3::6]
+            assert np.array_equal(cell, colors[row, column])
+
+
+@pytest.mark.parametrize(
+    "shape", [(512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3), (4, 130, 1, 5)]
+)
+def test_large_layers_show_their_strongest_filters_and_say_so(shape):
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=rng)
+    weight[3] *= 5
+    kernels = tvc.Filters("conv", weight, None)
+    picture = kernels.picture(scale="layer")
+    assert picture.width < 2600
+    assert picture.height < 2600
+    explicit = kernels.picture(scale="layer", top=2)
+    assert explicit.height < picture.height or shape[0] <= 4
+
+
+def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from torchviz_cnn import cli
+
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "torchviz-cnn",
+        "filters",
+        "cat_dog_small",
+        "-l",
+        "conv2d_1",
+        "-l",
+        "conv2d_2",
+        "-o",
+        "o",
+    ]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code in (0, None)
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "filters_conv2d_1.png",
+        "filters_conv2d_2.png",
+    ]
+    assert "conv2d_2: 16 filters over 8 input channels, 3×3; norms from" in capsys.readouterr().out
+    for bad, said in (
+        (["-l", "dense_1"], "is no convolution"),
+        (["-l", "conv2d_1", "--scale", "x"], "--scale must be"),
+        (["-l", "conv2d_1", "--colormap", "virdis"], "viridis"),
+    ):
+        monkeypatch.setattr(
+            "sys.argv", ["torchviz-cnn", "filters", "cat_dog_small", *bad, "-o", "p"]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "p").exists()

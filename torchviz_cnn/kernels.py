@@ -1,0 +1,178 @@
+"""The filters a convolution has learnt: its weights, their norms, and a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn import render
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import check_ready
+from torchviz_cnn.naming import display_name, module_of, resolve_one
+from torchviz_cnn.report import write_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from torchviz_cnn.models import Model
+
+# A table of more kernels than this is a wall, of which the strongest are shown.
+MOST_KERNELS = 64 * 64
+MOST_IN_A_ROW = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Filters:
+    """The filters of one convolution.
+
+    Attributes:
+        layer: its name.
+        weight: ``(filters, input channels of each, h, w)``, on the network's device; of a grouped
+            or depthwise convolution only the channels of the filter's group.
+        bias: ``(filters,)`` or ``None``.
+        groups: of how many groups of input channels a filter sees one.
+    """
+
+    layer: str
+    weight: Tensor
+    bias: Tensor | None
+    groups: int = 1
+
+    @property
+    def norms(self) -> Tensor:
+        """The norm of each filter, the root of the sum of its squared weights: ``(filters,)``."""
+        return self.weight.flatten(1).norm(dim=1)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __str__(self) -> str:
+        count, channels, height, width = self.weight.shape
+        low, high = float(self.norms.min()), float(self.norms.max())
+        of_group = f" of its group of {self.groups}" if self.groups > 1 else ""
+        return (
+            f"{self.layer}: {count} filters over {channels} input channel{'s' * (channels != 1)}"
+            f"{of_group}, {height}×{width}; norms from {low:.3g} to {high:.3g}"
+        )
+
+    def picture(
+        self,
+        *,
+        top: int | None = None,
+        chosen: Sequence[int] | None = None,
+        inputs: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Image.Image:
+        """The kernels as one picture, see :func:`torchviz_cnn.render.filters`.
+
+        Args:
+            top: only so many filters, those with the largest norm, the largest first. Left out,
+                all where they are a picture that can be looked at, else as many as that.
+            chosen: these filters instead, in this order.
+            inputs: only these input channels, in this order; where there are too many, those in
+                which the filters drawn have the largest norm.
+            options: ``columns``, ``colormap``, ``scale``, ``rgb`` and ``title``.
+
+        Raises:
+            InputError: for a filter or channel that is not there, or a bad option.
+        """
+        count, channels = self.weight.shape[:2]
+        in_colour = channels == 3 if options.get("rgb") is None else bool(options["rgb"])
+        if chosen is None:
+            most = count if in_colour or channels == 1 else self._rows_shown(inputs)
+            shown = count if top is None and count <= most else min(top or most, count)
+            if shown < count:
+                chosen = self.norms.argsort(descending=True, stable=True)[:shown].tolist()
+        if inputs is None and not in_colour and channels > MOST_IN_A_ROW:
+            rows = self.weight if chosen is None else self.weight[list(chosen)]
+            strength = rows.transpose(0, 1).flatten(1).norm(dim=1)
+            best = strength.argsort(descending=True, stable=True)[:MOST_IN_A_ROW]
+            inputs = best.sort().values.tolist()
+        options.setdefault(
+            "title", f"{self.layer}, filters {'×'.join(map(str, self.weight.shape))}"
+        )
+        return render.filters(self.weight, chosen=chosen, inputs=inputs, **options)
+
+    def _rows_shown(self, inputs: Sequence[int] | None) -> int:
+        columns = len(inputs) if inputs is not None else min(self.weight.shape[1], MOST_IN_A_ROW)
+        return max(1, MOST_KERNELS // max(1, columns))
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the picture as PNG; never half-written.
+
+        Args:
+            path: the file.
+            options: as for :meth:`picture`.
+        """
+        path = Path(path)
+        return write_picture(path.parent, path.name, self.picture(**options))
+
+
+def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
+    """The filters of a convolution.
+
+    Args:
+        model: any network; nothing of it is run or changed.
+        layer: a convolution by name, alias or module, or a layer that holds one.
+
+    Returns:
+        Its weights, and ways to draw them. Transposed convolutions are turned so that filters come
+        first.
+
+    Raises:
+        InputError: for a layer that is not there, holds no convolution, or holds several; names
+            those that could be meant.
+
+    Example:
+        >>> import torchviz_cnn as tvc
+        >>> first = tvc.filters(tvc.models.load("cat_dog"), "conv2d_1")
+        >>> first.weight.shape, first.norms.shape, first.picture().mode
+        (torch.Size([32, 3, 3, 3]), torch.Size([32]), 'RGB')
+    """
+    module = module_of(model)
+    check_ready(module)
+    chosen = resolve_one(module, layer)
+    convolution = _convolution(module, chosen.module, chosen.name)
+    with torch.no_grad():
+        weight = convolution.weight.detach().clone()
+        if convolution.transposed:
+            groups, (given, made) = convolution.groups, weight.shape[:2]
+            parts = weight.reshape(groups, given // groups, made, *weight.shape[2:])
+            weight = parts.transpose(1, 2).reshape(
+                groups * made, given // groups, *weight.shape[2:]
+            )
+        bias = None if convolution.bias is None else convolution.bias.detach().clone()
+    if weight.ndim == 3:  # along one axis: one row high
+        weight = weight[:, :, None]
+    if weight.ndim != 4:
+        raise InputError(
+            f"the kernels of {chosen.name!r} are {tuple(weight.shape)}; only those of one or two "
+            "dimensions are drawn"
+        )
+    return Filters(chosen.name, weight, bias, convolution.groups)
+
+
+def _convolution(root: nn.Module, layer: nn.Module, name: str) -> nn.modules.conv._ConvNd:
+    found = [m for m in layer.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = _names(root, found[:3])
+        raise InputError(
+            f"{name!r} holds {len(found)} convolutions; name one of them, such as {names}"
+        )
+    every = [m for m in root.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    raise InputError(
+        f"{name!r} is no convolution and has no filters"
+        + (f"; convolutions are {_names(root, every[:3])}, …" if every else "")
+    )
+
+
+def _names(root: nn.Module, modules: Sequence[nn.Module]) -> str:
+    names = {child: name for name, child in root.named_modules()}
+    return ", ".join(repr(display_name(root, names[child])) for child in modules)

@@ -1,0 +1,170 @@
+"""Numbers without a place, such as a dense layer's: bars for few, heat strips for many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.colormaps import colorize
+from torchviz_cnn.render.paper import framed
+from torchviz_cnn.render.text import INK, PAPER, fit, font, number, text_width
+
+MOST_BARS = 40
+
+
+def units(
+    values: Tensor | np.ndarray,
+    colormap: str = "viridis",
+    *,
+    labels: Sequence[str] | None = None,
+    top: int | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """The outputs of a dense layer: labelled bars for up to 40 units, else a heat strip.
+
+    Args:
+        values: ``(units,)``.
+        colormap: of the strip, any matplotlib name.
+        labels: a name for each unit.
+        top: only so many, those with the largest values, the largest first; as bars.
+        title: a line above.
+
+    Raises:
+        InputError: for values that are not one-dimensional, or labels of another length.
+
+    Example:
+        >>> import numpy as np
+        >>> units(np.arange(10.0)).mode
+        'RGB'
+    """
+    array = _as_units(values)
+    order = np.argsort(-array, kind="stable")
+    names = _names(len(array), labels)
+    low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
+    if top is not None and top < len(array):
+        words = f"length is the unit's output; the {top} largest of {len(array)}"
+        few = order[:top]
+        body = _bars(array[few], [names[i] for i in few])
+        return framed(body, title, words)[0]
+    if len(array) <= MOST_BARS:
+        return framed(_bars(array, names), title, "length is the unit's output")[0]
+    body, columns = _strip(array, colormap, low, high)
+    first = ", ".join(f"{fit(names[i], 180, 11)} ({number(array[i])})" for i in order[:5])
+    words = f"{len(array)} units, {columns} in a row; strongest: {first}"
+    return framed(body, title, words, (low, high, colormap))[0]
+
+
+def units_before_and_after(
+    before: Tensor | np.ndarray,
+    after: Tensor | np.ndarray,
+    colormap: str = "viridis",
+    *,
+    labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    words: tuple[str, str] = ("before", "after"),
+    title: str | None = None,
+) -> Image.Image:
+    """The same units before and after an activation, one above the other.
+
+    Args:
+        before, after: ``(units,)``. Up to 40 are drawn as bars, more as heat strips of one scale.
+        colormap, labels, title: as for :func:`units`.
+        names: what stands beside each bar, where the units are not all of a layer in order.
+        words: what the upper and the lower drawing are.
+
+    Raises:
+        InputError: for values that do not pair, or names or labels of another number.
+
+    Example:
+        >>> import numpy as np
+        >>> units_before_and_after(np.arange(-2.0, 2.0), np.array([0.0, 0.0, 0.0, 1.0])).mode
+        'RGB'
+    """
+    a, b = _as_units(before), _as_units(after)
+    if len(a) != len(b):
+        raise InputError(f"{len(a)} units before and {len(b)} after are no pairs")
+    if names is None:
+        names = _names(len(a), labels)
+    elif len(names) != len(a):
+        raise InputError(f"{len(names)} names were given for {len(a)} units")
+    if len(a) <= MOST_BARS:
+        # Each with a scale of its own: a score of 12 and a probability of 0.9 have no common one.
+        bodies, foot, bar = [_bars(a, names), _bars(b, names)], "each scaled to its own range", None
+    else:
+        low, high = min(0.0, a.min(), b.min()), max(0.0, a.max(), b.max())
+        strips = [_strip(each, colormap, low, high) for each in (a, b)]
+        bodies = [body for body, _ in strips]
+        foot = f"{len(a)} units, {strips[0][1]} in a row, one scale for both"
+        bar = (float(low), float(high), colormap)
+    return framed(_stacked(bodies, words), title, foot, bar)[0]
+
+
+def _names(count: int, labels: Sequence[str] | None) -> list[str]:
+    """The number of each unit, and its label where it says more."""
+    if labels is not None and len(labels) != count:
+        raise InputError(f"{len(labels)} labels were given for {count} units")
+    if labels is None:
+        return [str(i) for i in range(count)]
+    return [label if label == str(i) else f"{i} {label}" for i, label in enumerate(labels)]
+
+
+def _stacked(bodies: Sequence[np.ndarray], words: Sequence[str]) -> np.ndarray:
+    """Drawings one above the other, with a word above each."""
+    line, gap = 17, 8
+    width = max(body.shape[1] for body in bodies)
+    height = sum(body.shape[0] + line + gap for body in bodies) - gap
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = 0
+    for body, word in zip(bodies, words, strict=True):
+        draw.text((0, y), word, fill=INK, font=font(12))
+        canvas.paste(Image.fromarray(body), (0, y + line))
+        y += line + body.shape[0] + gap
+    return np.asarray(canvas)
+
+
+def _as_units(values: Tensor | np.ndarray) -> np.ndarray:
+    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 1 or not array.size:
+        raise InputError(f"the outputs of a dense layer are (units,), not {array.shape}")
+    return array
+
+
+def _strip(array: np.ndarray, colormap: str, low: float, high: float) -> tuple[np.ndarray, int]:
+    """Units as small squares in rows, and how many are in a row."""
+    # Small cells for many units, so that a flattened layer fills a screen and not a wall.
+    columns, cell = 32, 12
+    if len(array) > 128:
+        columns = 2 ** math.ceil(math.log2(math.sqrt(2 * len(array))))
+        cell = max(2, min(12, 640 // columns))
+    rows = math.ceil(len(array) / columns)
+    padded = np.full(rows * columns, np.nan, np.float32)
+    padded[: len(array)] = array
+    colors = colorize(padded, colormap, low, high)
+    colors[len(array) :] = PAPER
+    return colors.reshape(rows, columns, 3).repeat(cell, 0).repeat(cell, 1), columns
+
+
+def _bars(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    row, length = 18, 320
+    low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
+    left = min(240, max(text_width(name, 11) for name in names)) + 8
+    span = (high - low) or 1.0
+    zero = left + round(-low / span * length)
+    canvas = Image.new("RGB", (left + length + 70, row * len(array)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, (value, name) in enumerate(zip(array.tolist(), names, strict=True)):
+        y = index * row
+        draw.text((0, y + 2), fit(name, left - 8, 11), fill=INK, font=font(11))
+        end = zero + round(value / span * length)
+        color = (49, 104, 142) if value >= 0 else (178, 60, 60)
+        draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)
+        words = number(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
+        draw.text((max(zero, end) + 5, y + 2), words, fill=INK, font=font(11))
+    return np.asarray(canvas)

@@ -1,0 +1,189 @@
+"""The kernels of a convolution: in colour where they see colours, else one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.colormaps import DIVERGING, colorize
+from torchviz_cnn.render.grids import grid
+from torchviz_cnn.render.paper import framed
+from torchviz_cnn.render.text import INK, font, number, text_width
+
+KernelScale = Literal["filter", "layer"]
+
+_SIDE = 36  # pixels of a kernel in a grid
+_TABLE_SIDE = 18  # and in a table of filters and input channels
+_GROUND = (226, 226, 226)
+_LABEL = 11
+
+
+def filters(
+    weight: Tensor | np.ndarray,
+    columns: int | None = None,
+    colormap: str = DIVERGING,
+    scale: KernelScale = "filter",
+    *,
+    rgb: bool | None = None,
+    chosen: Sequence[int] | None = None,
+    inputs: Sequence[int] | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """The kernels of a convolution as one picture, with their numbers and norms.
+
+    Filters over three input channels are drawn in colour, gray where a weight is 0. Filters over
+    one are a grid, all others a table: a row for each filter, a column for each input channel.
+
+    Args:
+        weight: ``(filters, input channels, h, w)``.
+        columns: kernels in a row of a grid.
+        colormap: of single kernels, any matplotlib name; its middle is 0.
+        scale: ``"filter"``: each filter from −max|w| to max|w| of its own; ``"layer"``: all alike,
+            with a colour bar. The picture says which.
+        rgb: draw three input channels as red, green and blue; left out, wherever there are three.
+        chosen: which filters, in which order; all by default.
+        inputs: which input channels, in which order; all by default. For colour which three are
+            red, green and blue, such as ``(2, 1, 0)`` for a network that takes blue first.
+        title: a line above.
+
+    Returns:
+        An RGB image. Beside the number of each filter stands its norm, the root of the sum of its
+        squared weights over all input channels, those not drawn included.
+
+    Raises:
+        InputError: for weights that are not four-dimensional, a filter or channel that is not
+            there, a bad scale or colour map.
+
+    Example:
+        >>> import numpy as np
+        >>> filters(np.random.default_rng(0).normal(size=(8, 3, 5, 5))).mode
+        'RGB'
+    """
+    array = weight.detach().cpu().double().numpy() if isinstance(weight, Tensor) else weight
+    array = np.asarray(array, dtype=np.float64)
+    if array.ndim != 4 or 0 in array.shape:
+        raise InputError(
+            f"the kernels of a convolution are (filters, channels, h, w), not {array.shape}"
+        )
+    if scale not in ("filter", "layer"):
+        raise InputError(f"scale must be 'filter' or 'layer', not {scale!r}")
+    in_colour = array.shape[1] == 3 if rgb is None else rgb
+    if in_colour and array.shape[1] != 3:
+        raise InputError(f"colours need 3 input channels, and these kernels have {array.shape[1]}")
+    rows = _picked(chosen, array.shape[0], "filter")
+    seen = _picked(inputs, array.shape[1], "input channel")
+    if in_colour and len(seen) != 3:
+        raise InputError(f"colours need 3 input channels, not {len(seen)}")
+    norms = np.sqrt((array[rows] ** 2).sum((1, 2, 3)))
+    kernels = array[np.ix_(rows, seen)]
+    top = np.abs(kernels).max((1, 2, 3), keepdims=True)
+    if scale == "layer":
+        top = np.full_like(top, top.max())
+    unit = kernels / np.where(top > 0, top, 1.0)  # −1…1 around 0
+
+    labels = [f"{row}  ‖{number(norm)}‖" for row, norm in zip(rows, norms, strict=True)]
+    if in_colour:
+        colors = np.rint((unit.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+        body = grid(_enlarged(colors, _SIDE), labels, columns)[0]
+    elif len(seen) == 1:
+        cells = _enlarged(colorize(unit[:, 0], colormap, -1.0, 1.0), _SIDE)
+        body = grid(_outlined(cells), labels, columns)[0]
+    else:
+        colors = colorize(unit, colormap, -1.0, 1.0)
+        body = _table(colors, labels, seen)
+    limit = float(top.max())
+    bar = (-limit, limit, colormap) if scale == "layer" and not in_colour else None
+    words = _words(array.shape, len(rows), len(seen), scale, in_colour=in_colour, limit=limit)
+    if in_colour:
+        words = f"input channels {seen[0]}, {seen[1]}, {seen[2]} as red, green, blue; {words}"
+    return framed(body, title, words, bar)[0]
+
+
+def _words(
+    shape: tuple[int, ...],
+    rows: int,
+    seen: int,
+    scale: KernelScale,
+    *,
+    in_colour: bool,
+    limit: float,
+) -> str:
+    height, width = shape[2:]
+    words = [f"{height}×{width} kernels, ‖norm‖ of each filter"]
+    if rows < shape[0]:
+        words.append(f"{rows} of {shape[0]} filters")
+    if seen < shape[1]:
+        words.append(f"{seen} of {shape[1]} input channels")
+    if not in_colour and seen > 1:
+        words.append("a row for each filter, a column for each input channel")
+    zero = "gray is 0" if in_colour else "the middle of the colour map is 0"
+    if scale == "filter":
+        words.append(f"each filter from −max|w| to max|w| of its own; {zero}")
+    else:
+        words.append(f"one scale for all filters, ±{number(limit)}; {zero}")
+    return "; ".join(words)
+
+
+def _picked(wish: Sequence[int] | None, count: int, what: str) -> list[int]:
+    picked = list(range(count)) if wish is None else list(wish)
+    if wrong := [i for i in picked if not 0 <= i < count]:
+        raise InputError(f"there is no {what} {wrong[0]}: there are {count}, from 0")
+    if not picked:
+        raise InputError(f"no {what} to draw")
+    return picked
+
+
+def _enlarged(cells: np.ndarray, side: int) -> np.ndarray:
+    """Cells ``(…, h, w, 3)`` magnified by a whole number to at least ``side`` pixels."""
+    factor = max(1, math.ceil(side / max(cells.shape[-3:-1])))
+    return cells.repeat(factor, -3).repeat(factor, -2)
+
+
+def _outlined(cells: np.ndarray) -> np.ndarray:
+    """With a gray line around: the middle of a diverging map is as white as paper."""
+    margins = ((0, 0), (1, 1), (1, 1))
+    planes = [
+        np.pad(cells[..., c], margins, constant_values=shade) for c, shade in enumerate(_GROUND)
+    ]
+    return np.stack(planes, -1)
+
+
+def _table(colors: np.ndarray, labels: Sequence[str], seen: Sequence[int]) -> np.ndarray:
+    """Kernels ``(filters, channels, h, w, 3)`` in rows and columns with numbers at both sides."""
+    single = colors.shape[2:4] == (1, 1)
+    cells = _enlarged(colors, 8 if single else _TABLE_SIDE)
+    rows, columns, height, width, _ = cells.shape
+    gap = 0 if single else 2
+    pitch_y, pitch_x = max(height + gap, 0), width + gap
+    # Numbers where there is room for them: every row's, or every second's, …
+    every_row = math.ceil((_LABEL + 3) / pitch_y)
+    widest = max(text_width(str(c), _LABEL) for c in seen) + 4
+    every_column = math.ceil(widest / pitch_x)
+    left = max(text_width(text, _LABEL) for text in labels) + 6
+    top = _LABEL + 5
+    height_all, width_all = rows * pitch_y + gap, columns * pitch_x + gap
+    body = np.full((height_all, width_all, 3), _GROUND, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            y, x = gap + row * pitch_y, gap + column * pitch_x
+            body[y : y + height, x : x + width] = cells[row, column]
+    end = widest + (columns - 1) // every_column * every_column * pitch_x
+    last = ((rows - 1) // every_row * every_row) * pitch_y + _LABEL + 4
+    size = (left + max(width_all, end), top + max(height_all, last))
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(Image.fromarray(body), (left, top))
+    draw = ImageDraw.Draw(canvas)
+    for column in range(0, columns, every_column):
+        draw.text(
+            (left + gap + column * pitch_x, 0), str(seen[column]), fill=INK, font=font(_LABEL)
+        )
+    for row in range(0, rows, every_row):
+        y = top + row * pitch_y + max(0, (height - _LABEL - 3) // 2)
+        draw.text((0, y), labels[row], fill=INK, font=font(_LABEL))
+    return np.asarray(canvas)
