@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them."""
+"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them; ``classes``, ``keras``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import convert, limit, machine, peers, plots, scaling, speed, tables
+from benchmarks import classes, convert, limit, machine, peers, plots, scaling, speed, tables
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
 from benchmarks.record import Record, Row
@@ -26,12 +26,13 @@ SUITES: dict[str, Suite] = {
     limit.SUITE: limit.measure,
     scaling.SUITE: scaling.measure,
     convert.SUITE: convert.measure,
-}
+}  # what ``all`` measures, and the README quotes
 METHODS = {
     peers.SUITE: peers.METHODS,
     limit.SUITE: limit.METHODS,
     scaling.SUITE: scaling.METHODS,
     convert.SUITE: convert.METHODS,
+    classes.SUITE: classes.METHODS,
 }
 
 Models = Annotated[list[str] | None, typer.Option("--model", help="May be repeated.")]
@@ -83,6 +84,7 @@ def _effort(
 
 def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
     """Measure one suite, tell while doing so, and keep what was found even when interrupted."""
+    machine.in_full_precision()
     record = Record(
         name,
         machine.about(effort.device),
@@ -185,6 +187,21 @@ def convert_command(
         raise InputError(f"there is no network {against!r} to put it beside")
     effort = _effort("convert", model, method, batch, quick, rounds, device)
     _run("convert", lambda asked: convert.measure(asked, file, against), effort, out)
+
+
+@app.command("classes")
+def classes_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Maps of 1, 10 and 100 classes from one call, beside a plain forward pass."""
+    effort = _effort("classes", model, method, batch, quick, rounds, device)
+    _run("classes", classes.measure, effort, out)
 
 
 @app.command("all")

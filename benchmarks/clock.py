@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,18 +57,13 @@ def seconds(run: Run, device: torch.device) -> float:
     return milliseconds / 1000
 
 
-@contextmanager
-def no_litter() -> Iterator[None]:
-    """Garbage is collected before a clock starts, so that no side pays for another's.
+def settle() -> None:
+    """Collect garbage, so that no side pays for another's, and let what is alive be.
 
-    What is alive at the start is frozen, which makes each collection a matter of microseconds.
+    Frozen, it need not be looked through again: the next collection takes microseconds.
     """
     gc.collect()
     gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def ratios(
@@ -98,17 +92,17 @@ def ratios(
             run()
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in others}
     end = None if budget is None else time.monotonic() + budget
-    with no_litter():
-        for done in range(rounds):
-            if end is not None and done >= LEAST_ROUNDS and time.monotonic() > end:
-                break
-            before = _clean(baseline, device)
-            for name, run in others.items():
-                own = _clean(run, device)
-                after = _clean(baseline, device)
-                base = (before + after) / 2
-                found[name].append((own / base, own, base))
-                before = after
+    settle()
+    for done in range(rounds):
+        if end is not None and done >= LEAST_ROUNDS and time.monotonic() > end:
+            break
+        before = _clean(baseline, device)
+        for name, run in others.items():
+            own = _clean(run, device)
+            after = _clean(baseline, device)
+            base = (before + after) / 2
+            found[name].append((own / base, own, base))
+            before = after
     return {name: _summary(triples) for name, triples in found.items()}
 
 
@@ -130,7 +124,7 @@ def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:
     """The most memory in use at one time above what was in use at the start."""
     for _ in range(warm_up):
         run()
-    gc.collect()
+    settle()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

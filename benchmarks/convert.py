@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.clock import Run, peak_bytes
 from benchmarks.effort import Effort
 from benchmarks.peers import compared
 from benchmarks.record import About, Row
-from benchmarks.subjects import Subject, network
+from benchmarks.subjects import Subject, network, plain
 
 SUITE = "convert"
 METHODS = ("forward", "grad_cam")
@@ -93,8 +94,8 @@ def _file(
         else:
             others["onnxruntime"] = session
         if native is not None:
-            others["torchvision"] = _forward(native, inputs)
-        ours = _forward(model.module, inputs)
+            others["torchvision"] = partial(plain, native, inputs)
+        ours = partial(plain, model.module, inputs)
         for side, run in list(others.items()):
             if side == "torchvision" and not same_network:
                 yield _multiply_adds(about, native, model)
@@ -117,7 +118,7 @@ def _explained(
 ) -> Iterator[Row]:
     """Grad-CAM of both, at the layer that each is found to have."""
     about = About(SUITE, "grad_cam", about.model, about.setting)
-    target = int(_forward(native, inputs)().mean(0).argmax())
+    target = int(plain(native, inputs).mean(0).argmax())
     ours: Run = lambda: tvc.grad_cam(model, inputs, target, relu=False).values  # noqa: E731
     theirs: Run = lambda: tvc.grad_cam(native, inputs, target, relu=False).values  # noqa: E731
     found = compared(torch.as_tensor(theirs()), torch.as_tensor(ours()))
@@ -132,15 +133,6 @@ def _multiply_adds(about: About, native: nn.Module | None, model: tvc.models.Mod
         float(tvc.layers(each, model.input_size).macs or 0) for each in (native, model) if each
     ]
     return about.once("multiply-adds", "torchvision", IMPORTED, sides[0], sides[1])
-
-
-def _forward(module: nn.Module, inputs: Tensor) -> Any:
-    def run() -> Tensor:
-        with torch.no_grad():
-            found: Tensor = module(inputs)
-        return found
-
-    return run
 
 
 def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:

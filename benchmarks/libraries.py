@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import torchviz_cnn as tvc
 from benchmarks.clock import Run
-from benchmarks.subjects import Subject
+from benchmarks.subjects import Subject, plain
 from torchviz_cnn.resample import upsample
 
 Question = Callable[[Subject], Run]
@@ -228,8 +228,7 @@ def _zennit(composite: str | None) -> Question:
         from zennit.attribution import Gradient
 
         made = None if composite is None else getattr(composites, composite)()
-        with torch.no_grad():
-            classes = subject.module(subject.inputs[:1]).shape[1]
+        classes = plain(subject.module, subject.inputs[:1]).shape[1]
         row = torch.zeros(classes, device=subject.inputs.device)
         row[subject.column] = 1
         wanted = row.expand(subject.batch, -1)
@@ -251,8 +250,7 @@ def zennit_occlusion(window: int, stride: int) -> Question:
         from zennit.attribution import Occlusion, occlude_independent
 
         hide = partial(occlude_independent, fill_fn=torch.zeros_like, invert=True)
-        with torch.no_grad():
-            row = torch.zeros_like(subject.module(subject.inputs[:1])[0])
+        row = torch.zeros_like(plain(subject.module, subject.inputs[:1])[0])
         row[subject.column] = 1
 
         def score(output: Tensor) -> Tensor:
@@ -287,8 +285,7 @@ def single_layers(module: nn.Module, inputs: Tensor) -> list[str]:
         if not any(True for _ in child.children())
     ]
     try:
-        with torch.no_grad():
-            module(inputs)
+        plain(module, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -24,7 +24,7 @@ METHODS = ("grad_cam", *_PIXELS, "activations", "occlusion")
 
 def measure(effort: Effort) -> Iterator[Row | str]:
     """A row for each method, network, batch, measure and limit."""
-    names = effort.networks(NETWORKS, ("resnet18", "mobilenet_v2"))
+    names = effort.networks(NETWORKS, ("resnet18",))
     for name in names:
         for batch in effort.sizes():
             asked = effort.subject(name, batch=batch, frozen=True)
@@ -83,7 +83,7 @@ def _occlusion(effort: Effort, task: Task) -> Iterator[Row]:
             "dense": partial(sample.ours, "dense"),
             "dense, folded": occluded.dense(sample, ready),
         },
-        rounds=3 if effort.quick else 5,
+        rounds=min(effort.rounds, 5),
         warm_up=1,
     )
     note = f"from {sample.positions} of {task.positions} windows"

@@ -36,6 +36,12 @@ def about(device: torch.device) -> dict[str, Any]:
     }
 
 
+def in_full_precision() -> None:
+    """No TF32 on a GPU: rounded to ten bits, maps of two sides could not be compared."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def version(package: str) -> str | None:
     """The installed version of a package; ``None`` where it is not there."""
     try:

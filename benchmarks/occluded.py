@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 
 import torchviz_cnn as tvc
 from benchmarks.clock import Ratio, Run
@@ -78,7 +76,7 @@ def tasks(effort: Effort, names: tuple[str, ...]) -> Iterator[Task]:
     """The usual picture of every network, then a larger one of those that take it."""
     for name in names:
         usual = effort.subject(name)
-        yield Task(usual, usual.inputs.shape[-1], 16, 8)
+        yield Task(usual, usual.inputs.shape[-1], 16, 16 if effort.quick else 8)
         if name in LARGE and not effort.quick:
             yield Task(effort.subject(name, side=448), 448, 16, 16)
 
@@ -97,12 +95,11 @@ def scaled(ratio: Ratio, sample: Task, task: Task) -> Ratio:
 
 def folded(module: nn.Module, inputs: Tensor) -> nn.Module:
     """The network at its fastest for whole pictures: batch norms folded, channels last."""
-    try:
-        twin = fuse(module)
-    except Exception:  # what cannot be traced cannot be folded either
-        twin = copy.deepcopy(module)
-    layout = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
-    return twin.to(memory_format=layout).eval()
+    with undisturbed(module, inputs):
+        graph = Network(module, inputs).graph
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph.to(memory_format=torch.channels_last)
 
 
 def dense(task: Task, module: nn.Module) -> Run:

@@ -136,7 +136,7 @@ def _occlusion(effort: Effort, task: Task) -> Iterator[Row | str]:
         return
     ours: Run = lambda: task.ours("incremental").maps()  # noqa: E731 - one of several runs
     theirs_run = captum_occlusion(task.subject, sample.window, sample.stride, best)
-    timed = effort.ratios(ours, {"captum": theirs_run}, rounds=3 if effort.quick else 5, warm_up=1)[
+    timed = effort.ratios(ours, {"captum": theirs_run}, rounds=min(effort.rounds, 5), warm_up=1)[
         "captum"
     ]
     note = (
@@ -173,11 +173,14 @@ def _zennit(about: About, sample: Task) -> Row:
 
 def _grid(effort: Effort) -> Iterator[Row]:
     """512 maps of 28×28, drawn and written as PNG, beside as many matplotlib axes."""
-    maps = torch.randn(512, 28, 28, generator=torch.Generator().manual_seed(0))
-    about = About(SUITE, "feature_maps", "512 maps", "28×28, as PNG")
-    rounds = 1 if effort.quick else 3
+    count = 64 if effort.quick else 512
+    maps = torch.randn(count, 28, 28, generator=torch.Generator().manual_seed(0))
+    about = About(SUITE, "feature_maps", f"{count} maps", "28×28, as PNG")
     ours, theirs = _drawn(maps), _drawn_by_matplotlib(maps)
-    timed = effort.ratios(ours, {"matplotlib": theirs}, rounds=rounds, warm_up=1)
+    ours()
+    timed = effort.ratios(
+        ours, {"matplotlib": theirs}, rounds=1 if effort.quick else min(effort.rounds, 3), warm_up=0
+    )
     yield about.time("matplotlib", OURS, timed["matplotlib"], "one axes a map")
 
 
@@ -193,9 +196,10 @@ def _drawn_by_matplotlib(maps: Tensor) -> Run:
     from matplotlib.figure import Figure
 
     def run() -> None:
-        figure = Figure(figsize=(24, 12))
+        rows = len(maps) // 32
+        figure = Figure(figsize=(24, 0.75 * rows))
         FigureCanvasAgg(figure)
-        for axes, values in zip(figure.subplots(16, 32).flat, maps.numpy(), strict=True):
+        for axes, values in zip(figure.subplots(rows, 32).flat, maps.numpy(), strict=True):
             axes.imshow(values, cmap="gray")
             axes.axis("off")
         figure.savefig(io.BytesIO(), format="png")

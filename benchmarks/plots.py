@@ -16,6 +16,11 @@ from torchviz_cnn.files import write_atomically
 
 # Told apart by colour-blind readers too (Okabe, Ito 2008).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_UNITS = {
+    "peers": f"times as long as {OURS} takes",
+    "limit": "times as long as the limit takes; occlusion: as the incremental engine takes",
+    "convert": "times as long as the imported network takes",
+}
 _AXES = {
     "batch": "pictures in one call",
     "side": "side of the picture, pixels",
@@ -51,7 +56,7 @@ def _bars(record: Record) -> Figure | None:
     for axes, method in zip(panels, methods, strict=True):
         _panel(axes, [row for row in rows if row.method == method], labels[method], colors)
         axes.set_title(method, fontsize=10, loc="left", fontweight="bold")
-    panels[-1].set_xlabel("times as long" + (f" as {OURS}" if record.suite == "peers" else ""))
+    panels[-1].set_xlabel(_UNITS.get(record.suite, "times as long"))
     return figure
 
 
@@ -96,11 +101,9 @@ def _panel(axes: Any, rows: Sequence[Row], labels: Sequence[str], colors: dict[s
     for side in sides:
         axes.plot([], [], "o", color=colors[side], label=side)
     axes.legend(
-        fontsize=8, loc="upper right", bbox_to_anchor=(1, 1), ncols=len(sides), frameon=False,
-        borderaxespad=0, bbox_transform=axes.transAxes,
+        fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(sides), frameon=False,
+        borderaxespad=0,
     )  # fmt: skip
-    axes.get_legend().set_loc("lower right")
-    axes.get_legend().set_bbox_to_anchor((1, 1.0))
 
 
 def _few(value: float, _: int) -> str:
@@ -153,8 +156,10 @@ def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
     axes.set_yscale("log")
     axes.set_xticks(places, [f"{at:g}" for at in places])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(labelsize=8)
-    axes.grid(color="0.92")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(_few))
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(which="both", color="0.92")
     axes.legend(fontsize=8, frameon=False)
 
 

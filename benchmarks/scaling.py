@@ -25,7 +25,8 @@ _CALLS: dict[str, Callable[..., object]] = {"grad_cam": tvc.grad_cam, "saliency"
 def measure(effort: Effort) -> Iterator[Row | str]:
     """Rows along four axes: ``batch``, ``side``, ``targets`` and ``positions``."""
     for name in effort.networks(("resnet18",), ("resnet18",)):
-        for batch in _thin(effort, effort.batches or BATCHES):
+        more = (128, 256) if effort.device.type == "cuda" else ()
+        for batch in _thin(effort, effort.batches or (*BATCHES, *more)):
             asked = effort.subject(name, batch=batch, frozen=True)
             yield from _beside_forward(effort, asked, "batch", batch)
         if not name.startswith("cat_dog"):  # takes one size only
@@ -84,7 +85,10 @@ def _positions(effort: Effort, asked: Subject) -> Iterator[Row]:
         about = About(SUITE, "occlusion", asked.name, "positions", float(task.positions))
         sample = task.sample()
         timed = effort.ratios(
-            incremental, {"dense": partial(sample.ours, "dense")}, rounds=3, warm_up=1
+            incremental,
+            {"dense": partial(sample.ours, "dense")},
+            rounds=min(effort.rounds, 3),
+            warm_up=1,
         )["dense"]
         yield about.time("dense", OURS, occluded.scaled(timed, sample, task))
         memory = [

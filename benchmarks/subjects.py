@@ -15,6 +15,13 @@ NETWORKS = ("vgg16", "resnet50", "resnet18", "mobilenet_v2", "googlenet", "cat_d
 OCCLUDED = (*NETWORKS, "squeezenet1_1")
 
 
+def plain(module: nn.Module, inputs: Tensor) -> Tensor:
+    """A forward pass without a graph."""
+    with torch.no_grad():
+        found: Tensor = module(inputs)
+    return found
+
+
 @dataclass(frozen=True)
 class Subject:
     """One question: the same object, input, target and layer for every side.
@@ -50,9 +57,7 @@ class Subject:
 
     def forward(self) -> Tensor:
         """The plain forward pass, without a graph."""
-        with torch.no_grad():
-            found: Tensor = self.module(self.inputs)
-        return found
+        return plain(self.module, self.inputs)
 
     def forward_and_gradient(self) -> Tensor:
         """The score's gradient at the picture and nothing else: what any gradient method costs."""
@@ -101,8 +106,7 @@ def subject(
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, 3, side, side, generator=generator).to(device)
     layer = tvc.default_layer(module, inputs[:1])
-    with torch.no_grad():
-        single = module(inputs[:1]).shape[1] == 1
+    single = plain(module, inputs[:1]).shape[1] == 1
     if single:  # one sigmoid output: the probability of class 1, which is what others explain
         return Subject(name, module, inputs, layer, 1, 0, "probability")
     target = _telling_class(module, inputs, layer)
@@ -112,8 +116,8 @@ def subject(
 def _telling_class(module: nn.Module, inputs: Tensor, layer: str) -> int:
     """A class with a Grad-CAM map that is not empty: of empty maps nothing can be compared."""
     few = inputs[:8]
-    with torch.no_grad():
-        likely = module(few).mean(0).topk(20).indices.tolist()
+    likely = plain(module, few).mean(0)
+    likely = likely.topk(min(20, len(likely))).indices.tolist()
     found = tvc.grad_cam(module, few, [likely] * len(few), layer=layer).values
     seen = found.flatten(2).amax(2).gt(0).all(0).tolist()
     return next((c for c, good in zip(likely, seen, strict=True) if good), likely[0])

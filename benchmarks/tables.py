@@ -20,6 +20,7 @@ EXPLAINED = {
     "times what the incremental engine takes, running the whole network for every window takes.",
     "scaling": "Along an axis: the batch, the picture's side in pixels, the targets of one picture, "
     "the windows of occlusion.",
+    "classes": "How many times a plain forward pass the maps of so many classes take, in one call.",
     "convert": "How many times what the imported network takes, the other side takes.",
 }
 
