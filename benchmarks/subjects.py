@@ -116,8 +116,8 @@ def subject(
 def _telling_class(module: nn.Module, inputs: Tensor, layer: str) -> int:
     """A class with a Grad-CAM map that is not empty: of empty maps nothing can be compared."""
     few = inputs[:8]
-    likely = plain(module, few).mean(0)
-    likely = likely.topk(min(20, len(likely))).indices.tolist()
+    scores = plain(module, few).mean(0)
+    likely: list[int] = scores.topk(min(20, len(scores))).indices.tolist()
     found = tvc.grad_cam(module, few, [likely] * len(few), layer=layer).values
     seen = found.flatten(2).amax(2).gt(0).all(0).tolist()
     return next((c for c, good in zip(likely, seen, strict=True) if good), likely[0])
