@@ -1,77 +1,231 @@
-"""``python -m benchmarks``: ``cost``, ``classes``, ``occlusion``, ``maximize``, ``imported``, ``keras``."""
+"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them; ``classes``, ``keras``."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks import classes, cost, imported, maximization, occlusion
+from benchmarks import classes, convert, limit, machine, peers, plots, scaling, speed, tables
+from benchmarks.effort import Effort
+from benchmarks.goals import with_goals
+from benchmarks.record import Record, Row
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.models import choose_device
+from torchviz_cnn.files import write_atomically
+from torchviz_cnn.models import choose_device, names
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+Suite = Callable[[Effort], Iterator[Row | str]]
+SUITES: dict[str, Suite] = {
+    peers.SUITE: peers.measure,
+    limit.SUITE: limit.measure,
+    scaling.SUITE: scaling.measure,
+    convert.SUITE: convert.measure,
+}  # what ``all`` measures, and the README quotes
+METHODS = {
+    peers.SUITE: peers.METHODS,
+    limit.SUITE: limit.METHODS,
+    scaling.SUITE: scaling.METHODS,
+    convert.SUITE: convert.METHODS,
+    classes.SUITE: classes.METHODS,
+}
+
+Models = Annotated[list[str] | None, typer.Option("--model", help="May be repeated.")]
+Methods = Annotated[list[str] | None, typer.Option("--method", help="May be repeated.")]
+Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="May be repeated.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A little of everything within three minutes on two cores.")
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Ratios taken of each pair, at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for SUITE.json, SUITE.md and SUITE.png.", file_okay=False),
+]
 
 
 @app.callback()
 def _root() -> None:
-    """Benchmarks: every figure is a ratio taken within one run."""
+    """Benchmarks: every figure is a ratio taken within one run, the sides in turn."""
 
 
-@app.command("cost")
-def cost_command(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-) -> None:
-    """Explanations beside a plain forward pass: time (median and quartiles) and peak memory."""
-    chosen = choose_device(device)
-    print(cost.machine(chosen))
-    print("ratios to a plain no_grad forward pass of the same batch, alternating\n")
-    rows = cost.measure(
-        model or ["vgg16", "resnet50"], batch or [1, 8], device=chosen, rounds=rounds
+def _effort(
+    suite: str | None,
+    models: list[str] | None,
+    methods: list[str] | None,
+    batches: list[int] | None,
+    quick: bool,
+    rounds: int,
+    device: str,
+) -> Effort:
+    """What was asked for, checked before anything is measured."""
+    for name in models or ():
+        if name not in names():
+            raise InputError(f"there is no network {name!r}; torchviz-cnn's own and torchvision's")
+    known = METHODS[suite] if suite else ()
+    for method in methods or ():
+        if method not in known:
+            raise InputError(f"the suite {suite} measures {', '.join(known)}, not {method!r}")
+    return Effort(
+        choose_device(device),
+        quick,
+        tuple(models or ()),
+        tuple(methods or ()),
+        tuple(batches or ()),
+        min(rounds, 3) if quick else rounds,
+        0.0 if quick else Effort.budget,
     )
-    print(cost.table(rows))
+
+
+def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
+    """Measure one suite, tell while doing so, and keep what was found even when interrupted."""
+    machine.in_full_precision()
+    record = Record(
+        name,
+        machine.about(effort.device),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        effort.quick,
+    )
+    print(f"\n{name}: {machine.line(record.machine)}")
+    print(tables.EXPLAINED[name] + "\n")
+    rows: list[Row] = []
+    remarks: list[str] = []
+    try:
+        for found in measure(effort):
+            if isinstance(found, str):
+                remarks.append(found)
+                print(found, flush=True)
+            else:
+                rows += [found] if effort.quick else with_goals([found])
+                print(tables.terminal(rows[-1]), flush=True)
+    finally:
+        record = record.with_rows(rows, dict.fromkeys(remarks))
+        if out is not None and rows:
+            _write(record, out)
+    if words := tables.verdict(rows):
+        print(f"\n{words}")
+    return record
+
+
+def _write(record: Record, out: Path) -> None:
+    record.write(out / f"{record.suite}.json")
+    page = tables.markdown(record)
+    write_atomically(out / f"{record.suite}.md", lambda file: file.write(page.encode()))
+    plots.draw(record, out / f"{record.suite}.png")
+
+
+@app.command("peers")
+def peers_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Beside captum, pytorch-grad-cam, torchcam and zennit: time and memory of the same maps."""
+    effort = _effort("peers", model, method, batch, quick, rounds, device)
+    _run("peers", peers.measure, effort, out)
+
+
+@app.command("limit")
+def limit_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Beside a plain forward pass, a bare gradient, and the multiply-adds there are."""
+    effort = _effort("limit", model, method, batch, quick, rounds, device)
+    _run("limit", limit.measure, effort, out)
+
+
+@app.command("scaling")
+def scaling_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Larger batches and pictures, more windows and targets: time and memory."""
+    effort = _effort("scaling", model, method, batch, quick, rounds, device)
+    _run("scaling", scaling.measure, effort, out)
+
+
+@app.command("convert")
+def convert_command(
+    file: Annotated[
+        Path | None, typer.Option(help="An ONNX file, in place of torchvision's networks.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="torchvision's network of the file's kind.")
+    ] = None,
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """An imported network beside onnxruntime and beside torchvision's own."""
+    if file is not None and not file.is_file():
+        raise InputError(f"there is no file {str(file)!r}")
+    if against is not None and against not in names():
+        raise InputError(f"there is no network {against!r} to put it beside")
+    effort = _effort("convert", model, method, batch, quick, rounds, device)
+    _run("convert", lambda asked: convert.measure(asked, file, against), effort, out)
 
 
 @app.command("classes")
 def classes_command(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    count: Annotated[list[int] | None, typer.Option(help="Classes; may be repeated.")] = None,
-    method: Annotated[str, typer.Option(help="Of the Grad-CAM family.")] = "grad_cam",
-    batch: Annotated[int, typer.Option(min=1)] = 1,
-    rounds: Annotated[int, typer.Option(min=1)] = 15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
 ) -> None:
-    """Maps of many classes from one call beside a plain forward pass: time, median and quartiles."""
-    chosen = choose_device(device)
-    print(cost.machine(chosen))
-    print("ratios to a plain no_grad forward pass of the same batch, alternating\n")
-    rows = classes.measure(
-        model or ["resnet50"],
-        count or [1, 10, 100],
-        method=method,
-        batch=batch,
-        device=chosen,
-        rounds=rounds,
-    )
-    print(classes.table(rows))
+    """Maps of 1, 10 and 100 classes from one call, beside a plain forward pass."""
+    effort = _effort("classes", model, method, batch, quick, rounds, device)
+    _run("classes", classes.measure, effort, out)
 
 
-@app.command("imported")
-def imported_command(
-    file: Annotated[Path, typer.Argument(help="An ONNX file exported by Keras.")],
-    against: Annotated[str, typer.Option(help="torchvision's network of the same kind.")],
-    batch: Annotated[int, typer.Option(min=1)] = 1,
-    rounds: Annotated[int, typer.Option(min=1)] = 15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+@app.command("all")
+def all_command(
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
 ) -> None:
-    """An imported network's forward pass beside torchvision's: time, median and quartiles."""
-    chosen = choose_device(device)
-    print(cost.machine(chosen))
-    print(imported.measure(file, against, batch=batch, device=chosen, rounds=rounds))
+    """Every suite, one after the other."""
+    effort = _effort(None, None, None, None, quick, rounds, device)
+    for name, measure in SUITES.items():
+        _run(name, measure, effort, out)
+
+
+@app.command("readme")
+def readme_command(
+    results: Annotated[
+        Path, typer.Argument(help="A folder that --out has filled.")
+    ] = speed.RESULTS,
+) -> None:
+    """Write the README's section on speed anew, from results."""
+    speed.rewrite(speed.README, results)
+    print(f"{speed.README} now quotes {results}")
 
 
 @app.command("keras")
@@ -90,63 +244,24 @@ def keras_command(
     print(keras_apps.HEAD)
     print("|" + " --- |" * (keras_apps.HEAD.count("|") - 1))
     rows = []
-    names = app_name or keras_apps.APPLICATIONS
-    try:
-        for row in keras_apps.measure(names, every_layer=not merged, device=device):
-            rows.append(row)
-            print(keras_apps.line(row), flush=True)
-    except InputError as error:
-        print(error)
-        raise typer.Exit(2) from None
+    for row in keras_apps.measure(
+        app_name or keras_apps.APPLICATIONS, every_layer=not merged, device=device
+    ):
+        rows.append(row)
+        print(keras_apps.line(row), flush=True)
     failed = [row.name for row in rows if not row.passed]
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command("occlusion")
-def occlusion_command(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the picture, in pixels.", min=32)] = 224,
-    window: Annotated[int, typer.Option(min=1)] = 16,
-    stride: Annotated[int, typer.Option(min=1)] = 8,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-) -> None:
-    """Occlusion: the dense engine's time and multiply-adds beside the incremental one's."""
-    chosen = choose_device(device)
-    print(cost.machine(chosen))
-    print(f"window {window}, stride {stride}, a picture of {size}×{size}; ratios to incremental\n")
-    rows = occlusion.measure(
-        model or ["vgg16", "resnet50"],
-        size=size,
-        window=window,
-        stride=stride,
-        device=chosen,
-        rounds=rounds,
-    )
-    print(occlusion.table(rows))
+def main() -> None:
+    """Run a command; what was asked for wrongly is told in a sentence."""
+    try:
+        app()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-@app.command("maximize")
-def maximize_command(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the picture, in pixels.", min=32)] = 128,
-    steps: Annotated[int, typer.Option(help="Timed at once.", min=1)] = 8,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-) -> None:
-    """Activation maximisation: a step beside a plain forward pass, and a whole ascent in seconds."""
-    chosen = choose_device(device)
-    print(cost.machine(chosen))
-    print(f"a picture of {size}×{size}; ratios to as many no_grad forward passes, alternating\n")
-    rows = maximization.measure(
-        model or ["squeezenet1_0", "resnet18"],
-        size=size,
-        steps=steps,
-        device=chosen,
-        rounds=rounds,
-    )
-    print(maximization.table(rows))
-
-
-app()
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -10,68 +11,120 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+Run = Callable[[], object]
+LEAST_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times a baseline something took: median and quartiles over rounds."""
+    """How many times a baseline something took: median and quartiles over rounds.
+
+    Attributes:
+        low, median, high: of the ratios.
+        seconds: median time of the thing itself.
+        baseline_seconds: median time of the baseline.
+        rounds: how many ratios there were.
+    """
 
     low: float
     median: float
     high: float
     seconds: float
+    baseline_seconds: float = 0.0
+    rounds: int = 1
 
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}-{self.high:.2f}]"
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds(run: Run, device: torch.device) -> float:
+    """How long ``run`` takes until the device has done all of it.
+
+    On a GPU the clock is the device's own: two events around the work, read after it is done.
+    """
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        start_event, stop_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start_event.record()
+        run()
+        stop_event.record()
+    torch.cuda.synchronize(device)
+    milliseconds: float = start_event.elapsed_time(stop_event)
+    return milliseconds / 1000
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    run()
-    _synchronise(device)
-    return time.perf_counter() - start
+def settle() -> None:
+    """Collect garbage, so that no side pays for another's, and let what is alive be.
+
+    Frozen, it need not be looked through again: the next collection takes microseconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def ratios(
-    baseline: Callable[[], object],
-    others: dict[str, Callable[[], object]],
+    baseline: Run,
+    others: dict[str, Run],
     *,
     device: torch.device,
     rounds: int,
     warm_up: int = 2,
+    budget: float | None = None,
 ) -> dict[str, Ratio]:
     """Each of ``others`` against ``baseline``: all of them in turn, round after round.
 
     A ratio is taken within a round, where the machine is as fast for both sides: the baseline runs
     before and after each of the others, and its two times are averaged.
+
+    Args:
+        baseline, others: what is run.
+        device: which is waited for.
+        rounds: how many ratios are taken.
+        warm_up: how often each runs untimed before.
+        budget: seconds after which no further round begins, once there were three.
     """
     for run in [baseline, *others.values()]:
         for _ in range(warm_up):
             run()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
-    for _ in range(rounds):
-        before = _seconds(baseline, device)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in others}
+    end = None if budget is None else time.monotonic() + budget
+    settle()
+    for done in range(rounds):
+        if end is not None and done >= LEAST_ROUNDS and time.monotonic() > end:
+            break
+        before = _clean(baseline, device)
         for name, run in others.items():
-            own = _seconds(run, device)
-            after = _seconds(baseline, device)
-            found[name].append((own / ((before + after) / 2), own))
+            own = _clean(run, device)
+            after = _clean(baseline, device)
+            base = (before + after) / 2
+            found[name].append((own / base, own, base))
             before = after
-    results = {}
-    for name, pairs in found.items():
-        values = [ratio for ratio, _ in pairs]
-        low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        results[name] = Ratio(low, middle, high, statistics.median(own for _, own in pairs))
-    return results
+    return {name: _summary(triples) for name, triples in found.items()}
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+def _clean(run: Run, device: torch.device) -> float:
+    gc.collect()
+    return seconds(run, device)
+
+
+def _summary(triples: list[tuple[float, float, float]]) -> Ratio:
+    values = [ratio for ratio, _, _ in triples]
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    own = statistics.median(own for _, own, _ in triples)
+    return Ratio(low, middle, high, own, statistics.median(b for _, _, b in triples), len(values))
+
+
+def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:
     """The most memory in use at one time above what was in use at the start."""
-    run()
+    for _ in range(warm_up):
+        run()
+    settle()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -2,66 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
-import torchvision
 
 import torchviz_cnn as tvc
-from benchmarks.clock import ratios
-from benchmarks.cost import plain
-from torchviz_cnn.naming import module_of
+from benchmarks.clock import Run, peak_bytes
+from benchmarks.effort import Effort
+from benchmarks.record import OURS, About, Row
+from benchmarks.subjects import Subject
 
+SUITE = "maximize"
+METHODS = ("class, fourier", "class, pixels", "first layer")
 FULL = 256  # steps of an ascent
+_SIDE = 128
 
 
-def _first_convolution(module: torch.nn.Module) -> str:
-    return next(name for name, part in module.named_modules() if isinstance(part, torch.nn.Conv2d))
+def measure(effort: Effort) -> Iterator[Row | str]:
+    """Rows for each network: a step's time as a ratio to a forward pass of the same picture."""
+    steps = 2 if effort.quick else 8
+    for name in effort.networks(("squeezenet1_0", "resnet18"), ("squeezenet1_0",)):
+        asked = effort.subject(name, side=_SIDE, frozen=True)
+        forward = partial(_forwards, asked, steps)
+        calls = {m: run for m, run in _calls(asked, steps).items() if effort.wants(m)}
+        timed = effort.ratios(forward, calls, rounds=min(effort.rounds, 5), warm_up=1)
+        base = peak_bytes(forward, effort.device)
+        for method, run in calls.items():
+            about = About(SUITE, method, name, f"{asked.size}, {steps} steps")
+            whole = timed[method].seconds / steps * FULL
+            yield about.time(OURS, "forward", timed[method], f"{whole:.1f} s for {FULL} steps")
+            yield about.once("memory", OURS, "forward", peak_bytes(run, effort.device), base)
 
 
-def measure(
-    models: Sequence[str], *, size: int, steps: int, device: torch.device, rounds: int
-) -> list[dict[str, Any]]:
-    """A row a model: a step's time by that of a ``no_grad`` forward pass, both in the same run.
-
-    Args:
-        models: torchvision's names.
-        size: side of the picture.
-        steps: of an ascent that is timed, beside as many forward passes.
-        device: where it is measured.
-        rounds: how often each runs.
-    """
-    rows = []
-    for name in models:
-        torch.manual_seed(0)
-        module = torchvision.models.get_model(name).eval().to(device)
-        inputs = torch.randn(1, 3, size, size, device=device)
-
-        def forward(module: torch.nn.Module = module, inputs: torch.Tensor = inputs) -> None:
-            for _ in range(steps):
-                plain(module, inputs)
-
-        ascend = partial(tvc.maximize, module, input_size=(3, size, size), steps=steps)
-        first = _first_convolution(module_of(module))
-        ways: dict[str, Callable[[], object]] = {
-            "class, fourier": partial(ascend, target=5),
-            "class, pixels": partial(ascend, target=5, parametrization="pixels"),
-            "first layer": partial(ascend, layer=first, channel=0),
-        }
-        timed = ratios(forward, ways, device=device, rounds=rounds, warm_up=1)
-        rows.append({"model": name, "time": timed, "steps": steps})
-    return rows
+def _calls(asked: Subject, steps: int) -> dict[str, Run]:
+    size = tuple(asked.inputs.shape[1:])
+    first = next(n for n, m in asked.module.named_modules() if isinstance(m, torch.nn.Conv2d))
+    ascend = partial(tvc.maximize, asked.module, input_size=size, steps=steps)
+    return {
+        "class, fourier": partial(ascend, target=5),
+        "class, pixels": partial(ascend, target=5, parametrization="pixels"),
+        "first layer": partial(ascend, layer=first, channel=0),
+    }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    ways = list(rows[0]["time"])
-    head = ["model", *(f"{way}, step" for way in ways), f"class, {FULL} steps, s"]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for row in rows:
-        whole = row["time"][ways[0]].seconds * FULL / row["steps"]
-        cells = [row["model"], *(str(row["time"][way]) for way in ways), f"{whole:.1f}"]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+def _forwards(asked: Subject, steps: int) -> None:
+    """As many forward passes as there are steps."""
+    for _ in range(steps):
+        asked.forward()

@@ -44,7 +44,7 @@ def known_lengths(graph: Graph, elementwise: Collection[str]) -> bool:
     return news
 
 
-def _asked(graph: Graph, node: Node, shapes: dict[str, str]) -> np.ndarray | None:  # type: ignore[type-arg]
+def _asked(graph: Graph, node: Node, shapes: dict[str, str]) -> np.ndarray | None:
     """What a Shape, or a Gather from one, comes to, where all lengths it asks for are known."""
     if node.op == "Shape" and not {"start", "end"} & node.attributes.keys():
         shape = graph.shape(node.inputs[0])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
+from torchviz_cnn.inputs import check_inputs
 from torchviz_cnn.preprocess import preprocess_by_name
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -744,6 +745,20 @@ def test_inputs_of_nan_or_infinity_are_refused(method: str) -> None:
         with pytest.raises(tvc.InputError, match="NaN or infinite"):
             explain(method, net, x, 0)
         assert net.runs == 0
+
+
+def test_only_numbers_that_are_not_finite_are_refused_whatever_their_sum() -> None:
+    module = nn.Identity()
+    largest = torch.finfo(torch.float64).max
+    for good in (largest, -largest, 0.0):  # sums of the largest overflow
+        check_inputs(module, module, torch.full((1, 3, 4, 4), good, dtype=torch.float64))
+    cancelling = torch.zeros(1, 3, 4, 4)
+    cancelling[0, 0, 0, 0], cancelling[0, 1, 2, 3] = float("inf"), -float("inf")
+    hidden = torch.full((1, 3, 4, 4), 3e38)
+    hidden[0, 2, 3, 3] = float("nan")
+    for bad in (cancelling, hidden):
+        with pytest.raises(tvc.InputError, match="NaN or infinite"):
+            check_inputs(module, module, bad)
 
 
 @pytest.mark.parametrize("method", METHODS)

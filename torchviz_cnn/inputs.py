@@ -59,7 +59,7 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
                 f"the network is {parameter.dtype} and the inputs are {inputs.dtype}; "
                 f"convert them with inputs.to({parameter.dtype})"
             )
-    if not bool(inputs.isfinite().all()):
+    if not _all_finite(inputs.detach()):
         raise InputError(
             "inputs hold NaN or infinite numbers, of which every map would be made; "
             "look at how the pictures were scaled"
@@ -68,6 +68,14 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
         return inputs.detach()
     with torch.inference_mode(False), torch.no_grad():
         return inputs.clone()
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite: a finite sum has finite terms, and is had in one pass.
+
+    An infinite sum may also come of large numbers, so then each is looked at.
+    """
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def checked_size(size: object) -> tuple[int, ...]:

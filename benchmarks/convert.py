@@ -1,0 +1,157 @@
+"""A network that came through an ONNX file beside the same file in onnxruntime, and beside torch's.
+
+By default torchvision's networks are exported by torch and come back through ``converters``, so
+all three sides compute the same numbers; these are compared before anything is timed. A file that
+Keras exported can be put beside torchvision's network of its kind. The two are then not the same
+to the last operation (Keras' ResNet50 strides elsewhere), so their multiply-adds stand beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import torchviz_cnn as tvc
+from benchmarks.clock import Run, peak_bytes
+from benchmarks.effort import Effort
+from benchmarks.peers import compared
+from benchmarks.record import About, Row
+from benchmarks.subjects import Subject, network, plain
+
+SUITE = "convert"
+METHODS = ("forward", "grad_cam")
+IMPORTED = "imported"
+_NETWORKS = ("vgg16", "resnet50", "resnet18", "mobilenet_v2")
+
+
+def measure(
+    effort: Effort, file: Path | None = None, against: str | None = None
+) -> Iterator[Row | str]:
+    """A row for each network, batch, other side and measure.
+
+    Args:
+        effort: how much.
+        file: an ONNX file to measure, instead of torchvision's own networks.
+        against: torchvision's name of the network in it.
+    """
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        if file is not None:
+            native = None if against is None else network(against, effort.device)
+            yield from _file(effort, file, file.stem, native, same_network=False)
+            return
+        for name in effort.networks(_NETWORKS, ("resnet18",)):
+            asked = effort.subject(name, frozen=True)
+            path = Path(folder) / f"{name}.onnx"
+            try:
+                _export(asked, path)
+            except Exception as error:  # whatever torch's exporter says
+                yield f"{name} is left out: torch cannot export it ({_first_line(error)})"
+                continue
+            yield from _file(effort, path, name, asked.module, same_network=True)
+            path.unlink()
+
+
+def _export(asked: Subject, path: Path) -> None:
+    """By the exporter that needs no package beside onnx, any number of pictures."""
+    torch.onnx.export(
+        asked.module,
+        (asked.inputs,),
+        path,
+        dynamo=False,
+        input_names=["pictures"],
+        output_names=["scores"],
+        dynamic_axes={"pictures": {0: "n"}, "scores": {0: "n"}},
+    )
+
+
+def _file(
+    effort: Effort, path: Path, name: str, native: nn.Module | None, *, same_network: bool
+) -> Iterator[Row | str]:
+    start = time.perf_counter()
+    model = tvc.models.load(str(path), preprocess="none", device=effort.device)
+    note = f"imported in {time.perf_counter() - start:.1f} s"
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(False)
+    for batch in effort.sizes():
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand((batch, *model.input_size), generator=generator).to(effort.device)
+        size = "×".join(map(str, inputs.shape[-2:]))
+        about = About(SUITE, "forward", name, f"batch {batch}, {size}")
+        others: dict[str, Run] = {}
+        session = _onnxruntime(path, inputs)
+        if isinstance(session, str):
+            yield session
+        else:
+            others["onnxruntime"] = session
+        if native is not None:
+            others["torchvision"] = partial(plain, native, inputs)
+        ours = partial(plain, model.module, inputs)
+        for side, run in list(others.items()):
+            if side == "torchvision" and not same_network:
+                yield _multiply_adds(about, native, model)
+                continue
+            found = compared(torch.as_tensor(run()), torch.as_tensor(ours()))
+            yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
+            if not found.same:
+                del others[side]
+        for side, ratio in effort.ratios(ours, others).items():
+            yield about.time(side, IMPORTED, ratio, note)
+        if "torchvision" in others:
+            theirs, own = (peak_bytes(r, effort.device) for r in (others["torchvision"], ours))
+            yield about.once("memory", "torchvision", IMPORTED, theirs, own)
+        if native is not None and same_network and effort.wants("grad_cam"):
+            yield from _explained(effort, about, model, native, inputs)
+
+
+def _explained(
+    effort: Effort, about: About, model: tvc.models.Model, native: nn.Module, inputs: Tensor
+) -> Iterator[Row]:
+    """Grad-CAM of both, at the layer that each is found to have."""
+    about = About(SUITE, "grad_cam", about.model, about.setting)
+    target = int(plain(native, inputs).mean(0).argmax())
+    ours: Run = lambda: tvc.grad_cam(model, inputs, target, relu=False).values  # noqa: E731
+    theirs: Run = lambda: tvc.grad_cam(native, inputs, target, relu=False).values  # noqa: E731
+    found = compared(torch.as_tensor(theirs()), torch.as_tensor(ours()))
+    yield about.once("map", "torchvision", IMPORTED, found.difference, 1.0, found.verdict)
+    if found.same:
+        timed = effort.ratios(ours, {"torchvision": theirs})["torchvision"]
+        yield about.time("torchvision", IMPORTED, timed)
+
+
+def _multiply_adds(about: About, native: nn.Module | None, model: tvc.models.Model) -> Row:
+    sides = [
+        float(tvc.layers(each, model.input_size).macs or 0) for each in (native, model) if each
+    ]
+    return about.once("multiply-adds", "torchvision", IMPORTED, sides[0], sides[1])
+
+
+def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
+    """The file in onnxruntime, with as many threads as torch has; or why it cannot be run."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError:
+        return 'onnxruntime is left out; to have it: python -m pip install -e ".[compare]"'
+    provider = "CUDAExecutionProvider" if inputs.is_cuda else "CPUExecutionProvider"
+    if provider not in runtime.get_available_providers():
+        return f"onnxruntime is left out: it was built without {provider}"
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), options, providers=[provider])
+    given = session.get_inputs()[0]
+    array = inputs.cpu().numpy()
+    if given.shape[-1] == inputs.shape[1] != given.shape[1]:  # as Keras lays pictures out
+        array = array.transpose(0, 2, 3, 1).copy()
+    return lambda: session.run(None, {given.name: array})[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,179 @@
+"""What was measured, as rows of plain data: one row is one ratio of one measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.clock import Ratio
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.files import write_atomically
+
+Measure = Literal["time", "memory", "multiply-adds", "map"]
+FORMAT = 1
+OURS = "torchviz_cnn"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one side compares with another.
+
+    Attributes:
+        suite, method, model, setting: what was done, to what; the setting in words.
+        measure: what of it: ``"time"``, peak ``"memory"``, ``"multiply-adds"``, or ``"map"``, the
+            largest difference of two maps over the largest value of the second.
+        side, against: whose figure is divided by whose.
+        low, median, high: the ratio and its quartiles; all the same where it was measured once.
+        value, base: the two sides' own figures, in seconds, bytes or multiply-adds.
+        rounds: how many ratios the quartiles are of.
+        note: what has to be said of it.
+        at: the number that a sweep is over, for a plot's axis.
+        goal: what the median ought to be, ``(least, most)``; ``None`` leaves an end open.
+    """
+
+    suite: str
+    method: str
+    model: str
+    setting: str
+    measure: Measure
+    side: str
+    against: str
+    low: float
+    median: float
+    high: float
+    value: float
+    base: float
+    rounds: int = 1
+    note: str = ""
+    at: float | None = None
+    goal: tuple[float | None, float | None] | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal was reached, to the precision that is printed; ``None`` without one."""
+        if self.goal is None:
+            return None
+        least, most = self.goal
+        shown = round(self.median, 2)
+        return (least is None or shown >= least) and (most is None or shown <= most)
+
+
+@dataclass(frozen=True)
+class About:
+    """What rows of one kind have in common."""
+
+    suite: str
+    method: str
+    model: str
+    setting: str
+    at: float | None = None
+
+    def time(self, side: str, against: str, ratio: Ratio, note: str = "") -> Row:
+        """A row of times."""
+        return Row(
+            **self._shared(),
+            measure="time",
+            side=side,
+            against=against,
+            low=ratio.low,
+            median=ratio.median,
+            high=ratio.high,
+            value=ratio.seconds,
+            base=ratio.baseline_seconds,
+            rounds=ratio.rounds,
+            note=note,
+        )
+
+    def once(
+        self, measure: Measure, side: str, against: str, value: float, base: float, note: str = ""
+    ) -> Row:
+        """A row of what is counted, and needs no repeating."""
+        found = value / base if base else float("inf")
+        return Row(
+            **self._shared(),
+            measure=measure,
+            side=side,
+            against=against,
+            low=found,
+            median=found,
+            high=found,
+            value=value,
+            base=base,
+            note=note,
+        )
+
+    def _shared(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The rows of one suite, and where they were measured.
+
+    Attributes:
+        suite: its name.
+        machine: as :func:`benchmarks.machine.about` tells.
+        started: date and time, ISO 8601.
+        quick: measured with few repetitions, to see that it works.
+        rows: in the order they were measured.
+        remarks: what could not be measured, and how it could.
+    """
+
+    suite: str
+    machine: dict[str, Any]
+    started: str
+    quick: bool
+    rows: tuple[Row, ...] = ()
+    remarks: tuple[str, ...] = field(default=())
+
+    def with_rows(self, rows: Iterable[Row], remarks: Iterable[str] = ()) -> Record:
+        return replace(self, rows=tuple(rows), remarks=tuple(remarks))
+
+    def write(self, path: Path) -> None:
+        """As JSON, never half-written."""
+        data = {"format": FORMAT, **asdict(self), "rows": [_plain(row) for row in self.rows]}
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row without what is at its default, floats to six figures."""
+    kept = {}
+    for key, value in asdict(row).items():
+        if value not in (None, ""):
+            kept[key] = float(f"{value:.6g}") if isinstance(value, float) else value
+    return kept
+
+
+def read(path: Path) -> Record:
+    """A record that was written before.
+
+    Raises:
+        InputError: for a file that is not there, or not one of these.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != FORMAT:
+            raise InputError(
+                f"{path} was written by another version of the benchmark; run it again"
+            )
+        rows = tuple(_row(each) for each in data.pop("rows"))
+        remarks = tuple(data.pop("remarks"))
+        return Record(**data, rows=rows, remarks=remarks)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a result of this benchmark ({error})") from None
+
+
+def _row(data: dict[str, Any]) -> Row:
+    goal = data.get("goal")
+    return Row(**{**data, "goal": None if goal is None else (goal[0], goal[1])})
+
+
+def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """The rows whose attributes are these."""
+    return [row for row in rows if all(getattr(row, k) == v for k, v in wanted.items())]

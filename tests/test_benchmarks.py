@@ -1,0 +1,368 @@
+"""The benchmark measures what it says: clocks, goals, counts, comparisons, and the README's figures."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import occluded, speed, tables
+from benchmarks.clock import ratios
+from benchmarks.goals import GOALS, Goal, with_goals
+from benchmarks.libraries import PEERS
+from benchmarks.machine import about
+from benchmarks.occluded import Task
+from benchmarks.peers import compare, compared
+from benchmarks.record import OURS, About, Record, Row, pick, read
+from benchmarks.subjects import Subject
+from torchviz_cnn.errors import InputError
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+
+
+def row(**changes):
+    made = Row(
+        "peers", "grad_cam", "vgg16", "batch 1, 224×224", "time", "captum", OURS, 1, 2, 3, 4, 2
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def small(module: nn.Module, size=(3, 12, 16), layer="0", batch=2) -> Subject:
+    module = module.double().eval()
+    inputs = torch.randn(batch, *size, dtype=torch.float64)
+    return Subject("small", module, inputs, layer, 1, 1, "logit")
+
+
+def convolutions(relu=nn.ReLU) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), relu(), nn.Conv2d(8, 6, 3), relu(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+@contextmanager
+def quietly():
+    """captum warns of every hook it sets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class TestClock:
+    def test_a_ratio_is_of_neighbouring_times_and_its_quartiles_are_in_order(self, monkeypatch):
+        # The machine gets slower by a tenth with every run: the ratio must stay 3 all the same.
+        now = [0.0, 1.0]
+
+        def spend(amount):
+            def run():
+                now[0] += amount * now[1]
+                now[1] *= 1.1
+
+            return run
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        found = ratios(spend(1.0), {"a": spend(3.0)}, device=CPU, rounds=7, warm_up=0)["a"]
+        expected = 3 * 1.1 / ((1 + 1.1**2) / 2)
+        assert found.low <= found.median <= found.high
+        assert found.median == pytest.approx(expected, rel=1e-9)
+        assert found.seconds / found.baseline_seconds == pytest.approx(found.median, rel=1e-9)
+        assert found.rounds == 7
+
+    def test_a_budget_ends_the_rounds_but_not_before_there_are_three(self):
+        calls = []
+        found = ratios(
+            lambda: None, {"a": lambda: calls.append(1)}, device=CPU, rounds=50, warm_up=0, budget=0
+        )
+        assert found["a"].rounds == len(calls) == 3
+
+
+class TestGoals:
+    @pytest.mark.parametrize(
+        ("changes", "goal"),
+        [
+            ({}, (0.97, None)),
+            ({"setting": "batch 32, 224×224"}, None),
+            ({"side": "pytorch-grad-cam"}, (2.7, None)),
+            ({"measure": "memory"}, (2.0, None)),
+            ({"suite": "limit", "side": OURS, "against": "forward"}, (None, 1.15)),
+            (
+                {"suite": "limit", "side": OURS, "against": "forward", "model": "resnet50"},
+                (None, 1.10),
+            ),
+            (
+                {"suite": "limit", "side": OURS, "against": "forward", "setting": "batch 8, 224"},
+                (None, 1.10),
+            ),
+            ({"method": "occlusion", "setting": "224×224, window 16, stride 8"}, (8.0, None)),
+            ({"method": "occlusion", "setting": "448×448, window 16, stride 16"}, (15.0, None)),
+        ],
+    )
+    def test_each_figure_has_its_own_bound(self, changes, goal):
+        assert with_goals([row(**changes)])[0].goal == goal
+
+    def test_a_goal_is_met_by_what_is_printed(self):
+        assert row(median=0.969, goal=(0.97, None)).met
+        assert not row(median=0.96, goal=(0.97, None)).met
+        assert row(median=1.1, goal=(None, 1.1)).met
+        assert not row(median=1.11, goal=(None, 1.1)).met
+        assert row().met is None
+
+    def test_every_goal_fits_a_row_that_the_suites_make(self):
+        from benchmarks import limit, peers
+
+        methods = {"peers": peers.METHODS, "limit": limit.METHODS}
+        for goal in GOALS:
+            assert isinstance(goal, Goal)
+            assert goal.method in methods[goal.suite], goal
+            assert goal.least is not None or goal.most is not None
+
+
+class TestComparison:
+    def test_maps_that_differ_are_told_apart_from_rounding(self):
+        ours = torch.randn(2, 5, 5)
+        assert compared(ours * (1 + 1e-6), ours).same
+        moved = ours.clone()
+        moved[0, 0, 0] += 0.01 * ours.abs().max()
+        found = compared(moved, ours)
+        assert not found.same
+        assert found.difference == pytest.approx(0.01, rel=1e-3)
+
+    def test_nothing_is_like_an_empty_map_and_shapes_must_agree(self):
+        assert not compared(torch.zeros(3), torch.zeros(3)).same
+        assert not compared(torch.ones(1, 3), torch.ones(3)).same
+
+    @pytest.mark.parametrize("method", list(PEERS))
+    def test_captum_s_maps_are_ours(self, method):
+        pytest.importorskip("captum")
+        asked = small(convolutions(), layer="3")
+        peer = next(each for each in PEERS[method] if each.name == "captum")
+        with quietly():
+            found = compare(peer, asked, peer.ask(asked), peer.ours(asked))
+        assert found.same
+        assert found.difference < 1e-12
+
+    def test_guided_backprop_of_functional_relus_is_reported_with_the_reason(self):
+        pytest.importorskip("captum")
+
+        class Functional(nn.Module):
+            def forward(self, x):
+                return torch.relu(x)
+
+        asked = small(convolutions(Functional))
+        peer = PEERS["guided_backprop"][0]
+        with quietly():
+            found = compare(peer, asked, peer.ask(asked), peer.ours(asked))
+        assert not found.same
+        assert "F.relu" in found.verdict
+
+    @pytest.mark.parametrize(
+        ("method", "name"),
+        [(m, p.name) for m, group in PEERS.items() for p in group if p.name != "captum"],
+    )
+    def test_the_other_peers_maps_are_ours(self, method, name):
+        peer = next(each for each in PEERS[method] if each.name == name)
+        if peer.missing():
+            pytest.skip(str(peer.missing()))
+        asked = small(convolutions(), layer="3")
+        before = [type(m) for m in asked.module]
+        relus = [asked.module[1], asked.module[3]]
+        found = compare(peer, asked, peer.ask(asked), peer.ours(asked))
+        asked.module.zero_grad(set_to_none=True)
+        assert found.same, found
+        assert [type(m) for m in asked.module] == before
+        assert [asked.module[1], asked.module[3]] == relus
+        assert not any(m._forward_hooks or m._backward_hooks for m in asked.module.modules())
+
+    def test_captum_s_occlusion_is_ours_where_the_last_windows_are_clipped(self):
+        pytest.importorskip("captum")
+        from benchmarks.libraries import captum_occlusion
+
+        asked = small(convolutions(), size=(3, 13, 13), batch=1)
+        task = Task(asked, 13, 4, 3)
+        theirs = captum_occlusion(asked, 4, 3, 5)()
+        for engine in ("dense", "incremental"):
+            found = compared(theirs[:, 0], task.ours(engine).maps())
+            assert found.difference < 1e-6  # captum adds up in float32
+
+
+class TestOcclusion:
+    def test_positions_follow_the_usual_rule(self):
+        asked = small(convolutions(), size=(3, 13, 13), batch=1)
+        for window, stride in ((4, 3), (4, 4), (5, 2), (13, 1)):
+            task = Task(asked, 13, window, stride)
+            assert task.positions == task.ours("dense").values[0].numel()
+
+    def test_a_sample_has_at_least_64_windows(self):
+        asked = small(convolutions())
+        for side in (112, 150, 224, 448):
+            assert Task(asked, side, 16, 8).sample().positions >= 64
+
+    def test_the_fewest_multiply_adds_are_those_of_the_numbers_that_change(self):
+        """Counted by changing a pixel at a time and looking which outputs move."""
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 3, stride=2),
+            nn.Conv2d(4, 6, 3, padding=1, dilation=2), nn.Flatten(), nn.Linear(6 * 5 * 5, 3),
+        )  # fmt: skip
+        asked = small(net, size=(3, 15, 15), batch=1)
+        task = Task(asked, 15, 4, 3)
+        whole = least = 0.0
+        for at, macs in ((0, 5 * 27), (1, 4 * 45), (2, 6 * 36)):
+            trunk = asked.module[: at + 1]
+            reference = trunk(asked.inputs)
+            whole += macs * reference[0, 0].numel()
+            changed = []
+            for y in range(task.across):
+                for x in range(task.across):
+                    hidden = asked.inputs.clone()
+                    hidden[..., y * 3 : y * 3 + 4, x * 3 : x * 3 + 4] += (
+                        10 * torch.rand(4, 4)[: 15 - y * 3, : 15 - x * 3]
+                    )
+                    moved = (trunk(hidden) != reference)[0].any(0)
+                    changed.append(moved.sum().item())
+            least += macs * sum(changed) / len(changed)
+        last = 3 * 6 * 5 * 5
+        counted = occluded.count(task)
+        assert counted.whole == pytest.approx(whole + last)
+        assert counted.least == pytest.approx(least + last)
+        assert counted.planned >= counted.least - 1e-6
+
+    def test_a_sample_s_time_is_scaled_by_positions(self):
+        from benchmarks.clock import Ratio
+
+        asked = small(convolutions())
+        task = Task(asked, 224, 16, 8)
+        found = occluded.scaled(Ratio(1, 2, 3, 4, 5), task.sample(), task)
+        assert (task.positions, task.sample().positions) == (729, 64)
+        assert found.median == pytest.approx(2 * 730 / 65)
+        assert found.baseline_seconds == 5
+
+    def test_folding_changes_no_number(self):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        net[1].running_mean.uniform_(-1, 1)
+        net[1].running_var.uniform_(0.5, 2)
+        asked = small(net)
+        ready = occluded.folded(asked.module, asked.inputs)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
+        assert torch.allclose(ready(asked.inputs), asked.module(asked.inputs), atol=1e-12)
+        assert isinstance(asked.module[1], nn.BatchNorm2d)
+
+
+class TestRecord:
+    def test_what_is_written_is_read_back(self, tmp_path):
+        rows = (row(goal=(0.97, None), note="said so"), row(at=4.0, median=1 / 3, side="zennit"))
+        record = Record("peers", about(CPU), "2026-01-02T03:04:05+00:00", False, rows, ("no x",))
+        record.write(tmp_path / "peers.json")
+        found = read(tmp_path / "peers.json")
+        assert found.rows[0] == rows[0]
+        assert found.rows[1].median == pytest.approx(1 / 3, rel=1e-5)
+        assert (found.machine, found.remarks, found.quick) == (record.machine, ("no x",), False)
+
+    def test_other_files_are_refused_in_a_sentence(self, tmp_path):
+        path = tmp_path / "x.json"
+        for text in ("", "[]", "{}", '{"format": 99, "rows": []}'):
+            path.write_text(text)
+            with pytest.raises(InputError, match=r"x\.json"):
+                read(path)
+        with pytest.raises(InputError, match="cannot read"):
+            read(tmp_path / "none.json")
+
+    def test_pick_and_about_make_rows_that_are_found_again(self):
+        made = About("peers", "saliency", "vgg16", "batch 1").once("memory", "a", "b", 6, 4)
+        assert made.median == made.low == made.high == 1.5
+        assert pick([made, row()], method="saliency", measure="memory") == [made]
+
+
+class TestTables:
+    def test_a_missed_goal_is_said(self):
+        lines = tables.verdict([row(goal=(1, None)), row(goal=(5, None), model="resnet18")])
+        assert "1 of 2 goals reached" in lines
+        assert "resnet18" in lines
+        assert "missed" in tables.terminal(row(goal=(5, None)))
+
+    def test_amounts_have_their_unit(self):
+        assert tables.amount(row(), 0.0123) == "12.3 ms"
+        assert tables.amount(row(measure="memory"), 3 * 2**20) == "3 MiB"
+        assert tables.amount(row(measure="multiply-adds"), 4.1e9) == "4.1 G"
+        assert tables.number(math.inf) == "∞"
+
+    def test_every_row_has_as_many_cells_as_the_head(self):
+        rows = (row(), row(at=2.0, method="saliency"), row(method="saliency", goal=(1, None)))
+        record = Record("peers", about(CPU), "2026-01-02T03:04:05+00:00", True, rows)
+        page = tables.markdown(record)
+        found = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+        assert len(found) == 7
+        assert len(set(found[:3])) == len(set(found[3:])) == 1
+        assert "quick run" in page
+
+
+class TestReadme:
+    def test_its_figures_are_those_in_the_results(self):
+        _, quoted, _ = speed.parts(speed.README.read_text(encoding="utf-8"))
+        assert quoted == speed.section(speed.RESULTS), "python -m benchmarks readme"
+
+    def test_results_are_kept_whole_and_not_of_a_quick_run(self):
+        for name in speed.SUITES:
+            record = read(speed.RESULTS / f"{name}.json")
+            assert record.suite == name
+            assert not record.quick
+            assert record.machine["processor"]
+            page = (speed.RESULTS / f"{name}.md").read_text(encoding="utf-8")
+            assert page == tables.markdown(record)
+            assert (speed.RESULTS / f"{name}.png").is_file()
+
+    def test_rewriting_changes_the_section_and_nothing_else(self, tmp_path):
+        copy = tmp_path / "README.md"
+        copy.write_text(f"before\n{speed.BEGIN}\nold\n{speed.END}\nafter\n", encoding="utf-8")
+        speed.rewrite(copy, speed.RESULTS)
+        before, inside, after = speed.parts(copy.read_text(encoding="utf-8"))
+        assert (before, after) == ("before\n", "\nafter\n")
+        assert inside == speed.section(speed.RESULTS)
+
+    def test_a_loss_is_quoted_like_a_win(self, tmp_path):
+        rows = [
+            row(median=0.4, goal=(0.97, None)),
+            row(model="resnet18", measure="map", note="different: by a lot"),
+        ]
+        for name in speed.SUITES:
+            kept = tuple(rows) if name == "peers" else ()
+            record = Record(name, about(CPU), "2026-01-02T03:04:05+00:00", False, kept)
+            record.write(tmp_path / f"{name}.json")
+        text = speed.section(tmp_path)
+        assert "| `grad_cam`, captum | 0.40 | ≠ |" in text
+        assert "0 are reached" in text
+        assert "Missed: grad_cam, vgg16" in text
+
+
+class TestCommandLine:
+    def run(self, *words):
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks", *words],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def test_a_wrong_wish_is_told_in_a_sentence_before_anything_is_measured(self):
+        done = self.run("peers", "--model", "resnet5000")
+        assert done.returncode == 2
+        assert "resnet5000" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_suite_leaves_rows_a_page_and_a_plot(self, tmp_path):
+        words = "limit --quick --model cat_dog_small --method saliency --device cpu --out"
+        done = self.run(*words.split(), str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        record = read(tmp_path / "limit.json")
+        assert {r.against for r in record.rows} == {"forward", "forward + input gradient"}
+        assert all(r.median > 0.5 for r in record.rows)
+        assert record.quick
+        assert (tmp_path / "limit.md").read_text(encoding="utf-8") == tables.markdown(record)
+        assert (tmp_path / "limit.png").stat().st_size > 5000
+        assert "saliency" in done.stdout
