@@ -882,6 +882,89 @@ def test_pieces(tmp_path: Path, sizes: list[int] | None) -> None:
     torch.export.export(network, (torch.from_numpy(x),))
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_cells_repeated_by_a_new_axis(tmp_path: Path, layout: str) -> None:
+    """As Keras' torch back end enlarges maps, channels last: rows three times, columns twice."""
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c"),
+        node("Transpose", "c", "l", perm=[0, 2, 3, 1]),
+        node("Unsqueeze", "l two", "u"),
+        node("Expand", "u rows", "e"),
+        node("Reshape", "e higher", "h"),
+        node("Unsqueeze", "h three", "v"),
+        node("Expand", "v columns", "f"),
+        node("Reshape", "f wider", "out"),
+    ]
+    constants = {
+        "k": draw(4, 3, 1, 1),
+        "two": [2],
+        "three": [3],
+        "rows": [1, 1, 3, 1, 1],
+        "columns": [1, 15, 6, 2, 4],
+        "higher": [-1, 15, 6, 4],
+        "wider": [-1, 15, 12, 4],
+    }
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 5, 6, 3])
+    x = draw(2, 5, 6, 3, seed=3).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    first = layout == "NCHW"
+    network = load_onnx(path, input_layout=layout)
+    assert [name for name, _ in network.named_children()][-2:] == ["repeat_1", "repeat_2"]
+    given = torch.from_numpy(x.transpose(0, 3, 1, 2).copy() if first else x)
+    torch.export.export(network, (given,))
+    found = network(given)
+    close(found.permute(0, 2, 3, 1) if found.shape[1] == 4 else found, expected)
+
+
+def test_a_border_of_same_padding_worked_out_at_run_time(tmp_path: Path) -> None:
+    """From the maps' size, which itself follows from a border before; division rounds to zero."""
+    nodes = [
+        node("Pad", "x first", "p"),
+        node("Relu", "p", "r"),
+        node("Shape", "r", "s"),
+        node("Gather", "s two", "rows", axis=0),
+        node("Sub", "three rows", "minus"),  # 3 − 9 = −6, by 4: −1, not −2
+        node("Div", "minus four", "less"),
+        node("Neg", "less", "more"),
+        node("Unsqueeze", "more zero", "width"),
+        node("Concat", "nothing width zero nothing nothing", "widths", axis=0),
+        node("Pad", "r widths", "q"),
+        node("Conv", "q k", "out", strides=[2, 1]),
+    ]
+    constants = {
+        "first": [0, 0, 1, 0, 0, 0, 1, 0],
+        "two": 2,
+        "three": 3,
+        "four": 4,
+        "zero": [0],
+        "nothing": [0, 0],
+        "k": draw(3, 2, 3, 3),
+    }
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    x = draw(2, 2, 7, 8, seed=3).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), expected)
+    torch.export.export(network, (torch.from_numpy(x),))
+
+
+def test_a_mean_factor_and_summand_are_one_batch_norm(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x k", "c"),
+        node("Sub", "c m", "s"),
+        node("Mul", "s f", "p"),
+        node("Add", "p b", "out"),
+    ]
+    per_channel = {name: draw(1, 3, 1, 1, seed=i) for i, name in enumerate("mfb")}
+    path = one(tmp_path / "n.onnx", nodes, {"k": draw(3, 2, 3, 3), **per_channel}, ["N", 2, 7, 8])
+    x = draw(2, 2, 7, 8, seed=3).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["conv_1", "batch_norm_1"]
+    close(network(torch.from_numpy(x)), expected)
+
+
 def test_widths_of_a_border_that_torch_exported_as_arithmetic(tmp_path: Path) -> None:
     nodes = [
         node("ConstantOfShape", "four", "zeros", value=numpy_helper.from_array(np.zeros(1, int))),
