@@ -243,6 +243,13 @@ class _Merger:
     def merge_batch_norms(self) -> dict[Call, Call]:
         merged: dict[Call, Call] = {}
         for conv in self._convolutions("Conv"):
+            whole = self._whole_norm(conv)
+            if whole is not None:
+                norm = self._call(whole)
+                if norm is not None:
+                    self._scale(conv, *self._affine(whole), whole)
+                    merged[self.calls[conv.name]] = norm
+                continue
             mul = self._next(conv, "Mul", conv)
             add = None if mul is None else self._next(mul, "Add", conv)
             norm = None if add is None else self._call(add)
@@ -253,6 +260,24 @@ class _Merger:
             self._scale(conv, self._number(mul), self._number(add), add)
             merged[self.calls[conv.name]] = norm
         return merged
+
+    def _whole_norm(self, conv: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The batch norm of one operator that alone reads a convolution, as tf_keras has it."""
+        before = conv.output[0]
+        users = self.readers.get(before, [])
+        if before in self.final or len(users) != 1 or users[0].op_type != "BatchNormalization":
+            return None
+        norm = users[0]
+        fixed = norm.input[0] == before and all(n in self.constants for n in norm.input[1:5])
+        return norm if fixed and not any(norm.output[1:]) else None
+
+    def _affine(self, norm: onnx.NodeProto) -> tuple[Array, Array]:
+        """Factor and summand for each channel."""
+        numbers = [numpy_helper.to_array(self.constants[n]) for n in norm.input[1:5]]
+        gamma, beta, mean, variance = (each.astype(np.float64) for each in numbers)
+        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+        factor = gamma / np.sqrt(variance + epsilon)
+        return factor, beta - mean * factor
 
     def _convolutions(self, *kinds: str) -> list[onnx.NodeProto]:
         """Those whose weights are theirs alone: a layer called twice stays as it is."""

@@ -817,7 +817,11 @@ def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
     sizes = draws.choice(graph.input).type.tensor_type.shape.dim
     changes = [
         lambda: setattr(chosen, "op_type", draws.choice(OPS)),
-        lambda: chosen.input.__setitem__(draws.randrange(len(chosen.input)), draws.choice(names)),
+        lambda: (
+            chosen.input.__setitem__(draws.randrange(len(chosen.input)), draws.choice(names))
+            if chosen.input
+            else None
+        ),
         lambda: chosen.input.append(draws.choice(names)),
         lambda: chosen.input.pop(),
         lambda: chosen.attribute.pop() if chosen.attribute else None,

@@ -516,6 +516,9 @@ def test_models_of_keras_2(keras: Any, tmp_path: Path) -> None:
     export_keras(tmp_path / "model.h5", tmp_path / "two.onnx", every_layer=True)
     for file in ("one.onnx", "two.onnx"):
         check(old, model, tmp_path / file)
+    merged = export_keras(model, tmp_path / "merged.onnx")
+    assert merged.fused == ("conv2d_1",)
+    check(old, model, tmp_path / "merged.onnx", gone={"conv2d_1"})
 
 
 # ---------------------------------------------------------------- files nobody vouches for
