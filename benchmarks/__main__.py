@@ -102,6 +102,7 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
         machine.about(effort.device),
         datetime.now(UTC).isoformat(timespec="seconds"),
         effort.quick,
+        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
     )
     print(f"\n{name}: {machine.line(record.machine)}")
     print(tables.EXPLAINED[name] + "\n")

@@ -107,7 +107,7 @@ def idleness(record: Record) -> str:
     start = record.machine.get("load")
     if start is None:
         return f"Measured {record.started[:10]}."
-    state = "idle" if start < 0.5 else "not idle: other work ran beside it"
+    state = "idle" if start < 0.5 else "**not idle: times are not to be relied on**"
     return f"Measured {record.started[:10]}, load before the start {start:g} ({state})."
 
 
