@@ -24,7 +24,7 @@ from benchmarks import (
 )
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
-from benchmarks.record import Record, Row
+from benchmarks.record import Record, Row, read
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.models import choose_device, names
@@ -126,7 +126,9 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
 
 
 def _write(record: Record, out: Path) -> None:
+    """The page and the plot are made of what is kept, to its last digit."""
     record.write(out / f"{record.suite}.json")
+    record = read(out / f"{record.suite}.json")
     page = tables.markdown(record)
     write_atomically(out / f"{record.suite}.md", lambda file: file.write(page.encode()))
     plots.draw(record, out / f"{record.suite}.png")
