@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them; ``classes``, ``keras``."""
+"""``python -m benchmarks``: the suites, ``all`` of those that the README quotes, and ``keras``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import classes, convert, limit, machine, peers, plots, scaling, speed, tables
+from benchmarks import (
+    classes,
+    convert,
+    limit,
+    machine,
+    maximization,
+    peers,
+    plots,
+    scaling,
+    speed,
+    tables,
+)
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
-from benchmarks.record import Record, Row
+from benchmarks.record import Record, Row, read
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.models import choose_device, names
@@ -33,6 +44,7 @@ METHODS = {
     scaling.SUITE: scaling.METHODS,
     convert.SUITE: convert.METHODS,
     classes.SUITE: classes.METHODS,
+    maximization.SUITE: maximization.METHODS,
 }
 
 Models = Annotated[list[str] | None, typer.Option("--model", help="May be repeated.")]
@@ -90,6 +102,7 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
         machine.about(effort.device),
         datetime.now(UTC).isoformat(timespec="seconds"),
         effort.quick,
+        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
     )
     print(f"\n{name}: {machine.line(record.machine)}")
     print(tables.EXPLAINED[name] + "\n")
@@ -113,7 +126,9 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
 
 
 def _write(record: Record, out: Path) -> None:
+    """The page and the plot are made of what is kept, to its last digit."""
     record.write(out / f"{record.suite}.json")
+    record = read(out / f"{record.suite}.json")
     page = tables.markdown(record)
     write_atomically(out / f"{record.suite}.md", lambda file: file.write(page.encode()))
     plots.draw(record, out / f"{record.suite}.png")
@@ -202,6 +217,20 @@ def classes_command(
     """Maps of 1, 10 and 100 classes from one call, beside a plain forward pass."""
     effort = _effort("classes", model, method, batch, quick, rounds, device)
     _run("classes", classes.measure, effort, out)
+
+
+@app.command("maximize")
+def maximize_command(
+    model: Models = None,
+    method: Methods = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """A step of activation maximisation beside a plain forward pass, and a whole ascent."""
+    effort = _effort("maximize", model, method, None, quick, rounds, device)
+    _run("maximize", maximization.measure, effort, out)
 
 
 @app.command("all")

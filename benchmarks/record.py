@@ -118,6 +118,7 @@ class Record:
         machine: as :func:`benchmarks.machine.about` tells.
         started: date and time, ISO 8601.
         quick: measured with few repetitions, to see that it works.
+        command: how it was called.
         rows: in the order they were measured.
         remarks: what could not be measured, and how it could.
     """
@@ -128,6 +129,7 @@ class Record:
     quick: bool
     rows: tuple[Row, ...] = ()
     remarks: tuple[str, ...] = field(default=())
+    command: str = ""
 
     def with_rows(self, rows: Iterable[Row], remarks: Iterable[str] = ()) -> Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))

@@ -52,7 +52,7 @@ def section(results: Path) -> str:
     found = {name: read(results / f"{name}.json") for name in SUITES}
     peers, limit = found["peers"], found["limit"]
     blocks = [
-        _where(peers, results),
+        _where(found.values(), results),
         "Times that other libraries take for the same map, as multiples of ours (median; above 1 this "
         f"library is faster); {_batches(peers.rows)}. “≠”: it computes another map here, so it "
         "was not timed.",
@@ -74,13 +74,17 @@ def section(results: Path) -> str:
     return "\n".join(f"{block}\n" for block in blocks if block)
 
 
-def _where(record: Record, results: Path) -> str:
+def _where(records: Iterable[Record], results: Path) -> str:
+    records = list(records)
     folder = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results.name
-    quick = " **A quick run, figures not for keeping.**" if record.quick else ""
+    commands = ", ".join(dict.fromkeys(f"`{each.command}`" for each in records))
+    last = max(records, key=lambda each: each.machine.get("load") or 0)
+    quick = any(each.quick for each in records)
     return (
-        f"Measured by `python -m benchmarks all --out {folder}` (with "
-        f'`python -m pip install -e ".[bench,compare]"`): {machine.line(record.machine)}; '
-        f"{tables.versions(record)}. {tables.idleness(record)}{quick} Sides take turns in one "
+        f"Measured by {commands} (with "
+        f'`python -m pip install -e ".[bench,compare]"`): {machine.line(last.machine)}; '
+        f"{tables.versions(last)}. {tables.idleness(last)}"
+        f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "
         f"process; quartiles, seconds, memory and growth with batch and size: [{folder}]({folder})."
     )
 

@@ -21,6 +21,7 @@ EXPLAINED = {
     "scaling": "Along an axis: the batch, the picture's side in pixels, the targets of one picture, "
     "the windows of occlusion.",
     "classes": "How many times a plain forward pass the maps of so many classes take, in one call.",
+    "maximize": "How many times as many plain forward passes the steps of an ascent take.",
     "convert": "How many times what the imported network takes, the other side takes.",
 }
 
@@ -106,7 +107,7 @@ def idleness(record: Record) -> str:
     start = record.machine.get("load")
     if start is None:
         return f"Measured {record.started[:10]}."
-    state = "idle" if start < 0.5 else "not idle: other work ran beside it"
+    state = "idle" if start < 0.5 else "**not idle: times are not to be relied on**"
     return f"Measured {record.started[:10]}, load before the start {start:g} ({state})."
 
 
