@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them; ``classes``, ``keras``."""
+"""``python -m benchmarks``: ``peers``, ``limit``, ``scaling``, ``convert``, or ``all`` of them; ``classes``, ``precision``, ``keras``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import classes, convert, limit, machine, peers, plots, scaling, speed, tables
+from benchmarks import (
+    classes,
+    convert,
+    limit,
+    machine,
+    peers,
+    plots,
+    precision,
+    scaling,
+    speed,
+    tables,
+)
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
 from benchmarks.record import Record, Row
@@ -33,6 +44,7 @@ METHODS = {
     scaling.SUITE: scaling.METHODS,
     convert.SUITE: convert.METHODS,
     classes.SUITE: classes.METHODS,
+    precision.SUITE: precision.METHODS,
 }
 
 Models = Annotated[list[str] | None, typer.Option("--model", help="May be repeated.")]
@@ -202,6 +214,21 @@ def classes_command(
     """Maps of 1, 10 and 100 classes from one call, beside a plain forward pass."""
     effort = _effort("classes", model, method, batch, quick, rounds, device)
     _run("classes", classes.measure, effort, out)
+
+
+@app.command("precision")
+def precision_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Occlusion and Score-CAM in bfloat16 beside single precision: time, and the maps' ranks."""
+    effort = _effort("precision", model, method, batch, quick, rounds, device)
+    _run("precision", precision.measure, effort, out)
 
 
 @app.command("all")

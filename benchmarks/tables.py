@@ -21,6 +21,8 @@ EXPLAINED = {
     "scaling": "Along an axis: the batch, the picture's side in pixels, the targets of one picture, "
     "the windows of occlusion.",
     "classes": "How many times a plain forward pass the maps of so many classes take, in one call.",
+    "precision": "How many times what bfloat16 takes, single precision takes; and how far the maps "
+    "are apart.",
     "convert": "How many times what the imported network takes, the other side takes.",
 }
 
