@@ -18,6 +18,7 @@ from benchmarks import (
     maximization,
     peers,
     plots,
+    precision,
     scaling,
     speed,
     tables,
@@ -45,6 +46,7 @@ METHODS = {
     convert.SUITE: convert.METHODS,
     classes.SUITE: classes.METHODS,
     maximization.SUITE: maximization.METHODS,
+    precision.SUITE: precision.METHODS,
 }
 
 Models = Annotated[list[str] | None, typer.Option("--model", help="May be repeated.")]
@@ -231,6 +233,21 @@ def maximize_command(
     """A step of activation maximisation beside a plain forward pass, and a whole ascent."""
     effort = _effort("maximize", model, method, None, quick, rounds, device)
     _run("maximize", maximization.measure, effort, out)
+
+
+@app.command("precision")
+def precision_command(
+    model: Models = None,
+    method: Methods = None,
+    batch: Batches = None,
+    quick: Quick = False,
+    rounds: Rounds = Effort.rounds,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Occlusion and Score-CAM in bfloat16 beside single precision: time, and the maps' ranks."""
+    effort = _effort("precision", model, method, batch, quick, rounds, device)
+    _run("precision", precision.measure, effort, out)
 
 
 @app.command("all")

@@ -22,6 +22,8 @@ EXPLAINED = {
     "the windows of occlusion.",
     "classes": "How many times a plain forward pass the maps of so many classes take, in one call.",
     "maximize": "How many times as many plain forward passes the steps of an ascent take.",
+    "precision": "How many times what bfloat16 takes, single precision takes; and how far the maps "
+    "are apart.",
     "convert": "How many times what the imported network takes, the other side takes.",
 }
 
