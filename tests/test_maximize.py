@@ -502,6 +502,15 @@ def test_a_seed_makes_the_picture():
     assert (first.colors - ask(seed=4).colors).abs().max() > 1e-3
 
 
+def test_a_seed_moves_the_picture_too(monkeypatch):
+    """From one and the same start, other moves make another picture."""
+    monkeypatch.setattr(canvas, "_noise", lambda shape, _seed: torch.ones(shape).double())
+    ask = partial(tvc.maximize, residual(), target=[1, 1], seed=[0, 1], **(QUICK | FREE))
+    assert (ask().colors[0] - ask().colors[1]).abs().max() > 1e-3
+    still = ask(**STILL).colors
+    torch.testing.assert_close(still[0], still[1])
+
+
 def test_what_comes_after_the_layer_does_not_run():
     counts = {}
     net = randomised(plain())
