@@ -651,7 +651,7 @@ BAD = [
     ({"target": 1, "cell": (0, 0)}, "a cell is one of a channel"),
     ({"layer": "conv1", "channel": []}, "list of what to maximise is empty"),
     ({"layer": "conv9", "channel": 0}, "or 'conv1'"),
-    ({"layer": "conv1", "channel": 6}, "there is no channel 6: 'conv1' has 6"),
+    ({"layer": "conv1", "channel": 6}, "there is no channel 6: the layer 'conv1' has 6"),
     ({"layer": "conv1", "channel": "a"}, "given by its index"),
     ({"layer": "conv1", "channel": 0, "cell": (14, 0)}, "maps of 'conv1' are 14×10"),
     ({"layer": "conv1", "channel": 0, "cell": "left"}, "or 'middle'"),
