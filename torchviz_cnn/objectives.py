@@ -17,6 +17,24 @@ from torchviz_cnn.targets import OneTarget, Question, ScoreKind
 Cell = tuple[int, int] | Literal["middle"] | None
 
 
+def channel_of(maps: Tensor, channel: int, layer: str) -> Tensor:
+    """One channel of a layer's output: ``(N, h, w)``, or ``(N,)`` of a dense layer's units.
+
+    Raises:
+        InputError: for an output that has no channels, or a channel that is not there.
+    """
+    if maps.ndim not in (2, 4):
+        raise InputError(
+            f"the layer {layer!r} puts out {tuple(maps.shape)}; a channel is one of (N, C, h, w), "
+            "a unit one of (N, units)"
+        )
+    if not 0 <= channel < maps.shape[1]:
+        raise InputError(
+            f"there is no channel {channel}: the layer {layer!r} has {maps.shape[1]}, from 0"
+        )
+    return maps[:, channel]
+
+
 @dataclass(frozen=True)
 class _Channel:
     """The mean of a channel of a layer's output, one cell of it, or a unit of a dense layer."""
@@ -40,16 +58,7 @@ class _Channel:
     def value(self, seen: Mapping[str, Tensor], _output: Output | None) -> Tensor:
         assert isinstance(self.layer, str)
         maps = seen[self.layer]
-        if maps.ndim not in (2, 4):
-            raise InputError(
-                f"the layer {self.layer!r} puts out {tuple(maps.shape)}; a channel is one of "
-                "(N, C, h, w), a unit one of (N, units)"
-            )
-        if not 0 <= self.channel < maps.shape[1]:
-            raise InputError(
-                f"there is no channel {self.channel}: {self.layer!r} has {maps.shape[1]}, from 0"
-            )
-        chosen = maps[:, self.channel]
+        chosen = channel_of(maps, self.channel, self.layer)
         if self.cell is None:
             return chosen if chosen.ndim == 1 else chosen.mean((1, 2))
         if maps.ndim == 2:

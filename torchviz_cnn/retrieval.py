@@ -17,6 +17,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import Box, Cell, ReceptiveField, receptive_field
 from torchviz_cnn.methods.examine import batch_of
 from torchviz_cnn.naming import module_of, resolve_one
+from torchviz_cnn.objectives import channel_of
 from torchviz_cnn.observe import activations
 from torchviz_cnn.pictures import read_picture
 
@@ -233,16 +234,7 @@ def _batches(
 
 def _strongest(maps: Tensor, channel: int, layer: str) -> tuple[list[float], list[Cell]]:
     """The largest value of a channel in each picture, and where it is."""
-    if maps.ndim not in (2, 4):
-        raise InputError(
-            f"the layer {layer!r} puts out {tuple(maps.shape)}; a channel is one of (N, C, h, w), a "
-            "unit one of (N, units)"
-        )
-    if not 0 <= channel < maps.shape[1]:
-        raise InputError(
-            f"there is no channel {channel}: the layer {layer!r} has {maps.shape[1]}, from 0"
-        )
-    chosen = maps[:, channel].double().reshape(len(maps), -1)
+    chosen = channel_of(maps, channel, layer).double().reshape(len(maps), -1)
     if bool(chosen.isnan().any()):
         raise InputError(f"the layer {layer!r} puts out NaN; look at its weights")
     columns = maps.shape[3] if maps.ndim == 4 else 1

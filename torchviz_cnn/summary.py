@@ -161,7 +161,7 @@ def _cut(text: str, width: int) -> str:
     return text[: keep - keep // 2] + "…" + text[len(text) - keep // 2 :]
 
 
-def _is_row(module: nn.Module) -> bool:
+def is_row(module: nn.Module) -> bool:
     """A layer of its own in the table: nothing inside it, or declared to be one layer."""
     return getattr(module, "is_layer", False) or not any(True for _ in module.children())
 
@@ -223,12 +223,12 @@ def layers(
         if name
     }
     inside_row = tuple(
-        f"{name}." for name, child in module.named_modules() if name and _is_row(child)
+        f"{name}." for name, child in module.named_modules() if name and is_row(child)
     )
     rows = tuple(
         info
         for name, info in every.items()
-        if nested or (_is_row(module.get_submodule(name)) and not name.startswith(inside_row))
+        if nested or (is_row(module.get_submodule(name)) and not name.startswith(inside_row))
     )
     parameters = list(module.parameters())
     return LayerTable(

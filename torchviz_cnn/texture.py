@@ -13,6 +13,7 @@ from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import check_inputs
 from torchviz_cnn.naming import display_name, module_of
 from torchviz_cnn.observe import activations
+from torchviz_cnn.summary import is_row
 from torchviz_cnn.tracing import remembered
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def style_layers(model: nn.Module | Model, inputs: Tensor) -> list[str]:
     """
     module = module_of(model)
     trace = remembered(module, check_inputs(model, module, inputs))
-    rows = [name for name, child in module.named_modules() if name and _is_row(child)]
+    rows = [name for name, child in module.named_modules() if name and is_row(child)]
     inside = tuple(f"{name}." for name in rows)
     runs = [run for run in trace.runs if run.name in rows and not run.name.startswith(inside)]
     found: dict[tuple[int, ...], str] = {}
@@ -106,10 +107,6 @@ _FOLLOWERS = (
     nn.SiLU,
     nn.Hardswish,
 )
-
-
-def _is_row(module: nn.Module) -> bool:
-    return getattr(module, "is_layer", False) or not any(True for _ in module.children())
 
 
 def _convolves(module: nn.Module) -> bool:

@@ -42,7 +42,7 @@ def style_figure(
         >>> import numpy as np
         >>> figure = style_figure(["conv"], [(np.eye(4), np.ones((4, 4)))], np.array([0.3]))
         >>> len(figure.axes)
-        5
+        4
     """
     if not layers or not len(layers) == len(grams) == len(relative):
         raise InputError(f"{len(grams)} pairs of Gram matrices were given for {len(layers)} layers")
