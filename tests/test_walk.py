@@ -481,6 +481,23 @@ def test_the_class_scores_are_bars_with_the_names_of_the_classes(monkeypatch):
     assert drawn[0][1]["top"] == 20
 
 
+def test_chances_of_many_classes_are_bars_of_the_largest(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        plates.render,
+        "units_before_and_after",
+        lambda before, after, *_, **options: drawn.append((before, after, options)),
+    )
+    scores = torch.linspace(-3, 5, 100).flip(0).roll(7)
+    step = Step("prob", "Softmax", "activation", scores.softmax(0), scores)
+    plates.drawn(step, plates.Drawing())
+    before, after, options = drawn[0]
+    order = scores.argsort(descending=True)[:20]
+    assert torch.equal(before, scores[order])
+    assert torch.equal(after, scores.softmax(0)[order])
+    assert options["names"] == [str(int(i)) for i in order]
+
+
 def test_bars_of_the_largest_units_stand_in_their_order():
     values = torch.tensor([0.1, 0.9, 0.5, 0.7])
     few = np.asarray(tvc.render.units(values, top=2))
