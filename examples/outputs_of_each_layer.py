@@ -4,6 +4,7 @@ Claims of "Visual representations of Outputs/Activations of each CNN layer", and
 - activation functions let the parts through that contribute: the ReLUs of a digits network silence
   31 %, 81 % and 60 % of their units on this digit, drawn before and after;
 - pooling keeps the vital features: every pooled map is drawn beside its map, half as large;
+- activation maximisation makes the picture that excites a neuron most: that of the digit 3;
 - Grad-CAM of class index 630, "Donut": ImageNet's class 630 is "Loafer", a shoe.
 Not here: the network is trained on scikit-learn's digits in a minute, and ResNet50 has random
 weights unless --weights default (a download), by which nothing speaks for 630: its map is 0
@@ -50,9 +51,8 @@ def main() -> None:
     sheet = tvc.render.sheet([[*drawn.values()]], [*drawn], title=title)
     sheet.save(options.out / "grad_cam_630.png")
 
-    if hasattr(tvc, "maximize"):  # the conclusion's activation maximisation
-        best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
-        tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
+    best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
+    tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
 
 
 if __name__ == "__main__":

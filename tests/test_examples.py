@@ -17,7 +17,7 @@ EXAMPLES = ROOT / "examples"
 PORTS = {
     "outputs_of_each_layer": ["layers/001_input_layer.act.png", "layers/004_pool_1.png",
                               "layers/011_output_layer.act.png",
-                              "grad_cam_630.png"],
+                              "grad_cam_630.png", "maximized_3.png"],
     "understanding_vgg16": ["explanations.png",
                             *(f"layers/{i:03d}_features.{n}.png" for i, n in enumerate(
                                 (1, 3, 6, 8, 11, 13, 15, 18, 20, 22)))],
