@@ -541,6 +541,15 @@ def test_before_and_after_have_one_scale_and_stand_side_by_side():
     assert [[at(1, r, c) for c in (0, 1)] for r in (0, 1)] == [[zero, zero], gray[1].tolist()]
 
 
+@pytest.mark.parametrize("scale", ["channel", "layer"])
+def test_the_scale_of_a_pair_reaches_over_what_comes_out_as_well(scale):
+    before = np.array([[[0.0, 1.0], [0.0, 1.0]]])
+    array = np.asarray(tvc.render.before_and_after(before, 2 * before - 1, scale=scale)).astype(int)
+    middle = [array[25 + 5, 10 + x, 0] for x in (5, 25, 47, 67)]
+    wanted = colorize(np.array([1 / 2, 1.0, 0.0, 1.0]), "gray")[:, 0].tolist()
+    assert middle == wanted  # 0, 1 beside −1, 1
+
+
 def test_a_pooled_map_is_as_much_smaller_as_it_is():
     before = np.linspace(0.2, 0.8, 4 * 48 * 60).reshape(4, 48, 60)
     after = before.reshape(4, 24, 2, 30, 2).max((2, 4))
