@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
+from torchviz_cnn import networks
 
 
 def arguments(text: str, out: str) -> argparse.Namespace:
@@ -55,13 +56,16 @@ def crops(
     return model.prepare(list(found)), labels.float()
 
 
-def trained(name: str, steps: int, learning_rate: float) -> tuple[tvc.Model, float]:
+def trained(name: str, steps: int, learning_rate: float, seed: int = 0) -> tuple[tvc.Model, float]:
     """``cat_dog`` or ``cat_dog_small`` taught to tell flower from temple, and its test accuracy.
 
     Batches of 20, RMSprop and binary cross-entropy, as in the tutorials.
     """
     model = replace(tvc.models.load(name), classes=("temple", "flower"), notes=())
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.module.load_state_dict(getattr(networks, name)().state_dict())
     optimizer = torch.optim.RMSprop(model.module.parameters(), lr=learning_rate)
     for step in range(steps):
         images, labels = crops(model, 20, generator)

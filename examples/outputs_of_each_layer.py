@@ -4,11 +4,11 @@ Claims of "Visual representations of Outputs/Activations of each CNN layer", and
 - activation functions let the parts through that contribute: the ReLUs of a digits network silence
   31 %, 81 % and 60 % of their units on this digit, drawn before and after;
 - pooling keeps the vital features: every pooled map is drawn beside its map, half as large;
-- Grad-CAM's heat map is superimposed on the picture in jet: class 630 of ResNet50, and a digit;
-- class index 630 is "Donut": it is not. ImageNet's class 630 is "Loafer", a shoe.
-The page also has the input, the dense layers as strips and bars, and the class scores.
+- activation maximisation makes the picture that excites a neuron most: that of the digit 3;
+- Grad-CAM of class index 630, "Donut": ImageNet's class 630 is "Loafer", a shoe.
 Not here: the network is trained on scikit-learn's digits in a minute, and ResNet50 has random
-weights unless --weights default (a download): its map shows how, not where. The digit's does.
+weights unless --weights default (a download), by which nothing speaks for 630: its map is 0
+everywhere, so the one before the ReLU stands beside it. The digit's map lies on the strokes.
 """
 
 from common import arguments, photograph
@@ -38,22 +38,21 @@ def main() -> None:
     note = "; ".join(resnet.notes) or "published weights"
     inputs = resnet.prepare(picture)
     result = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX)
-    before_relu = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX, relu=False)
+    signed = tvc.grad_cam(resnet, inputs, target=CLASS_INDEX, relu=False)
     of_digit = tvc.grad_cam(model, digit[None])
     print(result.title(), tuple(result.values.shape), note)
-    superimposed = result.overlay(picture, colormap="jet", alpha=0.4)
-    on_strokes = of_digit.overlay(as_picture(digit), colormap="jet", align="receptive_field")
-    row = [resnet.view(picture), superimposed, before_relu.overlay(picture), as_picture(digit)]
-    tvc.render.sheet(
-        [[*row, on_strokes]],
-        ["picture", result.title(), "before its ReLU", "a digit", of_digit.title()],
-        title=f"{note}; the digits network is trained",
-    ).save(options.out / "grad_cam_630.png")
+    drawn = {
+        "picture": resnet.view(picture),
+        result.title(): result.overlay(picture, colormap="jet"),
+        "before its ReLU": signed.overlay(picture, alpha=0.7),
+        of_digit.title(): of_digit.overlay(as_picture(digit), "jet", align="receptive_field"),
+    }
+    title = f"{note}; the digits network is trained"
+    sheet = tvc.render.sheet([[*drawn.values()]], [*drawn], title=title)
+    sheet.save(options.out / "grad_cam_630.png")
 
-    if hasattr(tvc, "maximize"):  # the conclusion's activation maximisation
-        best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
-        print(f"the network's idea of a 3: activation {float(best.history[0, -1]):.2f}")
-        tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
+    best = tvc.maximize(model, layer="output_layer", channel=3, seed=0)
+    tvc.render.viewable(best.image).save(options.out / "maximized_3.png")
 
 
 if __name__ == "__main__":

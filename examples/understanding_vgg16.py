@@ -4,7 +4,7 @@ Claims of "A Guide to Understanding Convolutional Neural Networks using Visualiz
 - only the parts that contributed to the class remain visible: occlusion, and the picture masked;
 - a saliency map has the shape of the picture: (1, 3, 224, 224), checked;
 - guided backpropagation truncates negative gradients to 0, at every ReLU on the way; the map at the
-  picture keeps both signs, which is checked;
+  picture keeps both signs: checked;
 - the feature map is 14×14×512 and Grad-CAM is four steps: written out here, and equal;
 - early layers keep edges, later ones parts: ten convolutions of blocks 1 to 4, block 5 left out.
 Random weights unless --weights default or a file: 14×14×512 holds and the layers' outputs can be
@@ -20,7 +20,7 @@ BLOCKS_1_TO_4 = [f"features.{i}" for i in (1, 3, 6, 8, 11, 13, 15, 18, 20, 22)] 
 
 
 def main() -> None:
-    """Draw all of it."""
+    """Draw."""
     options = arguments(__doc__ or "", "understanding_vgg16")
     model = tvc.models.load("vgg16", options.weights)
     picture = options.picture or photograph()
@@ -41,7 +41,6 @@ def main() -> None:
     cam = tvc.grad_cam(model, inputs)
     torch.testing.assert_close(by_hand, cam.values[0], rtol=1e-3, atol=1e-7)
     print(f"feature map {tuple(maps.shape)}, {cam.title()}; by hand the same")
-
     drawn = {
         "occlusion": occlusion.overlay(picture),
         "masked occlusion": occlusion.masked(picture, keep=0.25),
@@ -49,9 +48,9 @@ def main() -> None:
         "guided saliency": guided.overlay(picture, colormap="gray", alpha=1.0),
         "Grad-CAM": cam.overlay(picture),
     }
-    title = f"class {cam.label()}: {weights}"
     row, names = [model.view(picture), *drawn.values()], ["picture", *drawn]
-    tvc.render.sheet([row], names, title=title).save(options.out / "explanations.png")
+    sheet = tvc.render.sheet([row], names, title=f"class {cam.label()}: {weights}")
+    sheet.save(options.out / "explanations.png")
     steps = tvc.walk(model, inputs, BLOCKS_1_TO_4, picture=picture)
     print(f"open {steps.save(options.out / 'layers', top=16, by='variance')}")
 

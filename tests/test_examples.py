@@ -17,7 +17,7 @@ EXAMPLES = ROOT / "examples"
 PORTS = {
     "outputs_of_each_layer": ["layers/001_input_layer.act.png", "layers/004_pool_1.png",
                               "layers/011_output_layer.act.png",
-                              "grad_cam_630.png"],
+                              "grad_cam_630.png", "maximized_3.png"],
     "understanding_vgg16": ["explanations.png",
                             *(f"layers/{i:03d}_features.{n}.png" for i, n in enumerate(
                                 (1, 3, 6, 8, 11, 13, 15, 18, 20, 22)))],
@@ -83,7 +83,7 @@ def test_an_example_prints_and_draws_what_its_document_does(name, ran):
 @pytest.mark.parametrize("name", PORTS)
 def test_an_example_is_short_and_says_which_claim_it_checks(name):
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) < 60
     said = ast.get_docstring(ast.parse(text)) or ""
     assert "Claims of" in said
     assert "RESULT" not in said

@@ -1,6 +1,7 @@
 """The walk: every number beside a derivation of its own; pictures by their properties."""
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.networks import (
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
 from torchviz_cnn.render.colormaps import colorize
-from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
+from torchviz_cnn.walking import Sparsity, Step, Walk, _channels_last, kind_of
 
 
 def test_a_functional_network_is_walked_function_by_function():
@@ -164,6 +165,19 @@ def test_a_stage_of_a_deep_network_is_followed_by_the_activation_it_ends_with():
     torch.testing.assert_close(last.before, total[0])  # after the skip, before the ReLU
     torch.testing.assert_close(last.output, seen["layer1"].output)
     assert len(seen.sparsity) == 17  # every ReLU of the network, in the stages too
+
+
+def test_an_activation_inside_a_layer_is_not_taken_for_its_end():
+    class Block(nn.Sequential):
+        is_layer = True
+
+    net = randomised(
+        nn.Sequential(
+            Block(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+            Block(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
+        )
+    )
+    assert tvc.walk(net, pictures(1)).names == ["0", "1", "1.1"]
 
 
 def test_asked_for_by_name_only_those_layers_are_walked_and_the_rest_does_not_run():
@@ -467,6 +481,23 @@ def test_the_class_scores_are_bars_with_the_names_of_the_classes(monkeypatch):
     assert drawn[0][1]["top"] == 20
 
 
+def test_chances_of_many_classes_are_bars_of_the_largest(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        plates.render,
+        "units_before_and_after",
+        lambda before, after, *_, **options: drawn.append((before, after, options)),
+    )
+    scores = torch.linspace(-3, 5, 100).flip(0).roll(7)
+    step = Step("prob", "Softmax", "activation", scores.softmax(0), scores)
+    plates.drawn(step, plates.Drawing())
+    before, after, options = drawn[0]
+    order = scores.argsort(descending=True)[:20]
+    assert torch.equal(before, scores[order])
+    assert torch.equal(after, scores.softmax(0)[order])
+    assert options["names"] == [str(int(i)) for i in order]
+
+
 def test_bars_of_the_largest_units_stand_in_their_order():
     values = torch.tensor([0.1, 0.9, 0.5, 0.7])
     few = np.asarray(tvc.render.units(values, top=2))
@@ -508,6 +539,15 @@ def test_before_and_after_have_one_scale_and_stand_side_by_side():
     assert [[at(0, r, c) for c in (0, 1)] for r in (0, 1)] == gray.tolist()
     zero = int(colorize(np.array(0.5), "gray")[0])
     assert [[at(1, r, c) for c in (0, 1)] for r in (0, 1)] == [[zero, zero], gray[1].tolist()]
+
+
+@pytest.mark.parametrize("scale", ["channel", "layer"])
+def test_the_scale_of_a_pair_reaches_over_what_comes_out_as_well(scale):
+    before = np.array([[[0.0, 1.0], [0.0, 1.0]]])
+    array = np.asarray(tvc.render.before_and_after(before, 2 * before - 1, scale=scale)).astype(int)
+    middle = [array[25 + 5, 10 + x, 0] for x in (5, 25, 47, 67)]
+    wanted = colorize(np.array([1 / 2, 1.0, 0.0, 1.0]), "gray")[:, 0].tolist()
+    assert middle == wanted  # 0, 1 beside −1, 1
 
 
 def test_a_pooled_map_is_as_much_smaller_as_it_is():
@@ -705,3 +745,55 @@ def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("count", [2, 17, 120])
+def test_nothing_overlaps_in_the_plot_over_depth(count):
+    names = [f"features.denseblock{i}.layer{i}.relu after a long name" for i in range(count)]
+    rng = np.random.default_rng(0)
+    shares = {
+        "values that are exactly 0": rng.random(count),
+        "channels that are 0": rng.random(count),
+    }
+    figure = tvc.render.shares_figure(names, shares, title="whether it increases " * 6)
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    axis = figure.axes[0]
+    plot, legend = axis.get_tightbbox(), figure.legends[0].get_window_extent()
+    title = figure._suptitle.get_window_extent()
+    assert legend.y1 <= plot.y0 + 1
+    assert title.y0 >= plot.y1 - 1
+    assert (plot.x0 >= 0, plot.x1 <= width, legend.y0 >= 0, title.y1 <= height) == (True,) * 4
+    assert axis.get_window_extent().height > 60  # room is left for the lines themselves
+    labels = [label.get_window_extent() for label in axis.get_xticklabels()]
+    assert all(a.x1 <= b.x0 + 1 for a, b in pairwise(labels))
+
+
+def test_notes_wider_than_their_maps_do_not_run_into_each_other():
+    maps = np.zeros((6, 40, 2), np.float32)
+    maps[:, ::2] = 1
+    array = np.asarray(
+        tvc.render.before_and_after(maps, maps, 3, notes=["100 % of it"] * 6)
+    ).astype(int)
+    strip = (array[10:24, 10:-10, 0] < 160).any(0)
+    gaps, length = [], 0
+    for dark in strip[: np.nonzero(strip)[0][-1] + 1]:
+        length = 0 if dark else length + 1
+        gaps.append(length)
+    assert sum(gap == 12 for gap in gaps) == 2  # three labels, apart by the gap between pairs
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "widths", "last"),
+    [
+        ((56, 56, 96), (224, 224), {96}, True),
+        ((28, 14, 96), (224, 112), {96}, True),
+        ((96, 56, 56), (224, 224), {96}, False),
+        ((12, 12, 12), (14, 14), {12}, False),  # it may be either: the usual order
+        ((12, 12, 7), (14, 14), {9}, False),  # no layer works along that axis
+        ((12, 14, 7), (14, 28), {7}, False),
+        ((96, 56), (224, 224), {56}, False),
+    ],
+)
+def test_which_outputs_have_their_channels_last(shape, size, widths, last):
+    assert _channels_last(shape, size, widths) is last

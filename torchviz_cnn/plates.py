@@ -16,6 +16,7 @@ from torchviz_cnn import render
 from torchviz_cnn.album import figure_picture
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import file_name, write_atomically
+from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
 from torchviz_cnn.report import Plate, Section, page, write_page, write_picture
 from torchviz_cnn.walking import Step, Walk
@@ -168,7 +169,9 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
     named = labels is not None and len(values) > MOST_SCORES
     top = drawing.top or (MOST_SCORES if named else None)
     if step.kind == "activation" and before is not None and before.shape == values.shape:
-        if named or drawing.top:
+        if top is None and len(values) > MOST_BARS and _are_chances(values):
+            top = MOST_SCORES
+        if named or top is not None:
             few = torch.topk(values, min(top or len(values), len(values))).indices
             title += f"; the {len(few)} strongest"
             names = [_name(int(i), labels) for i in few]
@@ -177,6 +180,11 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
             )
         return render.units_before_and_after(before, values, colormap, labels=labels, title=title)
     return render.units(values, colormap, labels=labels, top=top, title=title)
+
+
+def _are_chances(values: Tensor) -> bool:
+    """What a softmax puts out: beside its scores on one scale it would all be dark."""
+    return bool((values >= 0).all()) and abs(float(values.double().sum()) - 1) < 1e-3
 
 
 def _name(index: int, labels: Sequence[str] | None) -> str:

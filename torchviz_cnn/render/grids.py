@@ -67,8 +67,8 @@ def feature_maps(
     array, shown = _chosen(maps, channels)
     low, high, words = _limits(array, scale)
     dead, constant = _silent(array)
-    shrunk, _, thin = _fit_cells(array, columns)
-    cells = colorize(_unit(shrunk, low, high), colormap)
+    shrunk, factor, thin = _fit_cells(array, columns)
+    cells = enlarged(colorize(_unit(shrunk, low, high), colormap), factor)
     body, places = grid(cells, [str(c) for c in shown] if numbers else None, columns)
     foot = [_scale_words(words, thin), *_silent_words(dead, constant)]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
@@ -126,9 +126,8 @@ def before_and_after(
         columns = max(1, _layout(len(shown), None, (left.shape[1], 2 * left.shape[2]))[1])
     a, factor, thin = _fit_cells(left, 2 * columns)
     b, *_ = _fit_cells(right, None, (factor, thin))
-    cells = _side_by_side(
-        colorize(_unit(a, low, high), colormap), colorize(_unit(b, low, high), colormap)
-    )
+    halves = [enlarged(colorize(_unit(x, low, high), colormap), factor) for x in (a, b)]
+    cells = _side_by_side(*halves)
     labels = [str(c) if notes is None else f"{c}  {notes[c]}" for c in shown]
     body, places = grid(cells, labels, columns, gap=12)  # pairs apart, their halves together
     foot = [
@@ -137,9 +136,9 @@ def before_and_after(
         *_silent_words(dead, constant),
     ]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
-    x = a.shape[2] + _BETWEEN
-    moved = [(y, left_edge + x) for y, left_edge in places]
-    _cross_out(canvas, top, moved, b.shape[1:], dead, constant)
+    offset = halves[0].shape[2] + _BETWEEN
+    moved = [(y, x + offset) for y, x in places]
+    _cross_out(canvas, top, moved, halves[1].shape[1:3], dead, constant)
     return canvas
 
 
@@ -283,10 +282,10 @@ def _unit(array: np.ndarray, low: Limit, high: Limit) -> np.ndarray:
 def _fit_cells(
     array: np.ndarray, columns: int | None, scaling: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, int, int]:
-    """Small maps magnified by a whole number, large ones thinned, so that a grid fits a screen.
+    """Small maps are to be magnified, large ones are thinned, so that a grid fits a screen.
 
     Returns:
-        The maps, how often they were magnified, and how many cells make a pixel.
+        The maps, by which whole number they are to be magnified, and how many cells make a pixel.
     """
     _, height, width = array.shape
     factor = max(1, math.ceil(_SMALLEST_CELL / max(width, height)))
@@ -294,14 +293,20 @@ def _fit_cells(
     thin = math.ceil(per_row * (width + _GAP) / _WIDEST) if factor == 1 else 1
     if scaling is not None:
         factor, thin = scaling
-    if factor > 1:
-        return array.repeat(factor, 1).repeat(factor, 2), factor, 1
     height, width = height // thin, width // thin
     if thin > 1 and height and width:
         array = array[:, : height * thin, : width * thin]
         array = array.reshape(len(array), height, thin, width, thin).mean((2, 4))
-        return array, 1, thin
-    return array, 1, 1
+        return array, factor, thin
+    return array, factor, 1
+
+
+def enlarged(cells: np.ndarray, factor: int) -> np.ndarray:
+    """Cells ``(…, h, w, 3)`` magnified by a whole number.
+
+    Colours rather than numbers: there is a quarter as much to look up for a factor of two.
+    """
+    return cells if factor == 1 else cells.repeat(factor, -3).repeat(factor, -2)
 
 
 def _layout(count: int, columns: int | None, cell: tuple[int, int]) -> tuple[int, int]:

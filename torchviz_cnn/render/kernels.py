@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.colormaps import DIVERGING, colorize
-from torchviz_cnn.render.grids import grid
+from torchviz_cnn.render.grids import enlarged, grid
 from torchviz_cnn.render.paper import framed
 from torchviz_cnn.render.text import INK, font, number, text_width
 
@@ -142,7 +142,7 @@ def _picked(wish: Sequence[int] | None, count: int, what: str) -> list[int]:
 def _enlarged(cells: np.ndarray, side: int) -> np.ndarray:
     """Cells ``(…, h, w, 3)`` magnified by a whole number to at least ``side`` pixels."""
     factor = max(1, math.ceil(side / max(cells.shape[-3:-1])))
-    return cells.repeat(factor, -3).repeat(factor, -2)
+    return enlarged(cells, factor)
 
 
 def _outlined(cells: np.ndarray) -> np.ndarray:
