@@ -401,7 +401,19 @@ class Mixing(nn.Module):
         return self.net(x - x.mean((2, 3), keepdim=True))
 
 
+class WholeBatch(nn.Module):
+    """Scales by one number of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * (1 + 0 * x.mean()))
+
+
 REFUSED = {
+    "whole batch": (WholeBatch, "mean is one number for a whole batch"),
     "untraceable": (Branching, "torch.fx cannot trace it"),
     "misled": (Misled, "computes something else"),
     "in place": (ReadsAgain, "writes in place"),
@@ -426,7 +438,7 @@ def test_what_cannot_be_computed_in_part_is_refused_or_computed_whole(
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(Engine, "pays", True)
-        found = tvc.occlusion(net, x, 1, engine="auto", **WINDOWS)
+        found = tvc.occlusion(net, x, 1, **WINDOWS)
     told = [record.getMessage() for record in caplog.records if record.name == "torchviz_cnn"]
     assert len(told) == 1
     assert words in told[0]
@@ -439,7 +451,7 @@ def test_hooks_are_shown_whole_maps_only() -> None:
     net.conv1.register_forward_hook(lambda module, args, out: shapes.add(out.shape[2:]))
     with pytest.raises(tvc.InputError, match="a hook is attached to a Conv2d"):
         tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
-    tvc.occlusion(net, x, 1, engine="auto", **WINDOWS)
+    tvc.occlusion(net, x, 1, **WINDOWS)
     assert shapes == {(21, 16)}
 
 
@@ -494,14 +506,14 @@ def test_auto_takes_it_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = Engine.prepare
     monkeypatch.setattr(Engine, "prepare", lambda self: (taken.append(1), prepare(self)))
     net, x = randomised(plain()), pictures(1, 3, 56, 56)
-    tvc.occlusion(net, x, 1, window=4, engine="auto")
+    tvc.occlusion(net, x, 1, window=4)
     assert not taken
     monkeypatch.setattr(incremental, "_WORTH_MACS", 1)
-    auto = tvc.occlusion(net, x, 1, window=4, engine="auto")
+    auto = tvc.occlusion(net, x, 1, window=4)
     assert taken
     assert (auto.values == tvc.occlusion(net, x, 1, window=4, engine="incremental").values).all()
     taken.clear()
-    tvc.occlusion(net, x, 1, window=52, stride=1, engine="auto")
+    tvc.occlusion(net, x, 1, window=52, stride=1)
     assert not taken
 
 

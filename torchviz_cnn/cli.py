@@ -409,7 +409,6 @@ def explain_command(
         "batch_size": batch_size,
         "baseline": fill_of(baseline or "0", "--baseline"),
         "dtype": precision_of(dtype),
-        "engine": "auto",  # several times faster where it can be, with the same numbers
         "progress": True,
     }
     given = {"samples": samples, "noise": noise, "steps": steps}

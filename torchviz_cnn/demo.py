@@ -146,7 +146,13 @@ def picture_demo(
     inputs = model.prepare(picture)
     view = model.view(picture)
     sections = picture_sections(
-        model, view, inputs, target, tell=tell, options={"progress": progress}
+        model,
+        view,
+        inputs,
+        target,
+        methods=[name for name in METHODS if name != "score_cam"],  # minutes: a pass a channel
+        tell=tell,
+        options={"progress": progress},
     )
     lead = f"One picture on its way through {model.source}."
     return write_page(folder, f"What {model.source} sees", " ".join([lead, *model.notes]), sections)
@@ -158,6 +164,7 @@ def picture_sections(
     inputs: Tensor,
     target: int | str | None,
     *,
+    methods: Sequence[str] = tuple(METHODS),
     tell: Callable[[str], None],
     options: dict[str, Any],
     align: Align = "stretch",
@@ -169,6 +176,7 @@ def picture_sections(
         picture: what it sees, as a picture.
         inputs: the same as a batch of one.
         target: the class to explain; ``None`` for the top class.
+        methods: by which it is explained.
         tell: is given a sentence about each step.
         options: for the methods that know them.
         align: how Grad-CAM's cells are laid over the picture.
@@ -176,9 +184,7 @@ def picture_sections(
     view = render.viewable(picture)
     guesses = album.predict(model, inputs)[0]
     tell("the network says:\n" + album.predictions_table(guesses))
-    results = album.explain_with(
-        list(METHODS), model, inputs, target, options, skip=True, tell=tell
-    )
+    results = album.explain_with(methods, model, inputs, target, options, skip=True, tell=tell)
     first = next(iter(results.values()))
     label = first.label()
     seen = walk(model, inputs, picture=picture)

@@ -144,6 +144,8 @@ def traced(module: nn.Module) -> fx.GraphModule:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unsuited(f"torch.fx cannot trace it ({words})") from error
     _check_writes(graph)
+    graph.graph.eliminate_dead_code()  # bookkeeping, perhaps, of a whole batch
+    graph.recompile()
     return graph
 
 
@@ -281,7 +283,10 @@ class Network:
     def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
         values: dict[fx.Node, Any] = {}
         for node in self.nodes:
-            values[node] = self.compute(node, values, images, keeping=True)
+            value = self.compute(node, values, images, keeping=True)
+            if node in self.follows and isinstance(value, Tensor) and value.ndim == 0:
+                raise Unsuited(f"{node.name} is one number for a whole batch")
+            values[node] = value
         return values
 
     def laid_out(self, images: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def occlusion(
     all_scores: bool = True,
     progress: bool = False,
     classes: Sequence[str] | None = None,
-    engine: Engines = "dense",
+    engine: Engines = "auto",
     dtype: torch.dtype | None = None,
 ) -> WindowAttribution:
     """How much of the score is lost when a window of the picture is hidden.
