@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from torchviz_cnn import render
 from torchviz_cnn.album import predict
@@ -22,7 +22,7 @@ CELL = 168
 STRIP = "watch.png"
 _FRAMES = "watch"
 _LAYERS = 3
-_CHANNELS = 9
+_SIDE = 3  # channels in a row and in a column
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,23 @@ class Watch:
         except NotApplicable:  # nothing to see is a finding as well
             overlay = view
         seen = activations(model, inputs, names)
-        maps = [
-            render.feature_maps(
-                seen[name][0], 3, channels=range(min(_CHANNELS, seen[name].shape[1]))
-            )
-            for name in names
-        ]
-        return [overlay, *maps]
+        return [overlay, *(_mosaic(seen[name][0]) for name in names)]
+
+
+def _mosaic(maps: Tensor) -> Image.Image:
+    """The first channels of a layer ``(C, h, w)``, each from its own minimum to its own maximum."""
+    tile = CELL // _SIDE
+    canvas = Image.new("RGB", (CELL, CELL), "white")
+    for number, values in enumerate(maps[: _SIDE * _SIDE].float().cpu().numpy()):
+        low, high = float(values.min()), float(values.max())
+        drawn = render.colorize(values, "gray", low, high if high > low else low + 1)
+        row, column = divmod(number, _SIDE)
+        picture = Image.fromarray(drawn)
+        picture.thumbnail((tile - 2, tile - 2))
+        if picture.width < tile // 2:  # small maps keep their square cells
+            picture = render.viewable(picture, tile - 2, tile - 2)
+        canvas.paste(picture, (column * tile, row * tile))
+    return canvas
 
 
 def watched_layers(model: Model) -> list[str]:
