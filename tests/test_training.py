@@ -552,7 +552,7 @@ def test_more_classes_end_in_a_softmax(train, pets, tmp_path):
     assert model.classes == ("ants", "cats", "dogs")
     out = model(model.prepare(pets / "train" / "ants" / "a.png"))
     assert out.shape == (1, 3)
-    assert float(out.sum()) == pytest.approx(1, abs=1e-5)
+    assert out.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_one_pass_sees_every_picture_once_and_epochs_cut_passes_where_they_end():
