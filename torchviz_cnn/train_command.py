@@ -15,13 +15,17 @@ from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_page
 from torchviz_cnn.training import outcome
 from torchviz_cnn.training.augment import Augmentation
-from torchviz_cnn.training.fit import check_run, fit
+from torchviz_cnn.training.fit import check_run, fit, is_first
 from torchviz_cnn.training.start import start
 from torchviz_cnn.training.tasks import TASKS, pictures
 from torchviz_cnn.training.watch import Watch
 
 REMARKS = "pictures.txt"
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def _silent(sentence: str, *, err: bool = False) -> None:
+    """What a process says that only helps another."""
 
 
 def train_command(
@@ -148,13 +152,14 @@ def train_command(
         seed=seed,
     )
     train, validation, remarks, notes = known.load(begin.preprocess, progress=True)
+    tell = typer.echo if is_first() else _silent
     for line in (*begin.notes, *notes, *remarks.lines()):
-        typer.echo(f"note: {line}", err=True)
-    if remarks.lines():
+        tell(f"note: {line}", err=True)
+    if remarks.lines() and is_first():
         text = "\n".join(remarks.lines(None)) + "\n"
         write_atomically(out / REMARKS, lambda file: file.write(text.encode()))
     parameters = sum(p.numel() for p in begin.module.parameters())
-    typer.echo(
+    tell(
         f"{begin.architecture.name}: {parameters:,} parameters; {len(train):,} pictures to train "
         f"on, {len(validation):,} to validate on; classes {', '.join(known.classes[:10])}"
         + (" …" if len(known.classes) > 10 else "")
@@ -170,12 +175,14 @@ def train_command(
             resume=resume,
             device=place,
             progress=True,
-            tell=typer.echo,
+            tell=tell,
             watch=None if watched is None else Watch(watched, out),
         )
     except KeyboardInterrupt:
         typer.echo("\nstopped; go on after the last finished epoch with --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if not is_first():
+        return
     found = outcome.judge(run.model.to(place), validation)
     typer.echo(
         f"the best epoch is {run.best}: {100 * found.accuracy:.1f} % of {len(validation):,} "

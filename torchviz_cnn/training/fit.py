@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,11 @@ def check_run(folder: Path, resume: bool) -> None:
             f"{str(folder)!r} holds a trained network already; go on with it (--resume), or name "
             "another folder (--out)"
         )
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes: Lightning starts one more for every further GPU."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def sentence(epoch: Epoch, epochs: int) -> str:
@@ -150,7 +156,7 @@ def fit(
     if not settings.is_over(recipe.history):
         gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), _quiet():
-            if watch is not None and resumed is None:
+            if watch is not None and resumed is None and is_first():
                 start.module.to(device)
                 watch(keeper.model(recipe), 0)
             _run(recipe, settings, device)
