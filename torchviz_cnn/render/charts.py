@@ -78,7 +78,9 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
                 column, row, str(int(counts[row, column])), ha="center", va="center", color=ink
             )
         short = [name if len(name) <= 24 else name[:23] + "…" for name in names]
-        axis.set_xticks(range(many), short, rotation=90 if many > 4 else 0)
+        axis.set_xticks(
+            range(many), short, rotation=90 if many > 4 and max(map(len, short)) > 3 else 0
+        )
         axis.set_yticks(range(many), short)
     axis.set_xlabel("the network says")
     axis.set_ylabel("it is")

@@ -173,8 +173,8 @@ def _worst(model: Model, found: Judgement, pictures: Labelled) -> Section:
         f"{title:40} {pictures.names[index]}" for title, index in zip(titles, chosen, strict=True)
     )
     text = (
-        f"{int((found.guesses != found.labels).sum())} held-out pictures are wrong; those the "
-        "network is surest about, and under each where Grad-CAM says it looked."
+        f"{int((found.guesses != found.labels).sum())} held-out pictures are wrong; those whose "
+        "own class it finds least probable, and where Grad-CAM says it looked for the one it said."
     )
     return Section(title, text, plates, listing)
 
