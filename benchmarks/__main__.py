@@ -314,7 +314,7 @@ def loading_command(
 
     chosen = choose_device(device)
     print(machine.line(machine.about(chosen)))
-    print(f"{model}, batches of {batch}; whole epochs with validation and checkpoints, medians\n")
+    print(f"{model}, batches of {batch}; ratios within a round, medians\n")
     rows = loading.measure(
         model, device=chosen, rounds=rounds, steps=steps, workers=workers, batch_size=batch
     )

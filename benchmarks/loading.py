@@ -5,17 +5,19 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from torchviz_cnn.training import Settings, fit
 from torchviz_cnn.training.folders import KEPT, find, load
 from torchviz_cnn.training.start import start
+
+_AHEAD = 4  # batches that two workers read ahead
 
 
 def _write(folder: Path, count: int) -> None:
@@ -34,13 +36,14 @@ def _write(folder: Path, count: int) -> None:
 def measure(
     model: str, *, device: torch.device, rounds: int, steps: int, workers: int, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Images a second of whole epochs: from files, from what the start kept; bare steps in memory.
+    """Images a second within an epoch: from files, from what the start kept; bare steps in memory.
 
     Each is timed in turn, round after round, and ratios are taken within a round.
     """
     found: dict[str, list[float]] = {"files": [], "kept": [], "memory": []}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        steps = max(steps, _AHEAD + 2)
         _write(folder / "pictures", batch_size * steps + 4)
         begin = start(model, 2)
         settings = Settings(
@@ -52,20 +55,11 @@ def measure(
         }
         for round_number in range(rounds):
             for name, (train, validation) in sets.items():
-                stamps: list[float] = []
-                fit(
-                    start(model, 2),
-                    ("cats", "dogs"),
-                    train,
-                    validation,
-                    folder / f"{name}{round_number}",
-                    replace(settings),
-                    device=device,
-                    tell=lambda _, stamps=stamps: stamps.append(time.perf_counter()),  # type: ignore[misc]
-                )
-                # The first epoch starts Lightning up; the others hold all that an epoch costs.
-                spent = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
-                found[name].append(batch_size * steps / spent)
+                begun = start(model, 2)
+                clock = _Steps(begun.module, device)
+                place = folder / f"{name}{round_number}"
+                fit(begun, ("cats", "dogs"), train, validation, place, settings, device=device)
+                found[name].append(batch_size / clock.seconds(steps))
             found["memory"].append(_bare(model, sets["kept"][0].kept, settings, device))
     rows = []
     for name, words in (("files", f"files, {workers} workers"), ("kept", "kept by the start")):
@@ -93,19 +87,40 @@ def _bare(
     optimizer = rmsprop(module.parameters(), settings.learning_rate)
     images = begin.preprocess.numbers(pixels).to(device)
     labels = (torch.arange(len(images)) % 2).to(device)
-    steps = settings.steps or 1
-    begun = 0.0
-    for turn in range(2):  # the first to warm up
-        begun = time.perf_counter()
-        for batch in torch.arange(len(images)).split(settings.batch_size)[: steps if turn else 3]:
+    clock = _Steps(module, device)
+    for _ in range(settings.epochs):
+        for batch in torch.arange(len(images)).split(settings.batch_size):
             chance = module(images[batch]).reshape(-1)
             loss = loss_of(torch.logit(chance, 1e-7), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return settings.batch_size * steps / (time.perf_counter() - begun)
+    return settings.batch_size / clock.seconds(settings.steps or 1)
+
+
+class _Steps:
+    """When each training step begins, by the network's own clock-in."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.stamps: list[float] = []
+        self.device = device
+        module.register_forward_pre_hook(self._stamp)
+
+    def _stamp(self, module: nn.Module, _: object) -> None:
+        if module.training:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.stamps.append(time.perf_counter())
+
+    def seconds(self, steps: int) -> float:
+        """Of a step, within the epochs after the first, which starts everything up.
+
+        The first steps of an epoch are left out as well: their pictures were read beforehand.
+        """
+        epochs = [self.stamps[i : i + steps] for i in range(steps, len(self.stamps), steps)]
+        return statistics.median(
+            (each[-1] - each[_AHEAD]) / (steps - _AHEAD - 1) for each in epochs
+        )
 
 
 def table(rows: list[dict[str, Any]]) -> str:

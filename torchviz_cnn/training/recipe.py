@@ -97,8 +97,8 @@ class Recipe(pl.LightningModule):
         train, validation: pictures.
         settings: how long, how fast, in what order.
         resumed: where an earlier run stopped.
-        after_epoch: is given the history after every epoch, on the first device only; returns
-            whether to stop. Whatever it raises ends the run.
+        after_epoch: is given this recipe after every epoch, on the first device only. Whatever it
+            raises ends the run.
         progress: show a progress bar in a terminal.
     """
 
