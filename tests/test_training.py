@@ -229,7 +229,7 @@ def shapes(tmp_path_factory):
 def test_shapes_are_learnt_and_grad_cam_lies_on_them(train, shapes, tmp_path):
     folder, masks = shapes
     code, out, err = train(
-        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 16, "--learning-rate", 3e-4),
+        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 12, "--learning-rate", 3e-4),
         *("--watch", next(iter(masks)), "--out", "run"),
     )
     assert code == 0, err

@@ -88,10 +88,11 @@ def _mosaic(maps: Tensor) -> Image.Image:
         low, high = float(values.min()), float(values.max())
         drawn = render.colorize(values, "gray", low, high if high > low else low + 1)
         row, column = divmod(number, _SIDE)
-        picture = Image.fromarray(drawn)
-        picture.thumbnail((tile - 2, tile - 2))
-        if picture.width < tile // 2:  # small maps keep their square cells
-            picture = render.viewable(picture, tile - 2, tile - 2)
+        factor = (tile - 2) / max(values.shape)
+        size = (max(1, round(values.shape[1] * factor)), max(1, round(values.shape[0] * factor)))
+        # Small maps keep their square cells; large ones are averaged.
+        how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+        picture = Image.fromarray(drawn).resize(size, how)
         canvas.paste(picture, (column * tile, row * tile))
     return canvas
 
