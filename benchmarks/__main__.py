@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the suites, ``all`` of those that the README quotes, and ``keras``."""
+"""``python -m benchmarks``: the suites, ``all`` of those that the README quotes, ``keras`` and ``loading``."""
 
 from __future__ import annotations
 
@@ -298,6 +298,27 @@ def keras_command(
     failed = [row.name for row in rows if not row.passed]
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command("loading")
+def loading_command(
+    model: Annotated[str, typer.Option(help="A network that ends in a sigmoid.")] = "cat_dog",
+    batch: Annotated[int, typer.Option(min=1)] = 20,
+    steps: Annotated[int, typer.Option(help="Of an epoch.", min=1)] = 10,
+    workers: Annotated[int, typer.Option(min=0)] = 2,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    device: Device = "auto",
+) -> None:
+    """Training from 150×150 JPEGs beside the same steps on tensors in memory: images a second."""
+    from benchmarks import loading
+
+    chosen = choose_device(device)
+    print(machine.line(machine.about(chosen)))
+    print(f"{model}, batches of {batch}; ratios within a round, medians\n")
+    rows = loading.measure(
+        model, device=chosen, rounds=rounds, steps=steps, workers=workers, batch_size=batch
+    )
+    print(loading.table(rows))
 
 
 def main() -> None:

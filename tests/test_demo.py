@@ -103,7 +103,7 @@ def test_the_page_shows_every_layer_and_every_method(model, tmp_path):
 
 
 def test_a_damaged_cache_is_replaced(cache, model, monkeypatch, tmp_path):
-    import torchviz_cnn.training as training
+    import torchviz_cnn.training.digits as training
 
     (tmp_path / "c").mkdir()
     monkeypatch.setenv("TORCHVIZ_CNN_CACHE", str(tmp_path / "c"))

@@ -55,6 +55,7 @@ from torchviz_cnn.report import write_picture
 from torchviz_cnn.retrieval import patches, pictures_in
 from torchviz_cnn.summary import layers as layer_table
 from torchviz_cnn.texture import style_distance
+from torchviz_cnn.train_command import train_command
 from torchviz_cnn.version import __version__
 from torchviz_cnn.walking import layers_to_walk, walk_through
 
@@ -148,7 +149,7 @@ def layers_command(
       torchviz-cnn layers mypackage.nets:build --input-size 1x64x64 --json
     """
     chosen = models.choose_device(device)
-    if weights is None and not model.lower().endswith(".onnx"):
+    if weights is None and not models.holds_weights(model):
         weights = "none"  # the table does not depend on them
     loaded = models.load(model, weights, input_size=size_of(input_size), device=chosen, keras=keras)
     table = layer_table(loaded, nested=every)
@@ -904,6 +905,9 @@ def demo_command(
         wish = int(target) if target is not None and target.isdigit() else target
         page = demo.picture_demo(out, network, image, wish, progress=True, tell=_tell)
     _tell(f"open {page}")
+
+
+app.command("train")(train_command)
 
 
 def main() -> None:

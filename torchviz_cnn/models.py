@@ -20,7 +20,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from torchviz_cnn import networks
+from torchviz_cnn import checkpoints, networks
+from torchviz_cnn.checkpoints import Architecture
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.inputs import checked_size, place_and_kind
 from torchviz_cnn.pictures import Picture, to_image
@@ -89,7 +90,7 @@ class Model:
 class _Own:
     """A network of the tutorials."""
 
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     input_size: tuple[int, int, int]
     classes: tuple[str, ...]
     about: str
@@ -111,6 +112,13 @@ def names() -> list[str]:
     return [*OWN, *torchvision.models.list_models(module=torchvision.models)]
 
 
+def holds_weights(spec: str) -> bool:
+    """Whether a word for :func:`load` names a file with weights of its own."""
+    return spec.lower().endswith(".onnx") or (
+        spec not in names() and checkpoints.is_checkpoint(spec)
+    )
+
+
 def load(
     spec: str,
     weights: str | Path | None = None,
@@ -126,9 +134,11 @@ def load(
     Args:
         spec: a name of :func:`names` (``"vgg16"``, ``"cat_dog"``); ``"package.module:factory"`` for
             code of your own, a function or class called without arguments that gives an
-            ``nn.Module`` or a :class:`Model`; or an ONNX file.
+            ``nn.Module`` or a :class:`Model`; an ONNX file; or what ``torchviz-cnn train`` wrote, a
+            folder or a ``.safetensors`` file.
         weights: ``"default"``, torchvision's best published ones, downloaded once; ``"none"``,
-            random ones, the same every time; or a file with a state dict, loaded with ``weights_only=True``. Left out:
+            random ones, the same every time; or a file with a state dict, loaded with
+            ``weights_only=True``, or a ``.safetensors`` file. Left out:
             ``"default"`` for torchvision, random for networks without published weights.
         preprocess: prepare pictures as Keras does, ``"rescale"``, ``"tf"``, ``"torch"``,
             ``"caffe"`` or ``"none"``, instead of as the network's publisher does.
@@ -160,8 +170,12 @@ def load(
     size = None if input_size is None else checked_size(input_size)
     if keras is not None and not spec.lower().endswith(".onnx"):
         raise InputError(f"a Keras file tells the layers' names of an ONNX file; {spec!r} is none")
+    if weights is not None and spec in names() and _is_trained(spec, weights):
+        spec, weights = weights, None
     if spec.lower().endswith(".onnx"):
         model = _from_onnx(spec, weights, preprocess, size, keras)
+    elif spec not in names() and checkpoints.is_checkpoint(spec):
+        model = _of_its_size(_from_checkpoint(spec, weights), size)
     elif spec in OWN:
         model = _of_its_size(_own(spec, weights), size)
     elif ":" in spec:
@@ -174,16 +188,89 @@ def load(
             + (
                 ""
                 if closest(spec, names())
-                else f"; there are {', '.join(OWN)}, torchvision's classifiers (resnet50, vgg16, …) "
-                "and package.module:factory"
+                else f"; there are {', '.join(OWN)}, torchvision's classifiers (resnet50, vgg16, …), "
+                "package.module:factory, and folders of trained networks"
             )
         )
+    if weights is not None and weights.lower().endswith(checkpoints.SUFFIX):
+        model = _as_described(model, weights)
     if preprocess is not None:
         model = replace(model, preprocess=preprocess_by_name(preprocess, model.input_size))
     if classes is not None:
         model = replace(model, classes=tuple(classes))
     model.module.eval()
     return model.to(device)
+
+
+def _from_checkpoint(spec: str, weights: str | None) -> Model:
+    """A network that was trained here, with everything that was known of it then."""
+    state, description = checkpoints.read(spec)
+    if weights is not None:
+        raise InputError(f"{spec} holds its own weights; leave --weights out")
+    if description is None:
+        raise InputError(
+            f"{spec!r} holds weights and does not say of which network; name the network, and "
+            f"give the file as its weights (--weights {spec})"
+        )
+    chosen = description.architecture
+    if chosen.name not in names():
+        raise InputError(
+            f"{spec!r} was trained from code of your own, which a file may not start: load "
+            f"{chosen.name!r} and give the file as its weights (--weights {spec})"
+        )
+    module = build(chosen)
+    load_state(module, state, spec)
+    about = f"{chosen.name} trained on {len(description.classes)} classes ({spec})"
+    model = Model(module, description.preprocess, description.input_size, None, about)
+    return replace(model, classes=description.classes)
+
+
+def _is_trained(name: str, weights: str) -> bool:
+    """Whether a file of weights says that it is a named network, trained here."""
+    if not weights.lower().endswith(checkpoints.SUFFIX):
+        return False
+    description = checkpoints.read(weights)[1]
+    return description is not None and description.architecture.name == name
+
+
+def _as_described(model: Model, path: str) -> Model:
+    """A network whose weights say how they were trained: with their classes and preprocessing."""
+    description = checkpoints.read(path)[1]
+    if description is None:
+        return model
+    return replace(
+        model,
+        preprocess=description.preprocess,
+        input_size=description.input_size,
+        classes=description.classes,
+        notes=(),
+    )
+
+
+def build(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """A network of :func:`names` with random weights, ready to be trained or filled.
+
+    Args:
+        architecture: its name, and how many numbers it shall put out.
+        seed: of the weights; torch's generator is left alone.
+
+    Raises:
+        InputError: for a name that is not known.
+
+    Example:
+        >>> build(Architecture("cat_dog", outputs=5))(torch.zeros(1, 3, 150, 150)).shape
+        torch.Size([1, 5])
+    """
+    name, outputs = architecture.name, architecture.outputs
+    if name in OWN:
+        return _random(lambda: OWN[name].build(*([] if outputs is None else [outputs])), seed)
+    if name not in names():
+        raise InputError(f"there is no network {name!r}{closest(name, names())}")
+    options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "transform_input": architecture.transform_input}
+        options["init_weights"] = True
+    return _random(lambda: torchvision.models.get_model(name, weights=None, **options), seed)
 
 
 def _of_its_size(model: Model, size: tuple[int, ...] | None) -> Model:
@@ -258,10 +345,10 @@ def _from_torchvision(name: str, weights: str | None) -> Model:
     return Model(module, _torchvision_preprocess(best), _size(best), classes, name, notes)
 
 
-def _random(build: Callable[[], T]) -> T:
+def _random(build: Callable[[], T], seed: int = 0) -> T:
     """A network with random weights, the same ones every time; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         return build()
 
 
@@ -536,11 +623,13 @@ def _size_of_import(
 def read_state(path: str) -> dict[str, Tensor]:
     """A state dict from a file, on the CPU; wrappers such as ``{"state_dict": …}`` are taken off.
 
-    Loaded with ``weights_only=True``: a file cannot run code.
+    Loaded with ``weights_only=True``, or by safetensors: a file cannot run code.
 
     Raises:
         InputError: when the file is missing, damaged, or holds something else.
     """
+    if path.lower().endswith(checkpoints.SUFFIX):
+        return checkpoints.read_tensors(path)[0]
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -57,10 +57,19 @@ class MaxPooling2D(nn.MaxPool2d):
         super().__init__(2)
 
 
-class MnistConvNet(nn.Sequential):
-    """The MNIST ConvNet: ``(N, 1, 28, 28)`` -> ``(N, 10)`` probabilities; 1,199,882 parameters."""
+def _classifier(features_in: int, outputs: int) -> Dense:
+    """The last layer: one output is a sigmoid's, several are a softmax's."""
+    return Dense(features_in, outputs, "sigmoid" if outputs == 1 else "softmax")
 
-    def __init__(self) -> None:
+
+class MnistConvNet(nn.Sequential):
+    """The MNIST ConvNet: ``(N, 1, 28, 28)`` -> ``(N, 10)`` probabilities; 1,199,882 parameters.
+
+    Args:
+        outputs: one for two classes, else one a class.
+    """
+
+    def __init__(self, outputs: int = 10) -> None:
         super().__init__(
             OrderedDict(
                 input_layer=Conv2D(1, 32),
@@ -70,7 +79,7 @@ class MnistConvNet(nn.Sequential):
                 flate_1=nn.Flatten(),
                 dense_1=Dense(64 * 12 * 12, 128),
                 dropout_2=nn.Dropout(0.5),
-                output_layer=Dense(128, 10, "softmax"),
+                output_layer=_classifier(128, outputs),
             )
         )
 
@@ -81,10 +90,14 @@ class CatDog(nn.Sequential):
     Args:
         channels: of the four convolutions.
         hidden: units of the first dense layer.
+        outputs: one for two classes, else one a class.
     """
 
     def __init__(
-        self, channels: tuple[int, int, int, int] = (32, 64, 128, 128), hidden: int = 512
+        self,
+        channels: tuple[int, int, int, int] = (32, 64, 128, 128),
+        hidden: int = 512,
+        outputs: int = 1,
     ) -> None:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         before = 3
@@ -94,7 +107,7 @@ class CatDog(nn.Sequential):
             before = after
         parts["flatten_1"] = nn.Flatten()
         parts["dense_1"] = Dense(before * 7 * 7, hidden)
-        parts["dense_2"] = Dense(hidden, 1, "sigmoid")
+        parts["dense_2"] = _classifier(hidden, outputs)
         super().__init__(parts)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Sequential's name
@@ -102,11 +115,11 @@ class CatDog(nn.Sequential):
         return output
 
 
-def cat_dog() -> CatDog:
+def cat_dog(outputs: int = 1) -> CatDog:
     """The network as its tutorial prints it: 3,453,121 parameters."""
-    return CatDog()
+    return CatDog(outputs=outputs)
 
 
-def cat_dog_small() -> CatDog:
+def cat_dog_small(outputs: int = 1) -> CatDog:
     """The small one, of about 66,000 parameters: 65,521."""
-    return CatDog((8, 16, 32, 32), 32)
+    return CatDog((8, 16, 32, 32), 32, outputs)

@@ -30,14 +30,28 @@ def read_picture(path: str | Path) -> Image.Image:
     Raises:
         InputError: when the file is missing, is no picture, or is damaged.
     """
+    return read_with_remarks(path)[0]
+
+
+def read_with_remarks(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """As :func:`read_picture`, and what was done to the picture to make it 8-bit RGB, upright.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 4)).save(f"{folder}/a.png")
+        ...     read_with_remarks(f"{folder}/a.png")[1]
+        ('gray: used as red, green and blue alike',)
+    """
     path = Path(path)
     try:
         with Image.open(path) as image:
+            remarks = _remarks(image)
             image.load()
             # Pillow has called a PNG of 16 bits "I", and "I;16" since version 11.
             sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
             turned = ImageOps.exif_transpose(image)
-            return _from_16_bits(turned) if sixteen else _to_rgb(turned)
+            return _from_16_bits(turned) if sixteen else _to_rgb(turned), remarks
     except FileNotFoundError:
         raise InputError(f"there is no file {str(path)!r}") from None
     except IsADirectoryError:
@@ -55,6 +69,25 @@ def read_picture(path: str | Path) -> Image.Image:
         raise InputError(f"{str(path)!r} is damaged and cannot be read: {error}") from None
 
 
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_ORIENTATION = 0x0112  # the tag of EXIF
+
+
+def _remarks(image: Image.Image) -> tuple[str, ...]:
+    """What an opened picture is besides plain RGB, and what is done about it."""
+    found = {
+        "an animation: its first frame is used": getattr(image, "n_frames", 1) > 1,
+        "CMYK: converted to RGB": image.mode == "CMYK",
+        "gray: used as red, green and blue alike": image.mode in ("L", "LA", "La", "1"),
+        "more than 8 bits deep: scaled to 8": image.mode.startswith(("I", "F")),
+        "partly transparent: laid on white": image.mode in _TRANSPARENT
+        or "transparency" in image.info,
+        "turned upright, as its EXIF data says": image.getexif().get(_ORIENTATION, 1)
+        in range(2, 9),
+    }
+    return tuple(words for words, so in found.items() if so)
+
+
 def _from_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.rint(values * (255 / 65535)).astype(np.uint8)).convert("RGB")
@@ -65,7 +98,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")

@@ -19,6 +19,8 @@ from torchviz_cnn.pictures import Picture, to_image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Channels = Literal["RGB", "BGR", "L"]
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -46,7 +48,7 @@ class Preprocess:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    channels: Channels = "RGB"
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
     channel_axis: bool = True
 
@@ -99,15 +101,27 @@ class Preprocess:
             if not pictures:
                 raise InputError("there is no picture in the list; give at least one")
             return torch.cat([self(picture) for picture in pictures])
-        image = self._resized(to_image(pictures))
+        prepared = self.numbers(self.pixels(pictures))
+        return prepared[None] if self.channel_axis else prepared
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """One picture scaled and cut, still in bytes ``(C, H, W)``: a quarter of the memory.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        image = self._resized(to_image(picture))
         if self.channels == "L":
             image = image.convert("L")
-        tensor = vision.pil_to_tensor(image).float()
-        if self.channels == "BGR":
-            tensor = tensor.flip(0)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        prepared = (tensor * self.scale - mean) / std
-        return prepared[None] if self.channel_axis else prepared
+        tensor: Tensor = vision.pil_to_tensor(image)
+        return tensor.flip(0) if self.channels == "BGR" else tensor
+
+    def numbers(self, pixels: Tensor) -> Tensor:
+        """Bytes ``(…, C, H, W)`` of :meth:`pixels` scaled and normalised, on their device."""
+        mean, std = (
+            torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.mean, self.std)
+        )
+        return (pixels.float() * self.scale - mean) / std
 
 
 def _shortened(image: Image.Image, needed: float) -> Image.Image:

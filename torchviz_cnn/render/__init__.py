@@ -2,6 +2,7 @@
 
 from torchviz_cnn.render.bars import units, units_before_and_after
 from torchviz_cnn.render.boxes import boxes
+from torchviz_cnn.render.charts import confusion_matrix, training_curves
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
 from torchviz_cnn.render.contact import contact_sheet
 from torchviz_cnn.render.curves import curves_figure
@@ -34,6 +35,7 @@ __all__ = [
     "color_scale",
     "colorize",
     "colormap_for",
+    "confusion_matrix",
     "contact_sheet",
     "curves_figure",
     "errors_figure",
@@ -47,6 +49,7 @@ __all__ = [
     "stretch",
     "strongest",
     "style_figure",
+    "training_curves",
     "units",
     "units_before_and_after",
     "viewable",

@@ -1,0 +1,19 @@
+"""Training a network on the user's own pictures, as the tutorials do before they look inside it.
+
+``torchviz-cnn train`` and :func:`fit` run the tutorials' recipe; the loop itself is Lightning's, and
+is imported only when a run begins. ``digits`` trains the demo's network, without Lightning.
+"""
+
+from torchviz_cnn.training.digits import accuracy, cache_folder, digits_model, train_digits
+from torchviz_cnn.training.fit import Run, fit
+from torchviz_cnn.training.plan import Settings
+
+__all__ = [
+    "Run",
+    "Settings",
+    "accuracy",
+    "cache_folder",
+    "digits_model",
+    "fit",
+    "train_digits",
+]

@@ -1,0 +1,277 @@
+"""A run from its first epoch to its last: Lightning's loop, checkpoints after every epoch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchviz_cnn import checkpoints, models
+from torchviz_cnn.checkpoints import BEST, LAST, Description
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.files import check_folder
+from torchviz_cnn.models import Model
+from torchviz_cnn.training.plan import (
+    STATE,
+    Epoch,
+    History,
+    Resumed,
+    Settings,
+    best_epoch,
+    fingerprint,
+    load_state,
+    save_state,
+)
+from torchviz_cnn.training.sets import Labelled
+from torchviz_cnn.training.start import Start
+
+if TYPE_CHECKING:
+    from torchviz_cnn.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is over.
+
+    Attributes:
+        model: the network after its best epoch.
+        history: loss and accuracy of every epoch, of training and validation pictures.
+        best: which epoch is the best, counted from 1.
+        folder: where the checkpoints are.
+    """
+
+    model: Model
+    history: History
+    best: int
+    folder: Path
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Say before any work that a folder holds another run already.
+
+    Raises:
+        InputError: unless that run is to be taken up again.
+    """
+    check_folder(folder)
+    if not resume and any((folder / name).exists() for name in (STATE, BEST, LAST)):
+        raise InputError(
+            f"{str(folder)!r} holds a trained network already; go on with it (--resume), or name "
+            "another folder (--out)"
+        )
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes: Lightning starts one more for every further GPU."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def sentence(epoch: Epoch, epochs: int) -> str:
+    """An epoch in a line.
+
+    Example:
+        >>> sentence({"epoch": 2, "loss": 0.5, "accuracy": 0.75,
+        ...           "validation_loss": 0.625, "validation_accuracy": 0.5}, 30)
+        'epoch  2/30  loss 0.5000  accuracy 75.0 %  validation: loss 0.6250  accuracy 50.0 %'
+    """
+    number = f"{int(epoch['epoch']):{len(str(epochs))}d}/{epochs}"
+    return (
+        f"epoch {number}  loss {epoch['loss']:.4f}  accuracy {100 * epoch['accuracy']:.1f} %  "
+        f"validation: loss {epoch['validation_loss']:.4f}  "
+        f"accuracy {100 * epoch['validation_accuracy']:.1f} %"
+    )
+
+
+def fit(
+    start: Start,
+    classes: Sequence[str],
+    train: Labelled,
+    validation: Labelled,
+    folder: str | Path,
+    settings: Settings | None = None,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+    watch: Callable[[Model, int], None] | None = None,
+) -> Run:
+    """Train a network, and keep the best and the last one.
+
+    After every epoch ``best.safetensors`` (if the validation loss is the lowest so far),
+    ``last.safetensors`` and ``resume.safetensors`` are replaced in the folder, each at once: whatever
+    stops the run, the files of the epoch before are whole. Torch's random state is left as it was.
+
+    Args:
+        start: the network, see :func:`torchviz_cnn.training.start.start`; it is trained in place.
+        classes: names by index.
+        train, validation: pictures with their classes.
+        folder: where the checkpoints go.
+        settings: how the run goes.
+        resume: go on after the last epoch that was finished in that folder; on the CPU the result
+            is, to the last bit, that of a run that was never stopped.
+        device: where it runs.
+        progress: show a progress bar in a terminal.
+        tell: is given a sentence about each epoch.
+        watch: is given the network, in eval mode, and the number of epochs done, before the first
+            and after every one.
+
+    Raises:
+        InputError: for a folder that holds another run, a network that does not fit the classes, a
+            loss that is no longer finite; when Lightning is not installed.
+        CannotWrite: an ``OSError``, when the disk is full.
+        KeyboardInterrupt: on Ctrl-C, once everything is put away.
+    """
+    settings, folder = settings or Settings(), Path(folder)
+    device = torch.device(device)
+    check_run(folder, resume)
+    recipe_type = _recipe()
+    settled = fingerprint(settings, start.architecture, classes, start.frozen, (train, validation))
+    resumed = load_state(folder, settled) if resume else None
+    if settings.precision != "32" and device.type != "cuda":
+        raise InputError(f"the precision {settings.precision} needs CUDA; on the CPU it is 32")
+    keeper = _Keeper(folder, classes, settings, settled, tell, watch)
+    if resumed is not None:
+        models.load_state(start.module, resumed.network, str(folder / STATE))
+        tell(f"going on after epoch {len(resumed.history)} of {settings.epochs}")
+    elif resume:
+        tell("no epoch was finished: starting from the beginning")
+    recipe = recipe_type(
+        start,
+        len(classes),
+        train,
+        validation,
+        settings,
+        resumed=resumed,
+        after_epoch=keeper,
+        progress=progress,
+    )
+    if not settings.is_over(recipe.history):
+        gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus), _quiet():
+            if watch is not None and resumed is None and is_first():
+                start.module.to(device)
+                watch(keeper.model(recipe), 0)
+            _run(recipe, settings, device)
+    return _outcome(folder, start, recipe.history)
+
+
+def _recipe() -> type[Recipe]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchviz_cnn.training.recipe import Recipe
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lightning":
+            raise
+        raise InputError(
+            'training runs on Lightning: python -m pip install "torchviz-cnn[train]"'
+        ) from None
+    return Recipe
+
+
+def _run(recipe: Recipe, settings: Settings, device: torch.device) -> None:
+    import lightning.pytorch as pl
+
+    several = settings.devices > 1
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=settings.devices if several or device.index is None else [device.index],
+        strategy="ddp" if several else "auto",
+        precision="32-true" if settings.precision == "32" else settings.precision,
+        max_epochs=settings.epochs - recipe.first_epoch,
+        # Epochs are told, kept and ended by the recipe; orders are its own, too.
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(recipe)
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit, and deaf to the next Ctrl-C.
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings and advice are not about what the user does."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    loggers.append(logging.getLogger("lightning_utilities.core.rank_zero"))
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", module=r"torch\.utils\.data")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Writes what an epoch leaves, and tells about it."""
+
+    folder: Path
+    classes: Sequence[str]
+    settings: Settings
+    settled: dict[str, Any]
+    tell: Callable[[str], None]
+    watch: Callable[[Model, int], None] | None
+
+    def __call__(self, recipe: Recipe) -> None:
+        history, state = recipe.history, recipe.network.state_dict()
+        epoch = history[-1]
+        description = self._description(recipe.start, epoch)
+        if best_epoch(history) == len(history) - 1:
+            checkpoints.write(self.folder / BEST, state, description)
+        checkpoints.write(self.folder / LAST, state, description)
+        # Last of all: before it is there, the epoch is not done, and is run again.
+        optimizer = recipe.optimizers(use_pl_optimizer=False).state_dict()["state"]  # type: ignore[union-attr]
+        kept = Resumed(history, state, optimizer, recipe.scaler_state())
+        save_state(self.folder, kept, self.settled)
+        self.tell(sentence(epoch, self.settings.epochs))
+        if self.watch is not None:
+            self.watch(self.model(recipe), len(history))
+
+    def _description(self, start: Start, epoch: Epoch) -> Description:
+        metrics = {name: value for name, value in epoch.items() if name != "epoch"}
+        about = {"epoch": int(epoch["epoch"]), "settings": asdict(self.settings)}
+        return Description(
+            start.architecture,
+            tuple(self.classes),
+            start.input_size,
+            start.preprocess,
+            metrics,
+            about,
+        )
+
+    def model(self, recipe: Recipe) -> Model:
+        """The network as it is now, to be looked into."""
+        start = recipe.start
+        name = start.architecture.name
+        return Model(recipe.network, start.preprocess, start.input_size, tuple(self.classes), name)
+
+
+def _outcome(folder: Path, start: Start, history: History) -> Run:
+    name = start.architecture.name
+    best = str(folder / BEST)
+    model = models.load(name, best) if ":" in name else models.load(best)
+    return Run(model, history, best_epoch(history) + 1, folder)

@@ -1,0 +1,177 @@
+"""How a run goes, and what is kept to go on with it. Knows nothing of Lightning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from torchviz_cnn import checkpoints
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.training.augment import Augmentation
+from torchviz_cnn.training.sets import Labelled
+
+Epoch = dict[str, float]
+History = list[Epoch]
+
+STATE = f"resume{checkpoints.SUFFIX}"
+
+Precision = Literal["32", "16-mixed", "bf16-mixed"]
+
+# What may be changed when a run is taken up again, for it changes no epoch that is there.
+_FREE = {"epochs", "patience", "workers", "devices"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes; left alone, as the cats-against-dogs tutorial has it.
+
+    Attributes:
+        epochs: how many.
+        batch_size: pictures a step, over all devices.
+        learning_rate: of RMSprop.
+        steps: a training epoch's; ``None`` for one pass over the pictures.
+        validation_steps: at most so many to validate; ``None`` for all pictures.
+        patience: stop after so many epochs without a lower validation loss; ``None`` for never.
+        seed: of weights, order, augmentation and dropout.
+        augmentation: how training pictures are changed.
+        precision: ``"32"``, ``"16-mixed"`` or ``"bf16-mixed"``; mixed ones need CUDA.
+        devices: how many GPUs share a batch.
+        workers: processes that read pictures which do not fit into memory.
+    """
+
+    epochs: int = 30
+    batch_size: int = 20
+    learning_rate: float = 1e-4
+    steps: int | None = 100
+    validation_steps: int | None = 50
+    patience: int | None = None
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: Precision = "32"
+    devices: int = 1
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "steps", "validation_steps", "patience", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', ' ')} must be 1 or more, not {value}")
+        if self.workers < 0 or self.seed < 0:
+            raise InputError("workers and seed must not be negative")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"the learning rate must be above 0, not {self.learning_rate}")
+        if self.precision not in get_args(Precision):
+            raise InputError(
+                f"there is no precision {self.precision!r}; choose {', '.join(get_args(Precision))}"
+                + closest(self.precision, get_args(Precision))
+            )
+        if self.batch_size % self.devices:
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be shared evenly by {self.devices} devices"
+            )
+
+    def is_over(self, history: Sequence[Epoch]) -> bool:
+        """Whether a run with this history has come to its end, by its length or its patience."""
+        if len(history) >= self.epochs:
+            return True
+        return self.patience is not None and (
+            len(history) - 1 - best_epoch(history) >= self.patience if history else False
+        )
+
+
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """The first epoch with the lowest validation loss, counted from 0.
+
+    Example:
+        >>> best_epoch([{"validation_loss": 0.5}, {"validation_loss": 0.3}, {"validation_loss": 0.3}])
+        1
+    """
+    return min(range(len(history)), key=lambda number: history[number]["validation_loss"])
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run stopped: after the last epoch of its history.
+
+    Attributes:
+        history: the epochs that are done.
+        network: the network's state dict.
+        optimizer: of each trained parameter, by number, what the optimiser keeps.
+        scaler: of mixed precision.
+    """
+
+    history: History
+    network: Mapping[str, Tensor]
+    optimizer: Mapping[int, Mapping[str, Tensor]]
+    scaler: Mapping[str, Any]
+
+
+def fingerprint(
+    settings: Settings,
+    start: checkpoints.Architecture,
+    classes: Sequence[str],
+    frozen: frozenset[str],
+    pictures: Sequence[Labelled],
+) -> dict[str, Any]:
+    """What must be the same for a run to be taken up again, in plain values."""
+    digest = hashlib.sha256()
+    for part in pictures:
+        names = [Path(name).name for name in part.names]
+        digest.update(json.dumps([names, part.labels.tolist()]).encode())
+    own = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    own |= {"network": start.name, "classes": list(classes), "frozen": sorted(frozen)}
+    own["pictures"] = (
+        f"{' + '.join(str(len(part)) for part in pictures)}, {digest.hexdigest()[:12]}"
+    )
+    return own
+
+
+def save_state(folder: Path, resumed: Resumed, settled: Mapping[str, Any]) -> None:
+    """Everything needed to go on, in one file, atomically.
+
+    Raises:
+        CannotWrite: an ``OSError``, when the disk is full; the file before it stays.
+    """
+    tensors = {f"network/{key}": value for key, value in resumed.network.items()}
+    for number, kept in resumed.optimizer.items():
+        tensors |= {f"optimizer/{number}/{key}": value for key, value in kept.items()}
+    words = {"history": resumed.history, "scaler": resumed.scaler, "run": settled}
+    checkpoints.write_tensors(folder / STATE, tensors, {"resume": json.dumps(words)})
+
+
+def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
+    """Where the run in a folder stopped; ``None`` before its first epoch was done.
+
+    Raises:
+        InputError: when the file is damaged, or the run was another one.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    tensors, words = checkpoints.read_tensors(path)
+    try:
+        found = json.loads(words["resume"])
+        history, scaler, run = found["history"], found["scaler"], found["run"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{str(path)!r} is damaged: {error}") from None
+    for key, value in settled.items():
+        if run.get(key) != value:
+            raise InputError(
+                f"the run in {str(folder)!r} was another one: its {key.replace('_', ' ')} is "
+                f"{run.get(key)!r}, not {value!r}; go on with the same, or name another folder"
+            )
+    network, optimizer = {}, dict[int, dict[str, Tensor]]()
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "network":
+            network[rest] = tensor
+        else:
+            number, _, name = rest.partition("/")
+            optimizer.setdefault(int(number), {})[name] = tensor
+    return Resumed(history, network, optimizer, scaler)

@@ -1,0 +1,112 @@
+"""One picture after every epoch: what the layers learn over time, as a strip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor, nn
+
+from torchviz_cnn import render
+from torchviz_cnn.album import predict
+from torchviz_cnn.errors import NotApplicable
+from torchviz_cnn.methods import grad_cam
+from torchviz_cnn.models import Model
+from torchviz_cnn.naming import module_of
+from torchviz_cnn.observe import activations
+from torchviz_cnn.report import write_picture
+from torchviz_cnn.summary import layers
+
+CELL = 168
+STRIP = "watch.png"
+_FRAMES = "watch"
+_LAYERS = 3
+_SIDE = 3  # channels in a row and in a column
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Looks at one picture through a network in training.
+
+    Every epoch's column is kept in ``OUT/watch``, so that a run that is taken up again has all of
+    them; ``OUT/watch.png`` is made of them anew after each.
+
+    Attributes:
+        picture: to look at.
+        folder: OUT.
+    """
+
+    picture: Image.Image
+    folder: Path
+
+    def __call__(self, model: Model, epoch: int) -> None:
+        """Draw the column of an epoch, and the strip so far."""
+        names = watched_layers(model)
+        column = self._column(model, names)
+        says = predict(model, model.prepare(self.picture), 1)[0][0]
+        frame = render.sheet(
+            [[picture] for picture in column],
+            [f"epoch {epoch}: {says.name} {100 * says.probability:.0f} %"],
+            ["Grad-CAM", *names],
+            cell=CELL,
+        )
+        write_picture(self.folder / _FRAMES, f"epoch_{epoch:04d}.png", frame)
+        write_picture(self.folder, STRIP, self.strip(epoch))
+
+    def strip(self, last: int) -> Image.Image:
+        """The columns of all epochs so far, side by side."""
+        frames: list[Image.Image] = []
+        for path in sorted((self.folder / _FRAMES).glob("epoch_*.png")):
+            if int(path.stem.removeprefix("epoch_")) <= last:  # not of a run that was here before
+                with Image.open(path) as file:
+                    frames.append(file.convert("RGB"))
+        height = max(frame.height for frame in frames)
+        canvas = Image.new("RGB", (sum(frame.width for frame in frames), height), "white")
+        left = 0
+        for frame in frames:
+            canvas.paste(frame, (left, 0))
+            left += frame.width
+        return canvas
+
+    def _column(self, model: Model, names: list[str]) -> list[Image.Image]:
+        inputs = model.prepare(self.picture)
+        view = render.viewable(model.view(self.picture), CELL)
+        try:
+            overlay = render.overlay(view, grad_cam(model, inputs).one_heatmap())
+        except NotApplicable:  # nothing to see is a finding as well
+            overlay = view
+        seen = activations(model, inputs, names)
+        return [overlay, *(_mosaic(seen[name][0]) for name in names)]
+
+
+def _mosaic(maps: Tensor) -> Image.Image:
+    """The first channels of a layer ``(C, h, w)``, each from its own minimum to its own maximum."""
+    tile = CELL // _SIDE
+    canvas = Image.new("RGB", (CELL, CELL), "white")
+    for number, values in enumerate(maps[: _SIDE * _SIDE].float().cpu().numpy()):
+        low, high = float(values.min()), float(values.max())
+        drawn = render.colorize(values, "gray", low, high if high > low else low + 1)
+        row, column = divmod(number, _SIDE)
+        factor = (tile - 2) / max(values.shape)
+        size = (max(1, round(values.shape[1] * factor)), max(1, round(values.shape[0] * factor)))
+        # Small maps keep their square cells; large ones are averaged.
+        how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+        picture = Image.fromarray(drawn).resize(size, how)
+        canvas.paste(picture, (column * tile, row * tile))
+    return canvas
+
+
+def watched_layers(model: Model) -> list[str]:
+    """Some layers with maps, from the first convolution to the last."""
+    with_maps = [
+        row.name for row in layers(model) if row.calls and _has_convolution(model, row.name)
+    ]
+    if len(with_maps) <= _LAYERS:
+        return with_maps
+    return [with_maps[round(i * (len(with_maps) - 1) / (_LAYERS - 1))] for i in range(_LAYERS)]
+
+
+def _has_convolution(model: Model, name: str) -> bool:
+    part = module_of(model).get_submodule(name)
+    return any(isinstance(each, nn.Conv2d) for each in part.modules())
