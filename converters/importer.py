@@ -204,10 +204,12 @@ def _older(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Whether each operator is known is found out when its module is built.
     """
-    try:
-        return version_converter.convert_version(model, _NEWEST_OPSET)
-    except (RuntimeError, ValueError):
-        return model
+    for version in range(_NEWEST_OPSET, opset_of(model)):
+        try:
+            return version_converter.convert_version(model, version)
+        except (RuntimeError, ValueError):
+            continue  # one operator of it may have no way back as far as this
+    return model
 
 
 def _simplified(

@@ -17,6 +17,7 @@ from onnx import helper
 from converters.gelu import merge_gelu
 from converters.graph import Array, Graph, Node, Shape, known_length
 from converters.lengths import known_lengths
+from converters.windows import pooling_over_more_axes
 from torchviz_cnn.errors import InputError
 
 TO_CHANNELS_FIRST = [0, 3, 1, 2]
@@ -98,6 +99,7 @@ def simplify(graph: Graph) -> None:
     shape_arithmetic(graph)
     graph.prune()
     repeats(graph)
+    pooling_over_more_axes(graph)
     transposing_reshapes(graph)
     cancel_transposes(graph)
     expanded_numbers(graph)
