@@ -536,7 +536,8 @@ def test_the_demo_with_ones_own_picture(run, picture, tmp_path):
     page = (tmp_path / "d" / "index.html").read_text()
     shown = {part.split('"')[0] for part in page.split('src="')[1:]}
     assert shown == {name for name in files(tmp_path / "d") if name.endswith(".png")}
-    assert {f"{name}.png" for name in METHODS} <= shown
+    # Score-CAM takes a forward pass a channel: minutes, for the networks people use.
+    assert {f"{name}.png" for name in METHODS} - shown == {"score_cam.png"}
     assert "index.html" in out
 
 

@@ -792,7 +792,7 @@ def test_confusions_and_the_most_wrong():
 
 
 def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(train, tmp_path, pets):
-    (tmp_path / "nets.py").write_text(
+    (tmp_path / "own_nets.py").write_text(
         "from torch import nn\n"
         "def three(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), "
         "nn.Flatten(), nn.Linear(4, 3))\n"
@@ -800,14 +800,14 @@ def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(trai
         "nn.Flatten(), nn.Linear(4, 2))\n"
     )
     rest = (*QUICK[2:], "--input-size", "3x32x32", "--out", "run")
-    code, _, err = train("cat-dog", "--data", pets, "--model", "nets:three", *rest)
+    code, _, err = train("cat-dog", "--data", pets, "--model", "own_nets:three", *rest)
     assert code == 2
     assert "puts out 3 numbers a picture; 2 classes call for 1 or 2" in err
-    code, _, err = train("cat-dog", "--data", pets, "--model", "nets:two", *rest)
+    code, _, err = train("cat-dog", "--data", pets, "--model", "own_nets:two", *rest)
     assert code == 0, err
     with pytest.raises(tvc.InputError, match="code of your own"):
         tvc.models.load(str(tmp_path / "run"))
-    model = tvc.models.load("nets:two", tmp_path / "run" / "best.safetensors")
+    model = tvc.models.load("own_nets:two", tmp_path / "run" / "best.safetensors")
     assert model.classes == ("cats", "dogs")
     assert model.input_size == (3, 32, 32)
 

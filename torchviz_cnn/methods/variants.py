@@ -115,10 +115,10 @@ def answers(examination: Examination, variants: Tensor, dtype: torch.dtype | Non
             the pictures.
     """
     inputs = examination.inputs
-    # A callable may do with its scores what inference tensors refuse.
-    inference = torch.inference_mode(not examination.question.callable)
     lower = nullcontext() if dtype is None else torch.autocast(inputs.device.type, dtype)
-    with inference, lower:
+    # Inference mode saves nothing that can be measured, and its tensors do not count their
+    # versions, by which a final activation that is written over is told.
+    with torch.no_grad(), lower:
         output = _in_the_faster_layout(examination, variants, dtype)
     if dtype is None:
         return output
