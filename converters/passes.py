@@ -183,7 +183,15 @@ def fold_constants(graph: Graph) -> None:
     for node in list(graph.nodes):
         if not node.inputs or not all(name in graph.constants for name in node.inputs if name):
             continue
-        folded = _folded(node, [graph.constants[name] for name in node.inputs if name])
+        values = [graph.constants[name] for name in node.inputs if name]
+        try:
+            folded = _folded(node, values)
+        except (ValueError, IndexError) as error:  # NumPy's, for shapes that do not fit
+            shapes = " and ".join(str(value.shape) for value in values)
+            raise InputError(
+                f"the operator {node.op} {node.name!r} does not fit its constants of shape "
+                f"{shapes}: {error}"
+            ) from error
         if folded is not None:
             graph.constants[node.output] = folded
             graph.nodes.remove(node)
