@@ -27,7 +27,7 @@ def main() -> None:
     inputs = model.prepare(picture)
     weights = "; ".join(model.notes) or "published weights"
 
-    occlusion = tvc.occlusion(model, inputs, window=48, stride=32, engine="auto")
+    occlusion = tvc.occlusion(model, inputs, window=48, stride=32)
     saliency = tvc.saliency(model, inputs)
     guided = tvc.guided_backprop(model, inputs)
     assert saliency.values.shape == inputs.shape

@@ -110,8 +110,8 @@ class HeldMaps:
         if tensor is None or tensor.ndim != 4:
             what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
             raise InputError(
-                f"Grad-CAM weighs feature maps (N, C, h, w), and the layer {wanted[0].name!r} "
-                f"puts out {what}; choose a convolution, or leave the layer out"
+                f"a class activation map weighs feature maps (N, C, h, w), and the layer "
+                f"{wanted[0].name!r} puts out {what}; choose a convolution, or leave the layer out"
             )
         if self.cut:
             tensor = self._begun(tensor)
