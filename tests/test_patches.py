@@ -71,6 +71,23 @@ def test_they_are_the_strongest_units_of_all_pictures(folder, channel, batch_siz
         assert patch.box == (2 * row, 2 * column, 2 * row + 4, 2 * column + 4)
 
 
+def test_several_channels_are_found_in_one_reading_of_the_pictures(folder, monkeypatch):
+    model, read = detector(), []
+    prepare = tvc.Model.prepare
+
+    def counted(self, picture):
+        read.append(picture)
+        return prepare(self, picture)
+
+    monkeypatch.setattr(tvc.Model, "prepare", counted)
+    both = tvc.patches(model, folder, "conv", [1, 0], count=4, batch_size=3)
+    assert len(read) == 7
+    for channel, found in zip((1, 0), both, strict=True):
+        assert found.channel == channel
+        wanted = slow(model, folder, channel, 4)
+        assert [(p.file, *p.cell) for p in found.found] == [unit[1:] for unit in wanted]
+
+
 def test_a_patch_shows_what_excited_the_unit(folder):
     found = tvc.patches(detector(), folder, "conv", 0, count=3)
     for crop, shade in zip(found.crops(), (255, 230, 200), strict=True):
@@ -168,3 +185,5 @@ def test_bad_folders_and_bare_networks_are_said(folder, tmp_path):
         tvc.patches(detector().module, folder, "conv", 0)
     with pytest.raises(tvc.InputError, match="no pictures were given"):
         tvc.patches(detector(), [], "conv", 0)
+    with pytest.raises(tvc.InputError, match="no channels"):
+        tvc.patches(detector(), folder, "conv", [])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from PIL import Image
@@ -124,16 +124,42 @@ def pictures_in(folder: str | Path) -> list[Path]:
     return found
 
 
+@overload
 def patches(
     model: Model,
     pictures: str | Path | Iterable[str | Path],
     layer: str | nn.Module,
     channel: int,
     *,
+    count: int = ...,
+    batch_size: int | None = ...,
+    progress: bool = ...,
+) -> Patches: ...
+
+
+@overload
+def patches(
+    model: Model,
+    pictures: str | Path | Iterable[str | Path],
+    layer: str | nn.Module,
+    channel: Sequence[int],
+    *,
+    count: int = ...,
+    batch_size: int | None = ...,
+    progress: bool = ...,
+) -> list[Patches]: ...
+
+
+def patches(
+    model: Model,
+    pictures: str | Path | Iterable[str | Path],
+    layer: str | nn.Module,
+    channel: int | Sequence[int],
+    *,
     count: int = 9,
     batch_size: int | None = None,
     progress: bool = False,
-) -> Patches:
+) -> Patches | list[Patches]:
     """The parts of a set of pictures that excite a channel most, one of each picture.
 
     The unit that answers most strongly to a picture is looked for, and what it sees is cut out of
@@ -145,9 +171,13 @@ def patches(
         pictures: a folder, looked through with its folders, or files.
         layer: a name, alias or module.
         channel: index of the channel; of the unit for a dense layer, which sees the whole picture.
+            Of several the pictures are read once.
         count: how many patches at most.
         batch_size: pictures in one pass; by default as many as suit their size.
         progress: show a progress bar in a terminal.
+
+    Returns:
+        :class:`Patches`; a list of them, in the order asked for, where ``channel`` is a sequence.
 
     Raises:
         InputError: for a layer or channel that is not there, a network that is no Model, a file
@@ -182,9 +212,12 @@ def patches(
     seen = receptive_field(model, layer)
     like = torch.empty(1, *model.input_size, device=model.device)
     number = batch_of(like, batch_size, cpu=8)
+    channels = list(channel) if isinstance(channel, Sequence) else [channel]
+    if not channels:
+        raise InputError("no channels were given")
     skipped: list[tuple[Path, str]] = []
-    best: list[tuple[float, int, Path, Cell]] = []
-    order = 0
+    ranks = [_Best(count) for _ in channels]
+    looked_at = 0
     bar = tqdm(
         files,
         desc="pictures",
@@ -195,22 +228,44 @@ def patches(
     )
     for batch in _batches(model, bar, number, skipped if in_folder else None):
         maps = activations(model, torch.cat([x for _, x in batch]), layer)[key]
-        values, cells = _strongest(maps, channel, key)
-        for (file, _), value, cell in zip(batch, values, cells, strict=True):
-            # Of equal ones the first stays.
-            entry = (value, -order, file, cell)
-            order += 1
-            if len(best) < count:
-                heapq.heappush(best, entry)
-            elif entry[:2] > best[0][:2]:
-                heapq.heapreplace(best, entry)
-    if not best:
+        for best, each in zip(ranks, channels, strict=True):
+            for (file, _), (value, cell) in zip(batch, _strongest(maps, each, key), strict=True):
+                best.offer(value, file, cell)
+        looked_at += len(batch)
+    if not looked_at:
         raise InputError(f"no picture in {str(pictures)!r} can be read: {skipped[0][1]}")
-    found = tuple(
-        Patch(file, value, cell, seen.box(cell))
-        for value, _, file, cell in sorted(best, reverse=True)
-    )
-    return Patches(key, channel, found, order, seen, tuple(skipped))
+    results = [
+        Patches(
+            key,
+            each,
+            tuple(Patch(file, value, cell, seen.box(cell)) for value, file, cell in best.sorted()),
+            looked_at,
+            seen,
+            tuple(skipped),
+        )
+        for each, best in zip(channels, ranks, strict=True)
+    ]
+    return results if isinstance(channel, Sequence) else results[0]
+
+
+class _Best:
+    """The largest ``count`` of the values offered; of equal ones those that came first."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.offered = 0
+        self.heap: list[tuple[float, int, Path, Cell]] = []
+
+    def offer(self, value: float, file: Path, cell: Cell) -> None:
+        entry = (value, -self.offered, file, cell)
+        self.offered += 1
+        if len(self.heap) < self.count:
+            heapq.heappush(self.heap, entry)
+        elif entry[:2] > self.heap[0][:2]:
+            heapq.heapreplace(self.heap, entry)
+
+    def sorted(self) -> list[tuple[float, Path, Cell]]:
+        return [(value, file, cell) for value, _, file, cell in sorted(self.heap, reverse=True)]
 
 
 def _batches(
@@ -232,11 +287,12 @@ def _batches(
         yield batch
 
 
-def _strongest(maps: Tensor, channel: int, layer: str) -> tuple[list[float], list[Cell]]:
+def _strongest(maps: Tensor, channel: int, layer: str) -> list[tuple[float, Cell]]:
     """The largest value of a channel in each picture, and where it is."""
     chosen = channel_of(maps, channel, layer).double().reshape(len(maps), -1)
     if bool(chosen.isnan().any()):
         raise InputError(f"the layer {layer!r} puts out NaN; look at its weights")
     columns = maps.shape[3] if maps.ndim == 4 else 1
     values, places = chosen.max(1)
-    return values.tolist(), [divmod(place, columns) for place in places.tolist()]
+    cells = [divmod(place, columns) for place in places.tolist()]
+    return list(zip(values.tolist(), cells, strict=True))
