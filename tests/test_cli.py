@@ -774,6 +774,52 @@ def test_maximize_makes_a_picture_of_another_size(run, tmp_path):
         assert image.size == (56, 40)
 
 
+def test_field_tells_what_every_layer_sees_and_draws_it(run, tmp_path):
+    """By hand: 3×3 windows without padding, each convolution followed by a pooling by two."""
+    code, out, err = run("field", "cat_dog", "--json")
+    assert code == 0, err
+    fields = json.loads(out)
+    size, stride = 1, 1
+    for number in range(1, 5):
+        size += 2 * stride
+        assert fields[f"conv2d_{number}"]["size"] == [size, size]
+        assert fields[f"conv2d_{number}"]["stride"] == [stride, stride]
+        size, stride = size + stride, 2 * stride
+    assert fields["dense_1"]["size"] == [None, None]
+    Image.new("RGB", (300, 300), (200, 200, 200)).save(tmp_path / "gray.png")
+    code, out, err = run(
+        "field", "cat_dog", "-l", "conv2d_4", "-l", "conv2d_1", "--picture", "gray.png",
+        "--cell", "14,14", "--out", "o",
+    )  # fmt: skip
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["layer", "conv2d_4", "conv2d_1"]
+    assert "38×38" in out
+    assert "2 pictures in o" in out
+    drawn = np.asarray(Image.open(tmp_path / "o" / "gray_field_conv2d_4.png"))
+    top = 2 * 8 * 14  # of the last unit, in a picture twice the network's size
+    assert (drawn[top + 6 : top + 70, top + 6 : top + 70] == 200).all()
+    assert drawn[: top - 6, : top - 6].max() < 110
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cell", "1,1"], "give --picture and --layers"),
+        (["--picture", "photo.png"], "--picture needs --layers"),
+        (["-l", "conv2d_9"], "no layer 'conv2d_9'"),
+        (["-l", "conv2d_4", "--picture", "photo.png", "--cell", "99,1"], "there is no cell"),
+        (["-l", "conv2d_4", "--picture", "photo.png", "--cell", "x"], "--cell must be"),
+    ],
+)
+def test_a_bad_wish_for_fields_is_one_sentence(run, tmp_path, options, words):
+    Image.new("RGB", (30, 30)).save(tmp_path / "photo.png")
+    code, _, err = run("field", "cat_dog", *options, "--out", "o")
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
 def test_patches_writes_a_sheet_and_a_table(run, tmp_path):
     (tmp_path / "photos").mkdir()
     for number in range(4):
@@ -789,14 +835,16 @@ def test_patches_writes_a_sheet_and_a_table(run, tmp_path):
         "conv_1",
         "-k",
         2,
+        "-k",
+        0,
         "--top",
         3,
         "--out",
         "o",
     )
     assert code == 0, err
-    assert files(tmp_path / "o") == ["patches_conv_1_2.png"]
-    assert out.count("unit (") == 3
+    assert files(tmp_path / "o") == ["patches_conv_1_0.png", "patches_conv_1_2.png"]
+    assert out.count("unit (") == 6
     assert "conv_1 2, of 4 pictures" in out
     assert "bad.png is left out" in err
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import torchviz_cnn as tvc
 from tests.test_geometry import NETS, Residual, positive
+from torchviz_cnn.fields import fields_table, receptive_fields
 
 # Araujo, Norris, Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", and
 # counted by hand for torchvision's ResNets, whose stride is in the 3×3 convolution.
@@ -178,6 +179,27 @@ def test_a_model_cuts_the_picture_as_it_sees_it():
     field = tvc.receptive_field(model, "conv1")
     assert field.crop(picture, (56, 56)).size == (14, 14)  # 7 pixels at twice the size
     assert field.draw(picture, (56, 56)).size == model.view(picture).size
+
+
+def test_every_layer_s_field_is_that_layer_s():
+    """Of one that sees a resized map nothing is said; the others stay."""
+
+    class Enlarged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 3)
+
+        def forward(self, x):
+            return self.after(nn.functional.interpolate(self.before(x), scale_factor=1.7))
+
+    fields = receptive_fields(Enlarged(), input_size=(1, 9, 12))
+    assert fields == {
+        "before": tvc.receptive_field(Enlarged(), "before", (1, 9, 12)),
+        "after": None,
+    }
+    lines = fields_table(fields).splitlines()
+    assert lines[1].split() == ["before", "7×10", "3×3", "1×1", "1.5,", "1.5"]
+    assert lines[2].split() == ["after", "not", "known"]
 
 
 def test_repeated_layers_are_told_apart():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import blank, checked_size
-from torchviz_cnn.naming import known, module_of, resolve_one, split_call
+from torchviz_cnn.naming import known, module_of, resolve, resolve_one, split_call
+from torchviz_cnn.summary import layers as layer_table
 from torchviz_cnn.tracing import Place, place_of_layer, remembered
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class ReceptiveField:
         Raises:
             InputError: for a cell that is not there.
         """
-        row, column = self._cell(cell)
+        row, column = self.cell(cell)
         edges: list[tuple[int, int]] = []
         for index, size, stride, centre, length in zip(
             (row, column), self.size, self.stride, self.centre, self.input_size, strict=True
@@ -74,7 +75,12 @@ class ReceptiveField:
             edges.append((low, high))
         return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
-    def _cell(self, cell: Cell | Literal["middle"]) -> Cell:
+    def cell(self, cell: Cell | Literal["middle"]) -> Cell:
+        """``(row, column)`` of a unit, checked.
+
+        Raises:
+            InputError: for a cell that is not there.
+        """
         if cell == "middle":
             return self.cells[0] // 2, self.cells[1] // 2
         if isinstance(cell, str) or len(cell) != 2:
@@ -85,6 +91,17 @@ class ReceptiveField:
                 f"{self.cells[0]}×{self.cells[1]}, from (0, 0)"
             )
         return cell
+
+    def to_dict(self) -> dict[str, object]:
+        """As data; an infinite field is ``None``, which JSON has a word for."""
+        return {
+            "layer": self.layer,
+            "size": [None if math.isinf(side) else side for side in self.size],
+            "stride": list(self.stride),
+            "centre": list(self.centre),
+            "cells": list(self.cells),
+            "input_size": list(self.input_size),
+        }
 
     def on(self, size: tuple[int, int], cell: Cell | Literal["middle"] = "middle") -> Box:
         """:meth:`box` on the same picture at another size, ``(H, W)``."""
@@ -182,7 +199,7 @@ def receptive_field(
     if cells == (1, 1) and place is None:
         place = Place(extent=(math.inf, math.inf))
     if place is None:
-        raise InputError(
+        raise NotApplicable(
             f"what the units of {name!r} see is not known: something before it resizes or reorders "
             "the map"
         )
@@ -202,3 +219,68 @@ def _whole(number: float) -> float:
     """As an integer where it is one."""
     near = number if math.isinf(number) else round(number)
     return near if math.isclose(number, near) else number
+
+
+def receptive_fields(
+    model: nn.Module | Model,
+    layers: str | Sequence[str] | None = None,
+    input_size: Sequence[int] | None = None,
+) -> dict[str, ReceptiveField | None]:
+    """The receptive fields of several layers, by name in the network's order.
+
+    Args:
+        model, input_size: as for :func:`receptive_field`.
+        layers: names or globs; by default every layer that runs.
+
+    Returns:
+        A field for each; ``None`` for layers that see a map which was resized or reordered.
+
+    Raises:
+        InputError: as :func:`receptive_field` otherwise.
+
+    Example:
+        >>> import torchvision, torchviz_cnn as tvc
+        >>> fields = receptive_fields(torchvision.models.alexnet(), "features.*", (3, 224, 224))
+        >>> {name: field.size[0] for name, field in fields.items()}["features.12"]
+        195
+    """
+    if layers is None:
+        size = input_size if input_size is not None else known(model, "input_size")
+        table = layer_table(model, None if size is None else tuple(size))
+        names = [row.name for row in table if row.calls]
+    else:
+        found = resolve(module_of(model), layers)
+        names = [layer.name if layer.call is None else layer.key(layer.call) for layer in found]
+    fields: dict[str, ReceptiveField | None] = {}
+    for name in names:
+        try:
+            fields[name] = receptive_field(model, name, input_size)
+        except NotApplicable:
+            fields[name] = None
+    return fields
+
+
+def fields_table(fields: Mapping[str, ReceptiveField | None]) -> str:
+    """A line a layer: rows × columns of its maps, its units' field, and how far apart they are."""
+    rows = [("layer", "units", "field", "every", "first unit's middle")]
+    for name, seen in fields.items():
+        if seen is None:
+            rows.append((name, "", "not known", "", ""))
+        elif all(math.isinf(side) for side in seen.size):
+            rows.append((name, _by(seen.cells), "everything", "", ""))
+        else:
+            rows.append(
+                (name, _by(seen.cells), _by(seen.size), _by(seen.stride), _by(seen.centre, ", "))
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if not index else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _by(pair: tuple[float, float], between: str = "×") -> str:
+    return between.join("∞" if math.isinf(side) else f"{side:g}" for side in pair)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from torchviz_cnn import models
+from torchviz_cnn.cli.options import Device, InputSize, size_of
 from torchviz_cnn.files import write_atomically
-from torchviz_cnn.options import Device, InputSize, size_of
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_page
 from torchviz_cnn.training import outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -123,9 +123,9 @@ def span_of(text: str, option: str) -> tuple[float, float]:
     return low, high
 
 
-def cell_of(text: str | None) -> tuple[int, int] | str | None:
-    if text is None or text == "middle":
-        return text
+def cell_of(text: str) -> tuple[int, int] | Literal["middle"]:
+    if text == "middle":
+        return "middle"
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"--cell must be ROW,COLUMN or middle, not {text!r}")

@@ -1,0 +1,99 @@
+"""The command line: parses, calls, prints. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import torch
+import typer
+
+from torchviz_cnn.cli.explain import explain_command, methods_command
+from torchviz_cnn.cli.keras import compare_command, export_keras_command
+from torchviz_cnn.cli.look import (
+    activations_command,
+    field_command,
+    filters_command,
+    layers_command,
+)
+from torchviz_cnn.cli.search import maximize_command, patches_command, style_command
+from torchviz_cnn.cli.show import demo_command
+from torchviz_cnn.cli.speech import note
+from torchviz_cnn.cli.train import train_command
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.files import CannotWrite
+from torchviz_cnn.inputs import network_failure
+from torchviz_cnn.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="What is this convolutional network looking at?\n\n"
+    "\b\nStart here:\n"
+    "  torchviz-cnn demo\n"
+    "  torchviz-cnn layers vgg16\n"
+    "  torchviz-cnn explain cat.jpg --model resnet50 --method all",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"torchviz_cnn {__version__}")
+        raise typer.Exit
+
+
+app.command("demo")(demo_command)
+app.command("layers")(layers_command)
+app.command("explain")(explain_command)
+app.command("methods")(methods_command)
+app.command("activations")(activations_command)
+app.command("filters")(filters_command)
+app.command("field")(field_command)
+app.command("maximize")(maximize_command)
+app.command("patches")(patches_command)
+app.command("style")(style_command)
+app.command("train")(train_command)
+app.command("compare")(compare_command)
+app.command("export-keras")(export_keras_command)
+
+
+def main() -> None:
+    """Run the command line; what the user did wrong is one sentence and exit code 2."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _told_warning
+            app()
+    except InputError as error:
+        _fail(str(error))
+    except CannotWrite as error:
+        _fail(f"cannot write {error.filename}: {error.strerror or error}")
+    except OSError as error:
+        _fail(str(error))
+    except Exception as error:
+        sentence = _not_enough_memory(error) or network_failure(error)
+        if sentence is None:  # a fault of this program: show where
+            raise
+        _fail(sentence)
+
+
+def _told_warning(message: Warning | str, *_: object, **__: object) -> None:
+    note(str(message))
+
+
+def _not_enough_memory(error: Exception) -> str | None:
+    words = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words:
+        return "there is not enough memory for this; try a smaller --input-size or --batch-size"
+    return None
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"torchviz-cnn: {sentence}", err=True)
+    sys.exit(2)
