@@ -524,3 +524,19 @@ def test_a_head_with_a_gradient_of_its_own_is_differentiated_one_class_at_a_time
     backward_passes.clear()
     close(cam("grad_cam", net, x, TARGETS, layer="relu2").values, wanted)
     assert backward_passes == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "wanted"),
+    [(64, 1, [1, 1, 1, 1]), (64, 2, [4]), (32, 1, [2, 2]), (8, 1, [4])],
+)
+def test_networks_with_small_first_maps_see_more_pictures_at_once(channels, stride, wanted):
+    """At 448² there is room for one picture of a network that begins as VGG16 does."""
+    net = nn.Sequential(
+        nn.Conv2d(1, channels, 1, stride=stride), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(4 * channels, 3),
+    )  # fmt: skip
+    seen = []
+    net[0].register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    tvc.grad_cam(net.eval(), torch.rand(4, 1, 448, 448), 1, layer="0")
+    assert seen == wanted

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution
 from torchviz_cnn.methods.classes import gradients_at_maps
-from torchviz_cnn.methods.examine import Examination, examine, parts
+from torchviz_cnn.methods.examine import Examination, examine, light, parts
 from torchviz_cnn.methods.passes import Chosen, LayerChoice, Pass, PixelPass, choose, head_pass
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.resample import upsample
@@ -112,7 +112,8 @@ def cell_attributions(
     layers = list(dict.fromkeys(layer for _, layer in wanted))
     explained = []
     made: dict[Wanted, list[Tensor]] = {each: [] for each in wanted}
-    for part in parts(examination, batch_size, 4):
+    together = 4 * light(examination.module, examination.inputs)
+    for part in parts(examination, batch_size, together):
         with traced(examination.module, part.inputs) as trace:
             seen = head_pass(part, layers)
         for each, values in class_maps(seen, wanted).items():
@@ -198,7 +199,8 @@ def grad_cam(
             :func:`~torchviz_cnn.default_layer` finds.
         relu: the ReLU of the paper; ``False`` keeps what speaks against the class.
         batch_size: images in one forward pass; bounds the memory. By default as many as have the
-            pixels of 4 pictures of 224×224, on a GPU of 64; a callable target sees all at once.
+            pixels of 4 pictures of 224×224 (16 for networks whose first maps are small, as
+            ResNet's), on a GPU of 64; a callable target sees all at once.
 
     Returns:
         ``values``: ``(N, h, w)`` at the layer's size; ``(N, K, h, w)`` for K targets an image. The

@@ -99,6 +99,21 @@ def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:
     return wish
 
 
+def light(module: nn.Module, images: Tensor) -> int:
+    """By how many times a network's early maps are smaller than VGG16's; a whole number from 1 to 4.
+
+    They are what a forward pass needs memory for, and their size can be told without running it:
+    from the first convolution's channels and stride. It decides only how many pictures go together.
+    """
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        return 1
+    numbers = first.out_channels
+    for side, stride in zip(images.shape[-2:], first.stride, strict=True):
+        numbers *= -(-side // stride)
+    return min(4, max(1, 64 * images.shape[-2:].numel() // numbers))
+
+
 def parts(examination: Examination, batch_size: int | None, cpu: int) -> Iterator[Examination]:
     """The examination in batches of about equal size; whole for a callable, which expects all."""
     count = len(examination.inputs)
