@@ -1,0 +1,79 @@
+"""What stands around a map: borders of a size that depends on the picture, and of other numbers than 0."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converters.graph import Graph, Node
+
+
+def resolve_same_padding(graph: Graph) -> None:
+    """``auto_pad`` as widths, where the size of the maps is known or does not matter."""
+    for node in graph.nodes:
+        auto = node.attributes.get("auto_pad", "NOTSET")
+        if node.op not in ("Conv", "MaxPool", "AveragePool"):
+            continue
+        kernel = graph.static(node, 1)
+        if kernel is not None and node.op == "Conv":
+            node.attributes.setdefault("kernel_shape", list(kernel.shape[2:]))
+        if auto == "VALID":
+            node.attributes.pop("pads", None)
+        if auto not in ("SAME_UPPER", "SAME_LOWER") or "kernel_shape" not in node.attributes:
+            node.attributes.pop("auto_pad", None)
+            continue
+        rank = len(node.attributes["kernel_shape"])
+        shape = graph.shapes.get(node.inputs[0]) or (None,) * (rank + 2)
+        ones = [1] * rank
+        windows = zip(
+            shape[2:],
+            node.attributes["kernel_shape"],
+            node.attributes.get("strides", ones),
+            node.attributes.get("dilations", ones),
+            strict=True,
+        )
+        totals = [same_border(*window) for window in windows]
+        if any(total is None for total in totals):
+            continue
+        borders = [total or 0 for total in totals]
+        less, more = [n // 2 for n in borders], [n - n // 2 for n in borders]
+        node.attributes["pads"] = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+        del node.attributes["auto_pad"]
+
+
+def same_border(size: int | None, kernel: int, stride: int, dilation: int) -> int | None:
+    """How wide a border makes a window of this stride put out ceil(size / stride) cells.
+
+    >>> same_border(24, 3, 2, 1), same_border(None, 3, 1, 1), same_border(None, 3, 2, 1)
+    (1, 2, None)
+    """
+    reach = (kernel - 1) * dilation + 1
+    if stride == 1:
+        return reach - 1
+    return None if size is None else max((-(-size // stride) - 1) * stride + reach - size, 0)
+
+
+def separate_borders(graph: Graph) -> None:
+    """A border that torch's convolution or pooling cannot make is an operator of its own."""
+    for node in list(graph.nodes):
+        if node.op not in ("Conv", "MaxPool") or "kernel_shape" not in node.attributes:
+            continue
+        rank = len(node.attributes["kernel_shape"])
+        pads = node.attributes.get("pads", [0] * 2 * rank)
+        auto = node.attributes.pop("auto_pad", None)
+        if auto is None and pads[:rank] == pads[rank:]:
+            continue
+        value = -np.inf if node.op == "MaxPool" else 0.0
+        if auto is None:
+            begin, end = [0, 0, *pads[:rank]], [0, 0, *pads[rank:]]
+            border = Node("Pad", [node.inputs[0]], [], {"pads": begin + end, "value": value})
+        else:
+            settings = {"upper": auto == "SAME_UPPER", "value": value}
+            for name in ("kernel_shape", "strides", "dilations"):
+                settings[name] = node.attributes.get(name, [1] * rank)
+            border = Node("SamePad", [node.inputs[0]], [], settings)
+        border.owner, border.outputs = node.owner, [graph.fresh(node.inputs[0])]
+        shape = graph.shapes.get(node.inputs[0], (None,) * (rank + 2))
+        graph.shapes[border.output] = (*shape[:2], *(None,) * rank)
+        node.inputs[0] = border.output
+        node.attributes.pop("pads", None)
+        graph.nodes.insert(graph.nodes.index(node), border)

@@ -1,0 +1,362 @@
+"""Channels first: transposes are moved until they meet, or the weights take their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from converters.graph import Array, Graph, Node, Shape, known_length
+from converters.passes.vocabulary import BINARY, REDUCTIONS, UNARY
+from torchviz_cnn.errors import InputError
+
+TO_CHANNELS_FIRST = [0, 3, 1, 2]
+TO_CHANNELS_LAST = [0, 2, 3, 1]
+
+
+def transposing_reshapes(graph: Graph) -> None:
+    """With one channel, the exporter turns pictures around by a Reshape: make it a Transpose."""
+    for node in graph.nodes:
+        if node.op != "Reshape" or node.owner or not node.attributes.get("keeps_batch"):
+            continue
+        source = graph.shapes.get(node.inputs[0])
+        target = node.attributes["shape"]
+        if source is None or len(source) != 4 or len(target) != 4:
+            continue
+        for perm in (TO_CHANNELS_FIRST, TO_CHANNELS_LAST):
+            channel = 3 if perm is TO_CHANNELS_FIRST else 1
+            turned = [source[axis] for axis in perm[1:]] == target[1:] != list(source[1:])
+            if source[channel] == 1 and turned:
+                node.op, node.attributes = "Transpose", {"perm": perm}
+                break
+
+
+def _is_free_transpose(node: Node) -> bool:
+    """A transpose of the exporter's own, not a layer of the network (Keras' Permute)."""
+    return node.op == "Transpose" and node.owner is None and "perm" in node.attributes
+
+
+def cancel_transposes(graph: Graph) -> None:
+    """Two transposes in a row are one, or none."""
+    changed = True
+    while changed:
+        changed = False
+        makers = graph.makers()
+        for node in list(graph.nodes):
+            before = makers.get(node.inputs[0]) if _is_free_transpose(node) else None
+            if before is None or not _is_free_transpose(before):
+                continue
+            perm = [before.attributes["perm"][axis] for axis in node.attributes["perm"]]
+            node.inputs, node.attributes = [before.inputs[0]], {"perm": perm}
+            if perm == sorted(perm) and node.output not in graph.outputs:
+                graph.nodes.remove(node)
+                graph.rename_uses(node.output, node.inputs[0])
+            changed = True
+            break
+    graph.prune()
+
+
+def is_channels_last(graph: Graph, name: str, *, keras: bool) -> bool:
+    """Whether an input holds pictures as Keras has them, channels last.
+
+    The exporter turns them around before the first convolution; a convolution or pooling that takes
+    the input as it is shows that they are channels first already.
+    """
+    shape = graph.inputs[name]
+    if len(shape) != 4:
+        return False
+    consumers = graph.consumers()
+    waiting, seen = [name], {name}
+    while waiting:
+        for node in consumers.get(waiting.pop(), []):
+            if node.op == "Transpose" and node.attributes.get("perm") == TO_CHANNELS_FIRST:
+                return True
+            if node.op in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization"):
+                return False
+            if node.op in UNARY | BINARY | {"Pad", "Concat"} and node.output not in seen:
+                seen.add(node.output)
+                waiting.append(node.output)
+    return keras
+
+
+def channels_first(graph: Graph, *, keras: bool) -> None:
+    """Let the network take (N, C, H, W), and keep feature maps so as far as it goes.
+
+    A transpose back to what the file expects is put behind each input and pushed through the
+    network until it meets its inverse. Where it meets the flattening before a dense layer, the
+    layer's kernel is permuted instead, and where the features lie is noted in ``graph.permuted``.
+    """
+    for name, shape in list(graph.inputs.items()):
+        if not is_channels_last(graph, name, keras=keras):
+            continue
+        turned = graph.fresh(name)
+        graph.rename_uses(name, turned)
+        graph.nodes.insert(0, Node("Transpose", [name], [turned], {"perm": TO_CHANNELS_LAST}))
+        graph.shapes[turned] = shape
+        graph.inputs[name] = graph.shapes[name] = _permute(shape, TO_CHANNELS_FIRST)
+    push_transposes(graph)
+    if keras:
+        turn_remaining_maps(graph)
+        push_transposes(graph)
+    absorb_into_dense(graph)
+    graph.sort()
+    _drop_transposes_before_outputs(graph)
+
+
+def _permute(shape: Shape, perm: Sequence[int]) -> Shape:
+    if sorted(perm) != list(range(len(shape))):
+        raise InputError(
+            f"this file contradicts itself: a tensor of shape {shape} is turned {perm}"
+        )
+    return tuple(shape[axis] for axis in perm)
+
+
+def _inverse(perm: Sequence[int]) -> list[int]:
+    return [perm.index(axis) for axis in range(len(perm))]
+
+
+def push_transposes(graph: Graph) -> None:
+    """Move transposes towards the output, through everything that allows it."""
+    changed = True
+    while changed:
+        changed = False
+        cancel_transposes(graph)
+        consumers, makers = graph.consumers(), graph.makers()
+        for node in list(graph.nodes):
+            if not _is_free_transpose(node) or node.inputs[0] in graph.constants:
+                continue
+            for user in dict.fromkeys(consumers.get(node.output, [])):
+                if _push(graph, node, user, makers):
+                    changed = True
+                    break
+            if changed:
+                break
+    graph.sort()
+    graph.prune()
+
+
+def _push(graph: Graph, node: Node, user: Node, makers: dict[str, Node]) -> bool:
+    """Let ``user`` work before the transpose rather than behind it, where it can."""
+    perm: list[int] = node.attributes["perm"]
+    if user.op in UNARY:
+        inputs = [node.inputs[0], *user.inputs[1:]]
+    elif user.op in BINARY:
+        turned = [_before(graph, name, perm, makers) for name in user.inputs]
+        if any(name is None for name in turned):
+            return False
+        inputs = [name for name in turned if name is not None]
+    elif user.op in ("Concat", "Softmax", "LogSoftmax"):
+        turned = [_before(graph, name, perm, makers) for name in user.inputs]
+        if any(name is None for name in turned) or (user.op != "Concat" and graph.opset < 13):
+            return False
+        inputs = [name for name in turned if name is not None]
+        axis = user.attributes.get("axis", -1)
+        user.attributes = {**user.attributes, "axis": perm[axis % len(perm)]}
+    elif user.op == "Pad" and "pads" in user.attributes and "axes" not in user.attributes:
+        pads, rank = user.attributes["pads"], len(perm)
+        begin, end = pads[:rank], pads[rank:]
+        where = _inverse(perm)
+        user.attributes = {
+            **user.attributes,
+            "pads": [begin[i] for i in where] + [end[i] for i in where],
+        }
+        inputs = [node.inputs[0]]
+    elif user.op == "Linear" and perm == TO_CHANNELS_LAST:
+        # A dense layer on maps is a convolution with a window of one cell.
+        kernel = f"{user.inputs[1]}//1x1"
+        graph.constants[kernel] = graph.constants[user.inputs[1]][:, :, None, None]
+        user.op = "Conv"
+        inputs = [node.inputs[0], kernel, *user.inputs[2:]]
+    elif user.op == "Repeat":
+        user.attributes = {**user.attributes, "axis": perm[user.attributes["axis"]]}
+        inputs = [node.inputs[0]]
+    elif user.op in REDUCTIONS and user.attributes.get("axes"):
+        return _push_reduction(graph, node, user)
+    else:
+        return False
+    user.inputs = inputs
+    _transpose_after(graph, user, perm)
+    return True
+
+
+def _before(graph: Graph, name: str, perm: list[int], makers: dict[str, Node]) -> str | None:
+    """What stands in for an operand once the operator works before the transpose."""
+    if name in graph.constants:
+        constant = graph.constants[name]
+        if constant.size == 1 and constant.ndim == 0:
+            return name
+        if constant.ndim > len(perm):
+            return None
+        full = constant.reshape((1,) * (len(perm) - constant.ndim) + constant.shape)
+        new = f"{name}//{''.join(map(str, perm))}"
+        graph.constants[new] = np.ascontiguousarray(full.transpose(_inverse(perm)))
+        return new
+    maker = makers.get(name)
+    if maker is not None and _is_free_transpose(maker) and maker.attributes["perm"] == perm:
+        return maker.inputs[0]
+    return None
+
+
+def _push_reduction(graph: Graph, node: Node, user: Node) -> bool:
+    perm: list[int] = node.attributes["perm"]
+    rank = len(perm)
+    axes = [perm[axis % rank] for axis in user.attributes["axes"]]
+    kept = [axis for axis in perm if axis not in axes]
+    keeps = user.attributes.get("keepdims", 1)
+    if not keeps and kept != sorted(kept):
+        return False
+    user.attributes = {**user.attributes, "axes": sorted(axes)}
+    user.inputs = [node.inputs[0]]
+    if keeps:
+        _transpose_after(graph, user, perm)
+    return True
+
+
+def _transpose_after(graph: Graph, node: Node, perm: list[int]) -> None:
+    """Turn around what a node now puts out the other way, for whoever reads it."""
+    old, inner = node.output, graph.fresh(node.output.split("//")[0])
+    node.outputs = [inner]
+    shape = graph.shapes.get(old)
+    if shape is not None:
+        graph.shapes[inner] = _permute(shape, _inverse(perm))
+    graph.nodes.insert(
+        graph.nodes.index(node) + 1, Node("Transpose", [inner], [old], {"perm": perm})
+    )
+
+
+_ALWAYS_FIRST = frozenset(
+    "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize".split()  # noqa: SIM905
+)
+
+
+def turn_remaining_maps(graph: Graph) -> None:
+    """Let layers that the exporter left channels last put their maps out channels first.
+
+    Keras' maps are channels last, so a layer's output is unless it comes from what was turned. It
+    is turned inside the layer, and back for whoever reads it, where that may cancel again.
+    """
+    last = _channels_last_maps(graph)
+    consumers = graph.consumers()
+    for node in list(graph.nodes):
+        name = node.output
+        users = consumers.get(name, [])
+        inside = name not in graph.outputs and all(user.owner == node.owner for user in users)
+        if name not in last or node.owner is None or inside:
+            continue
+        inner, first = graph.fresh(name), graph.fresh(name)
+        node.outputs[0] = inner
+        shape = graph.shapes[inner] = graph.shapes[name]
+        graph.shapes[first] = _permute(shape, TO_CHANNELS_FIRST)
+        turn = Node("Transpose", [inner], [first], {"perm": TO_CHANNELS_FIRST}, owner=node.owner)
+        back = Node("Transpose", [first], [name], {"perm": TO_CHANNELS_LAST})
+        for user in users:
+            if user.owner == node.owner:
+                user.inputs = [inner if given == name else given for given in user.inputs]
+        position = graph.nodes.index(node) + 1
+        graph.nodes[position:position] = [turn, back]
+
+
+def _channels_last_maps(graph: Graph) -> set[str]:
+    """Tensors of four axes that nothing has turned channels first."""
+    first = {name for name, shape in graph.inputs.items() if len(shape) == 4}
+    last: set[str] = set()
+    for node in graph.nodes:
+        if len(graph.shapes.get(node.output, ())) != 4:
+            continue
+        turned = _is_free_transpose(node) and node.attributes["perm"] == TO_CHANNELS_FIRST
+        keeps = node.op not in ("Reshape", "Transpose") and first.intersection(node.inputs)
+        if turned or keeps or node.op in _ALWAYS_FIRST:
+            first.add(node.output)
+        elif not _is_free_transpose(node):
+            last.add(node.output)
+    return last
+
+
+def absorb_into_dense(graph: Graph) -> None:
+    """Flatten channels-first maps as they lie and permute the rows of the dense kernels after.
+
+    Left as it is where anything but dense layers and element-wise operators would see the features
+    in another order: the network's own output, above all.
+    """
+    makers = graph.makers()
+    for node in list(graph.nodes):
+        before = makers.get(node.inputs[0]) if node.op == "Flatten" else None
+        if before is None or not _is_free_transpose(before) or node.attributes.get("axis", 1) != 1:
+            continue
+        source = graph.shapes.get(before.inputs[0])
+        perm = before.attributes["perm"]
+        if source is None or perm[0] != 0 or known_length(source[1:]) is None:
+            continue
+        chain = _features_end_in_dense(graph, node.output)
+        if chain is None:
+            continue
+        lengths = [int(n or 0) for n in source[1:]]
+        order = np.arange(int(np.prod(lengths))).reshape(lengths)
+        order = order.transpose([axis - 1 for axis in perm[1:]]).reshape(-1)
+        node.inputs = [before.inputs[0]]
+        _permute_features(graph, node.output, chain, order)
+    graph.prune()
+
+
+def _features_end_in_dense(graph: Graph, name: str) -> list[Node] | None:
+    """Everything that reads a vector of features, as long as all of it can be permuted."""
+    if name in graph.outputs:
+        return None
+    found: list[Node] = []
+    for user in graph.consumers().get(name, []):
+        if user.op == "Linear" and name == user.inputs[0]:
+            found.append(user)
+        elif user.op in UNARY or user.op == "Affine" or _with_constant(graph, user):
+            rest = _features_end_in_dense(graph, user.output)
+            if rest is None:
+                return None
+            found += [user, *rest]
+        else:
+            return None
+    return found or None
+
+
+def _with_constant(graph: Graph, node: Node) -> bool:
+    others = [name for name in node.inputs if name not in graph.constants]
+    return node.op in BINARY and len(others) == 1
+
+
+def _permute_features(graph: Graph, start: str, chain: list[Node], order: Array) -> None:
+    """``order[k]`` is where Keras' k-th feature lies from now on."""
+    inverse = np.argsort(order)
+    graph.permuted[start] = tuple(order.tolist())
+    for node in chain:
+        for position, name in enumerate(node.inputs):
+            constant = graph.constants.get(name)
+            if (
+                constant is None
+                or constant.shape[-1:] != (len(order),)
+                or (node.op == "Linear" and position != 1)
+            ):
+                continue
+            new = f"{name}//rows{_fingerprint(order)}"
+            if new not in graph.constants:
+                # Along the axis that comes first once turned, whole rows are moved.
+                graph.constants[new] = np.take(constant.T, inverse, axis=0).T
+            node.inputs[position] = new
+        if node.op != "Linear":
+            graph.permuted[node.output] = tuple(order.tolist())
+
+
+def _fingerprint(order: Array) -> int:
+    return hash(order.tobytes())
+
+
+def _drop_transposes_before_outputs(graph: Graph) -> None:
+    """A network that puts out maps puts them out channels first, like all others inside."""
+    makers = graph.makers()
+    for position, name in enumerate(graph.outputs):
+        node = makers.get(name)
+        if node is None or not _is_free_transpose(node):
+            continue
+        if node.attributes["perm"] == TO_CHANNELS_LAST:
+            graph.outputs[position] = node.inputs[0]
+            graph.notes.append(
+                "the network puts out maps: they come as (N, C, H, W), not (N, H, W, C) as in Keras"
+            )
+    graph.prune()

@@ -1,0 +1,148 @@
+"""Shapes that a file works out while it runs: flattening in seven operators, repeated rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converters.graph import Array, Graph, Node, Shape, known_length
+
+Dim = int | str  # a known length, or the name of one that is not known
+
+
+def shape_arithmetic(graph: Graph) -> None:
+    """Follow Shape, Gather, Slice, Concat, … and make each Reshape's target a constant.
+
+    The batch axis keeps its freedom: a target that starts with the batch's length becomes ``-1``.
+    """
+    known: dict[str, list[Dim]] = {}
+    for name, value in graph.constants.items():
+        if value.dtype.kind in "iu" and value.size <= 64 and value.ndim <= 1:
+            known[name] = value.reshape(-1).tolist()
+    for node in graph.nodes:
+        result = _dims(node, known, graph)
+        if result is not None:
+            known[node.output] = result
+        if node.op == "Reshape" and len(node.inputs) == 2 and node.inputs[1] in known:
+            _fix_reshape(graph, node, known[node.inputs[1]])
+
+
+def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | None:
+    if node.op == "Shape":
+        shape = graph.shape(node.inputs[0])
+        if shape is None:
+            return None
+        names: list[Dim] = [
+            f"{node.inputs[0]}#{i}" if n is None else n for i, n in enumerate(shape)
+        ]
+        if shape and shape[0] is None:
+            names[0] = "batch"
+        return names[node.attributes.get("start", 0) : node.attributes.get("end")]
+    values = [known.get(name) for name in node.inputs if name]
+    if not values or any(value is None for value in values):
+        return None
+    first, *rest = [value for value in values if value is not None]
+    if node.op in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
+        return first
+    if node.op == "Gather":
+        inside = range(-len(first), len(first))
+        index = [i for i in rest[0] if isinstance(i, int) and i in inside] if rest else []
+        return [first[i] for i in index] if rest and len(index) == len(rest[0]) else None
+    if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
+        start, end = node.attributes["starts"][0], node.attributes["ends"][0]
+        step = node.attributes.get("steps", [1])[0]
+        return first[start:end:step]
+    if node.op == "Concat":
+        return [dim for value in (first, *rest) for dim in value]
+    if node.op in ("Mul", "ReduceProd"):
+        factors = [first, *rest] if node.op == "Mul" else [[dim] for dim in first]
+        return _product(factors)
+    return None
+
+
+def _product(factors: Sequence[list[Dim]]) -> list[Dim] | None:
+    """The product of single lengths; with one that is not known it is not known either."""
+    if any(len(factor) != 1 for factor in factors):
+        return None
+    unknown = [factor[0] for factor in factors if isinstance(factor[0], str)]
+    number = 1
+    for factor in factors:
+        number *= factor[0] if isinstance(factor[0], int) else 1
+    if not unknown:
+        return [number]
+    return ["*".join([*sorted(unknown), str(number)]) if number != 1 or unknown[1:] else unknown[0]]
+
+
+def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
+    source = graph.shape(node.inputs[0])
+    if sum(isinstance(dim, str) for dim in target) > 1:
+        return
+    if target and target[0] == "batch":
+        target = [-1, *target[1:]] if -1 not in target[1:] else [0, *target[1:]]
+    if any(isinstance(dim, str) for dim in target):
+        if -1 in target:
+            return
+        target = [-1 if isinstance(dim, str) else dim for dim in target]
+    lengths = [int(dim) for dim in target]
+    if source is not None and not node.attributes.get("allowzero"):
+        lengths = [
+            n if n or i >= len(source) or source[i] is None else int(source[i] or 0)
+            for i, n in enumerate(lengths)
+        ]
+    node.inputs = node.inputs[:1]
+    node.attributes = {"shape": lengths}
+    inner = known_length(source[1:]) if source else None
+    free = lengths[:1] in ([-1], [0]) and inner is not None
+    if free and len(lengths) == 2 and lengths[1] in (inner, -1):
+        node.op, node.attributes = "Flatten", {"axis": 1}
+        graph.shapes[node.output] = (source[0] if source else None, inner)
+        return
+    # The rest of the shape fixes the length of the batch axis: keep it free by its own name.
+    if (
+        inner is not None
+        and lengths
+        and lengths[0] in (-1, 0)
+        and known_length(lengths[1:]) == inner
+    ):
+        node.attributes["keeps_batch"] = True
+        graph.shapes[node.output] = (source[0] if source else None, *lengths[1:])
+
+
+def repeats(graph: Graph) -> None:
+    """A new axis, widened and merged with the one before it, repeats each cell: ``Repeat``.
+
+    So does Keras' torch back end enlarge maps.
+    """
+    consumers = graph.consumers()
+    for node in list(graph.nodes):
+        axes = node.attributes.get("axes", ())
+        source = graph.shapes.get(node.inputs[0]) if node.inputs else None
+        if node.op != "Unsqueeze" or len(axes) != 1 or source is None:
+            continue
+        axis = axes[0] % (len(source) + 1) - 1
+        wide = consumers.get(node.output, [])
+        merged = consumers.get(wide[0].output, []) if len(wide) == 1 else []
+        if len(merged) != 1 or (wide[0].op, merged[0].op) != ("Expand", "Reshape") or axis < 1:
+            continue
+        if node.output in graph.outputs or wide[0].output in graph.outputs:
+            continue
+        factor = _factor(graph.static(wide[0], 1), source, axis + 1)
+        side = None if factor is None or source[axis] is None else factor * int(source[axis] or 0)
+        target = merged[0].attributes.get("shape", [])[1:]
+        if side is None or target != [*source[1:axis], side, *source[axis + 1 :]]:
+            continue
+        last = merged[0]
+        last.op, last.inputs = "Repeat", [node.inputs[0]]
+        last.attributes = {"axis": axis, "times": factor}
+        graph.shapes[last.output] = (source[0], *target)
+        graph.nodes = [each for each in graph.nodes if each not in (node, wide[0])]
+
+
+def _factor(wanted: Array | None, source: Shape, axis: int) -> int | None:
+    """How often the new axis is repeated, if it is the only one."""
+    sides = [*source[:axis], 1, *source[axis:]]
+    if wanted is None or wanted.ndim != 1 or len(wanted) != len(sides):
+        return None
+    others = [i for i in range(len(sides)) if i != axis]
+    if any(wanted[i] != 1 and wanted[i] != sides[i] for i in others):
+        return None
+    return int(wanted[axis]) if wanted[axis] > 0 else None
