@@ -8,6 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
 from tests.test_geometry import NETS, Residual, positive
@@ -134,6 +135,93 @@ def test_a_dense_layer_and_a_global_pool_see_everything():
     for layer in ("fc", "avgpool"):
         field = tvc.receptive_field(module, layer, (3, 64, 96))
         assert (field.cells, field.box()) == ((1, 1), (0, 0, 64, 96))
+
+
+class Between(nn.Module):
+    """Something between a convolution and what is looked at, on maps as high as wide."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(1, 4, 3, padding=1), nn.Identity()
+        self.between = between
+
+    def forward(self, x):
+        return self.end(self.between(self.conv(x)))
+
+
+def grouped(x):
+    return x.reshape(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+KEEP = {
+    "hardswish": nn.Hardswish(),
+    "prelu": nn.PReLU(),
+    "softplus": nn.Softplus(),
+    "relu6": nn.ReLU6(inplace=True),
+    "gated linear unit": nn.GLU(1),
+    "log sigmoid": nn.LogSigmoid(),
+    "batch norm": nn.BatchNorm2d(4),
+    "dropout": nn.Dropout(),
+    "local response norm": nn.LocalResponseNorm(2),
+    "softmax over channels": nn.Softmax2d(),
+    "unit length over channels": lambda x: F.normalize(x, dim=1),
+    "channel shuffle": nn.ChannelShuffle(2),
+    "channels grouped": grouped,
+    "channels picked": lambda x: x[:, [2, 0]],
+    "every second channel": lambda x: x[:, ::2],
+    "channels split and joined": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "channels stacked": lambda x: torch.stack(x.unbind(1), 1),
+    "channels turned round": lambda x: x.flip(1).roll(1, 1),
+    "largest over channels": lambda x: x.amax(1, keepdim=True),
+    "sums of channels": lambda x: x.cumsum(1),
+    "pooled to the same size": nn.AdaptiveAvgPool2d(12),
+    "resized to the same size": lambda x: F.interpolate(x, size=(12, 12), mode="bilinear"),
+    "nothing added": lambda x: x + torch.zeros_like(x),
+    "copied": lambda x: torch.empty_like(x).copy_(x).contiguous(memory_format=torch.channels_last),
+}
+MIX = {
+    "group norm": nn.GroupNorm(2, 4),
+    "instance norm": nn.InstanceNorm2d(4),
+    "layer norm": nn.LayerNorm([4, 12, 12]),
+    "batch norm without statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "softmax over rows": lambda x: x.softmax(2),
+    "sums of rows": lambda x: x.cumsum(2),
+}
+MOVE = {
+    "transposed": lambda x: x.transpose(2, 3),
+    "axes permuted": lambda x: x.permute(0, 1, 3, 2),
+    "mirrored": lambda x: x.flip(3),
+    "rolled": lambda x: x.roll(2, 2),
+    "turned": lambda x: x.rot90(1, (2, 3)),
+    "sorted": lambda x: x.sort(3)[0],
+    "rows picked": lambda x: x[:, :, torch.arange(11, -1, -1)],
+    "sampled": lambda x: F.grid_sample(
+        x, torch.zeros(len(x), 12, 12, 2, dtype=x.dtype), align_corners=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEP)
+def test_what_works_cell_by_cell_leaves_the_field_as_it_was(name):
+    net = positive(Between(KEEP[name]))
+    field = tvc.receptive_field(net, "end", (1, 12, 12))
+    assert field.box((2, 3)) == support(net, "end", (1, 12, 12), (2, 3)) == (1, 2, 4, 5)
+
+
+@pytest.mark.parametrize("name", MIX)
+def test_what_mixes_the_cells_lets_every_unit_see_everything(name):
+    net = positive(Between(MIX[name]))
+    field = tvc.receptive_field(net, "end", (1, 12, 12))
+    assert field.box((2, 3)) == (0, 0, 12, 12)
+    top, left, bottom, right = support(net, "end", (1, 12, 12), (2, 3))
+    assert (bottom - top) * (right - left) > 9
+
+
+@pytest.mark.parametrize("name", MOVE)
+def test_of_what_changes_places_nothing_is_claimed(name):
+    net = positive(Between(MOVE[name]))
+    with pytest.raises(tvc.InputError, match="is not known"):
+        tvc.receptive_field(net, "end", (1, 12, 12))
 
 
 def test_what_is_not_known_is_said():

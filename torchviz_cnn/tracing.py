@@ -94,7 +94,85 @@ def _window(
     return place.moved((middle[0], middle[1])).widened(reach).strided(stride)
 
 
-def _place_after(packet: Any, args: tuple[Any, ...], out: Tensor) -> Place | None:
+def _packets(*names: str) -> frozenset[Any]:
+    """Operators by name; those that this version of torch does not have are left out."""
+    return frozenset(getattr(_ATEN, name) for name in names if hasattr(_ATEN, name))
+
+
+# What leaves every cell where it was, wherever the map keeps its size. Operators that work number
+# by number say so themselves, but for some. A view of the same two last lengths is cut out of
+# memory in the same order.
+_IN_PLACE = _packets(
+    *("clone", "detach", "alias", "_to_copy", "lift_fresh", "copy_", "contiguous", "expand"),
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "repeat", "channel_shuffle"),
+    *("native_channel_shuffle", "native_dropout", "hardswish", "hardswish_", "_prelu_kernel"),
+    *("rrelu_with_noise", "log_sigmoid_forward", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
+    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
+    *("_upsample_bilinear2d_aa", "_native_batch_norm_legit_no_training"),
+)
+# What takes a map's size, and nothing else of it.
+_NEW = _packets(
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+)
+# What works along axes, and which argument says so: harmless where these are not the map's two.
+_ALONG = {
+    getattr(_ATEN, name): position
+    for position, names in {
+        1: "_softmax _log_softmax cumsum flip index_select gather sort glu cat stack slice select "
+        "unbind mean sum amax amin max min prod var std logsumexp squeeze unsqueeze any all",
+        2: "roll split split_with_sizes topk linalg_vector_norm",
+    }.items()
+    for name in names.split()
+}
+# What mixes all cells and leaves the map's size.
+_NORMALISING = _packets(
+    "native_group_norm", "native_layer_norm", "_native_batch_norm_legit", "_fused_rms_norm"
+)
+_WITH_STATISTICS = _packets("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+_MIXING = _packets("_softmax", "_log_softmax", "cumsum")
+
+
+def _moves(packet: Any, args: tuple[Any, ...], pointwise: bool, out: Tensor) -> bool | None:
+    """What an operator that keeps the size of a map does with its cells.
+
+    Returns:
+        ``False`` where each stays in its place, ``True`` where each may see all of them; ``None``
+        where it is not known, or they change places.
+    """
+    if pointwise or packet in _IN_PLACE:
+        return False
+    if packet in _NORMALISING:
+        return True
+    if packet in _WITH_STATISTICS:
+        return bool(args[5])  # those of the maps themselves
+    if packet in (_ATEN.permute, _ATEN.transpose):
+        axes = list(range(out.ndim))
+        if packet is _ATEN.permute:
+            axes = [axis % out.ndim for axis in args[1]]
+        else:
+            first, second = args[1:3]
+            axes[first], axes[second] = axes[second], axes[first]
+        return False if axes[-2:] == [out.ndim - 2, out.ndim - 1] else None
+    if packet is _ATEN.index:
+        return False if len(args[1]) <= args[0].ndim - 2 else None
+    if packet is _ATEN.avg_pool3d:
+        return False if list(args[1][-2:]) == [1, 1] else None
+    if packet in _ALONG and len(args) >= _ALONG[packet]:
+        given = args[_ALONG[packet]] if len(args) > _ALONG[packet] else 0
+        axes = [given] if isinstance(given, int) else list(given or ())
+        if not all(isinstance(axis, int) for axis in axes):
+            return None
+        ndim = max(out.ndim, args[0].ndim if isinstance(args[0], Tensor) else 0)
+        if axes and all(axis % ndim < ndim - 2 for axis in axes):
+            return False
+        return True if packet in _MIXING else None
+    return None
+
+
+def _place_after(
+    packet: Any, args: tuple[Any, ...], out: Tensor, *, pointwise: bool
+) -> Place | None:
     """Where an operator's output lies, from where its inputs lie; ``None`` where it is not known.
 
     Positions of the arguments are those of the operators' schemas.
@@ -117,10 +195,11 @@ def _place_after(packet: Any, args: tuple[Any, ...], out: Tensor) -> Place | Non
     if packet is _ATEN.constant_pad_nd:
         left, _, top = (*args[1], 0, 0, 0)[:3]
         return place.moved((-top, -left))
-    if packet is _ATEN.slice and source.ndim - args[1] % source.ndim <= 2:
-        return None  # cut along an axis of the picture
-    if out.shape[-2:] != source.shape[-2:]:
+    moves = _moves(packet, args, pointwise, out)
+    if moves is None or out.shape[-2:] != source.shape[-2:]:
         return None
+    if moves:
+        place = replace(place, extent=(math.inf, math.inf))
     for other in sources:
         if other is source:
             continue
@@ -144,13 +223,19 @@ def _comes_from_picture(tensor: Tensor) -> bool:
     return hasattr(tensor, "_torchviz_cnn_place")
 
 
-def _follow(packet: Any, args: tuple[Any, ...], out: Any) -> None:
+def _follow(function: Any, args: tuple[Any, ...], out: Any) -> None:
     """Note on an operator's outputs where they lie, if the picture has a part in them."""
+    packet, pointwise = function._overloadpacket, torch.Tag.pointwise in function.tags
+    if packet in _NEW:
+        return
+    if packet is _ATEN.copy_:
+        args = args[1:]  # what was there is gone
     if not any(isinstance(each, Tensor) and _comes_from_picture(each) for each in _flat(args)):
         return
     for each in out if isinstance(out, tuple | list) else [out]:
         if isinstance(each, Tensor):
-            place = _place_after(packet, args, each) if each.ndim >= 2 else None
+            known = each.ndim >= 2
+            place = _place_after(packet, args, each, pointwise=pointwise) if known else None
             each._torchviz_cnn_place = place  # type: ignore[attr-defined]
 
 
@@ -204,7 +289,7 @@ class _CostMode(TorchDispatchMode):
                 run.macs += macs
         if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
             self.trace.convolutions.append(tuple(out.shape))
-        _follow(packet, args, out)
+        _follow(func, args, out)
         return out
 
 
