@@ -6,8 +6,8 @@ crop of them only, into which the changed window has been pasted. Where most of 
 or an operation looks at the whole of it, everything that follows is run on whole maps. The numbers
 are those of running the whole network, up to rounding.
 
-A batch is made of neighbouring positions, whose windows are of one size after trimming. Everything
-is planned from the geometry alone, before anything is computed.
+A batch is made of neighbouring positions, whose windows are trimmed to the largest of them; those
+at the border, cut off and smaller, keep to themselves where that pays. Everything is planned from the geometry alone, before anything is computed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ MOSTLY_CHANGED = 0.8
 _WORTH_MACS = 2e7
 _WORTH_RATIO = 1.5
 _WORTH_POSITIONS = 12
-_TILES = (4, 5, 6)  # positions along the side of a batch
+_SIDE = 6  # positions along the side of a batch: more of them have less in common
+_OVERHEAD = 2e6  # what an operation costs before it computes anything, in multiply-adds
 _PICTURES = 8  # the memory that a batch may take, in pictures that go through the whole network
 
 
@@ -96,6 +98,7 @@ class Strip:
 
 Spans = tuple[list[Pair], list[Pair]]  # what each row of positions changes, and each column
 Area = tuple[Strip, Strip]
+Costs = tuple[float, list[int]]  # of a map: one row, and the rows that each position needs
 
 
 @dataclass(frozen=True)
@@ -351,17 +354,39 @@ class Network:
 
 
 def _tiles(count: int, side: int) -> list[tuple[int, ...]]:
-    """Positions in groups of one size; where there are too few the last one again."""
+    """Neighbouring positions in groups of about one size, none larger than ``side``."""
     groups = math.ceil(count / side)
-    return [tuple(min(g * side + i, count - 1) for i in range(side)) for g in range(groups)]
+    edges = [count * g // groups for g in range(groups + 1)]
+    return [tuple(range(*edge)) for edge in pairwise(edges)]
 
 
-def _side(count: int, most: int) -> int:
-    """How many positions in a row make a group, so that few are computed twice."""
-    sides = [side for side in _TILES if side <= most] or [most]
-    if count <= max(sides):
-        return count
-    return min(sides, key=lambda side: (math.ceil(count / side) * side, -side))
+def _cheapest(costs: Sequence[Costs], count: int, side: int, each: float) -> list[tuple[int, ...]]:
+    """Neighbouring positions in the groups that cost least.
+
+    A group computes as many rows for each of its positions as the one that needs most; so it pays
+    to keep those at the border, whose windows are cut off, to themselves, where that saves more
+    than another group costs.
+
+    Args:
+        costs: a row's, and the rows that each position needs, of every map.
+        count: of positions.
+        side: how many may be in a group.
+        each: what a group costs besides.
+    """
+    least, cut = [0.0] + [math.inf] * count, [0] * (count + 1)
+    for start in range(count):
+        most = [0] * len(costs)
+        for stop in range(start + 1, min(start + side, count) + 1):
+            most = [max(m, needs[stop - 1]) for m, (_, needs) in zip(most, costs, strict=True)]
+            rows = sum(cost * m for m, (cost, _) in zip(most, costs, strict=True))
+            total = least[start] + each + (stop - start) * rows
+            if total < least[stop]:
+                least[stop], cut[stop] = total, start
+    groups: list[tuple[int, ...]] = []
+    while count:
+        groups.insert(0, tuple(range(cut[count], count)))
+        count = cut[count]
+    return groups
 
 
 def _strip(spans: Sequence[Pair], tile: Sequence[int], rows: int) -> Strip:
@@ -395,16 +420,30 @@ class Plan:
         self.request = request
         most = max(1, request.limit // together)
         while True:
-            down = _side(request.positions[0], max(1, math.isqrt(most)))
-            across = _side(request.positions[1], max(1, most // down))
-            self.tiles = tuple(
-                _tiles(n, side) for n, side in zip(request.positions, (down, across), strict=True)
-            )
+            down = min(request.positions[0], _SIDE, max(1, math.isqrt(most)))
+            across = min(request.positions[1], _SIDE, max(1, most // down))
+            self.tiles = (_tiles(request.positions[0], down), _tiles(request.positions[1], across))
             self._lay()
             if most == 1 or self._numbers() * down * across <= _PICTURES * self._whole_numbers():
                 break
             most //= 2
+        for axis, side in enumerate((down, across)):
+            self._regroup(axis, side)
         self._find_needs()
+
+    def _regroup(self, axis: int, side: int) -> None:
+        """Group the positions of an axis so that least is computed, the other axis as it is."""
+        other = 1 - axis
+        costs: list[Costs] = []
+        for node, spans in self.spans.items():
+            if self.network.macs[node]:
+                cell = self.network.macs[node] / math.prod(self._size(node))
+                across = sum(strip.size * len(strip.starts) for strip in self.areas[node][other])
+                costs.append((cell * across, [max(1, high - low) for low, high in spans[axis]]))
+        each = _OVERHEAD * len(self.network.follows) * len(self.tiles[other])
+        groups = _cheapest(costs, self.request.positions[axis], side, each)
+        self.tiles = (groups, self.tiles[1]) if axis == 0 else (self.tiles[0], groups)
+        self._lay()
 
     def _lay(self) -> None:
         network = self.network
@@ -441,7 +480,9 @@ class Plan:
             [_strip(spans[axis], tile, size[axis]) for tile in self.tiles[axis]] for axis in (0, 1)
         ]
         share = math.prod(
-            sum(s.size for s in strips[axis]) / len(strips[axis]) / size[axis] for axis in (0, 1)
+            sum(s.size * len(s.starts) for s in strips[axis])
+            / (self.request.positions[axis] * size[axis])
+            for axis in (0, 1)
         )
         if share < MOSTLY_CHANGED or node is self.network.picture:
             self.spans[node] = spans
@@ -501,14 +542,8 @@ class Plan:
             share = 1.0
             if node in self.areas:
                 for axis, strips in enumerate(self.areas[node]):
-                    # The tiles compute some positions twice.
                     share *= sum(s.size * len(s.starts) for s in strips)
                     share /= self.request.positions[axis] * self._size(node)[axis]
-            else:
-                share = math.prod(
-                    sum(map(len, tiles)) / count
-                    for tiles, count in zip(self.tiles, self.request.positions, strict=True)
-                )
             part += share * macs
         return part, sum(self.network.macs.values())
 
@@ -616,7 +651,8 @@ class Engine:
         if images.data_ptr() != self.first.data_ptr() or len(images) != 1:
             self.maps = self._maps()
         self.padded = self._padded()
-        down, across = (len(tiles[0]) for tiles in self.plan.tiles)
+        # As many at once as variants are, mostly: kernels round otherwise for other numbers.
+        down, across = (max(map(len, tiles)) for tiles in self.plan.tiles)
         self.reference = self._answer(None, down * across * len(images))
         return self.reference.rows(0, len(images))
 
