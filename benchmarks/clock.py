@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
 LEAST_ROUNDS = 3
+_DISTURBED = 1.25  # by how many times the baseline changes within a round that something disturbed
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,18 @@ def seconds(run: Run, device: torch.device) -> float:
     return milliseconds / 1000
 
 
-def settle() -> None:
-    """Collect garbage, so that no side pays for another's, and let what is alive be.
+@contextmanager
+def settled() -> Iterator[None]:
+    """Without garbage, so that no side pays for another's, and with what is alive left alone.
 
-    Frozen, it need not be looked through again: the next collection takes microseconds.
+    Frozen, it need not be looked through again: a collection in the block takes microseconds.
     """
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def ratios(
@@ -78,7 +85,8 @@ def ratios(
     """Each of ``others`` against ``baseline``: all of them in turn, round after round.
 
     A ratio is taken within a round, where the machine is as fast for both sides: the baseline runs
-    before and after each of the others, and its two times are averaged.
+    before and after each of the others, and its two times are averaged. Rounds in which those two
+    lie far apart are left out, unless hardly any are left.
 
     Args:
         baseline, others: what is run.
@@ -90,20 +98,41 @@ def ratios(
     for run in [baseline, *others.values()]:
         for _ in range(warm_up):
             run()
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in others}
+    found: dict[str, list[_Turn]] = {name: [] for name in others}
     end = None if budget is None else time.monotonic() + budget
-    settle()
-    for done in range(rounds):
-        if end is not None and done >= LEAST_ROUNDS and time.monotonic() > end:
-            break
-        before = _clean(baseline, device)
-        for name, run in others.items():
-            own = _clean(run, device)
-            after = _clean(baseline, device)
-            base = (before + after) / 2
-            found[name].append((own / base, own, base))
-            before = after
-    return {name: _summary(triples) for name, triples in found.items()}
+    with settled():
+        for done in range(rounds):
+            if end is not None and done >= LEAST_ROUNDS and time.monotonic() > end:
+                break
+            before = _clean(baseline, device)
+            for name, run in others.items():
+                own = _clean(run, device)
+                after = _clean(baseline, device)
+                found[name].append(_Turn(own, before, after))
+                before = after
+    return {name: _summary(_undisturbed(turns)) for name, turns in found.items()}
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Seconds of something, and of the baseline before and after it."""
+
+    own: float
+    before: float
+    after: float
+
+    @property
+    def base(self) -> float:
+        return (self.before + self.after) / 2
+
+
+def _undisturbed(turns: list[_Turn]) -> list[_Turn]:
+    still = [
+        turn
+        for turn in turns
+        if max(turn.before, turn.after) <= _DISTURBED * min(turn.before, turn.after)
+    ]
+    return still if len(still) >= LEAST_ROUNDS else turns
 
 
 def _clean(run: Run, device: torch.device) -> float:
@@ -111,20 +140,20 @@ def _clean(run: Run, device: torch.device) -> float:
     return seconds(run, device)
 
 
-def _summary(triples: list[tuple[float, float, float]]) -> Ratio:
-    values = [ratio for ratio, _, _ in triples]
+def _summary(turns: list[_Turn]) -> Ratio:
+    values = [turn.own / turn.base for turn in turns]
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
-    own = statistics.median(own for _, own, _ in triples)
-    return Ratio(low, middle, high, own, statistics.median(b for _, _, b in triples), len(values))
+    own = statistics.median(turn.own for turn in turns)
+    return Ratio(low, middle, high, own, statistics.median(t.base for t in turns), len(values))
 
 
 def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:
     """The most memory in use at one time above what was in use at the start."""
     for _ in range(warm_up):
         run()
-    settle()
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ def _export(asked: Subject, path: Path) -> None:
 def _file(
     effort: Effort, path: Path, name: str, native: nn.Module | None, *, same_network: bool
 ) -> Iterator[Row | str]:
+    importlib.import_module("converters")  # its packages are not what is timed
+    importlib.import_module("onnx2torch")
     start = time.perf_counter()
     model = tvc.models.load(str(path), preprocess="none", device=effort.device)
     note = f"imported in {time.perf_counter() - start:.1f} s"
@@ -99,7 +102,7 @@ def _file(
             if side == "torchvision" and not same_network:
                 yield _multiply_adds(about, native, model)
                 continue
-            found = compared(torch.as_tensor(run()), torch.as_tensor(ours()))
+            found = compared(_tensor(run()), _tensor(ours()))
             yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
             if not found.same:
                 del others[side]
@@ -134,6 +137,15 @@ def _multiply_adds(about: About, native: nn.Module | None, model: tvc.models.Mod
     return about.once("multiply-adds", "torchvision", IMPORTED, sides[0], sides[1])
 
 
+def _tensor(scores: Any) -> Tensor:
+    """Scores as torch has them; onnxruntime's own may still be on the device."""
+    return (
+        scores
+        if isinstance(scores, Tensor)
+        else torch.as_tensor(getattr(scores, "numpy", lambda: scores)())
+    )
+
+
 def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
     """The file in onnxruntime, with as many threads as torch has; or why it cannot be run."""
     try:
@@ -150,7 +162,20 @@ def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
     array = inputs.cpu().numpy()
     if given.shape[-1] == inputs.shape[1] != given.shape[1]:  # as Keras lays pictures out
         array = array.transpose(0, 2, 3, 1).copy()
-    return lambda: session.run(None, {given.name: array})[0]
+    if not inputs.is_cuda:
+        return lambda: session.run(None, {given.name: array})[0]
+    # The other side's pictures are on the device already, and its scores stay there.
+    binding = session.io_binding()
+    value = runtime.OrtValue.ortvalue_from_numpy(array, "cuda", inputs.device.index or 0)
+    binding.bind_ortvalue_input(given.name, value)
+    output = session.get_outputs()[0].name
+    binding.bind_output(output, "cuda", inputs.device.index or 0)
+
+    def run() -> object:
+        session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    return run
 
 
 def _first_line(error: Exception) -> str:

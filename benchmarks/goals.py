@@ -85,6 +85,17 @@ GOALS = (
     ),
     Goal("limit", "grad_cam", "time", OURS, "forward", most=1.10, settings=_SMALL),
     Goal("limit", "saliency", "time", OURS, "forward", most=2.5, settings=_SMALL),
+    Goal(
+        *("classes", "grad_cam", "time", OURS, "forward"),
+        most=1.3,
+        models=("resnet50",),
+        settings=("100 classes,",),
+    ),
+    Goal(  # an imported network takes at most 1.15 times as long
+        *("convert", "forward", "time", "torchvision", "imported"),
+        least=0.87,
+        models=("vgg16", "resnet50"),
+    ),
     Goal("peers", "feature_maps", "time", "matplotlib", OURS, least=1.0),
 )
 

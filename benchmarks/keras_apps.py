@@ -214,7 +214,8 @@ def layer_errors(
         array = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
         theirs = wanted[name]
         gap = np.abs(array - theirs).max() if array.shape == theirs.shape else np.inf
-        errors[name] = float(gap / np.abs(theirs).max())
+        error = float(gap / np.abs(theirs).max())
+        errors[name] = error if np.isfinite(error) else float("inf")
     return errors
 
 

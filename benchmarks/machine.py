@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,11 @@ def version(package: str) -> str | None:
         return None
 
 
+@cache
 def load() -> float | None:
-    """Processes that wanted to run, on average over the last minute: 0 on an idle machine."""
+    """Processes that wanted to run, on average over the minute before this was first asked: 0 on an
+    idle machine. Later it would tell of what is measured.
+    """
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

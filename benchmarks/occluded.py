@@ -17,6 +17,7 @@ from benchmarks.subjects import Subject
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.methods.incremental import Engine, Network, Request
 from torchviz_cnn.methods.local import InPlace, Sliding
+from torchviz_cnn.methods.perturbation import most_in_part
 
 Spans = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 _GRID = 8  # windows a side of the sample: at least 64 positions
@@ -131,7 +132,8 @@ class Count:
 def count(task: Task) -> Count:
     """Multiply-adds of a task, by geometry."""
     across = (task.across, task.across)
-    request = Request((task.window, task.window), (task.stride, task.stride), across, 25)
+    limit = most_in_part(task.subject.inputs, None)
+    request = Request((task.window, task.window), (task.stride, task.stride), across, limit)
     with undisturbed(task.subject.module, task.subject.inputs):
         engine = Engine(task.subject.module, task.subject.inputs, request)
         planned, whole = engine.macs

@@ -1,11 +1,14 @@
 """The benchmark measures what it says: clocks, goals, counts, comparisons, and the README's figures."""
 
 import dataclasses
+import gc
+import itertools
 import math
 import subprocess
 import sys
 import time
 import warnings
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks import occluded, speed, tables
-from benchmarks.clock import ratios
+from benchmarks.clock import ratios, settled
 from benchmarks.goals import GOALS, Goal, with_goals
 from benchmarks.libraries import PEERS
 from benchmarks.machine import about
@@ -76,6 +79,51 @@ class TestClock:
         assert found.seconds / found.baseline_seconds == pytest.approx(found.median, rel=1e-9)
         assert found.rounds == 7
 
+    def test_rounds_in_which_the_machine_changes_pace_do_not_count(self, monkeypatch):
+        """In the third and fifth round the baseline takes twice as long the second time."""
+        rounds = [
+            (1, 3, 1),
+            (1, 3.1, 1),
+            (1, 9, 2),
+            (2, 6, 2),
+            (2, 20, 4),
+            (4, 12.2, 4),
+            (4, 12, 4),
+        ]
+        now, turns = [0.0], itertools.chain(*rounds)
+
+        def run():
+            now[0] += next(turns)
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        found = ratios(run, {"a": run}, device=CPU, rounds=7, warm_up=0)["a"]
+        assert found.rounds == 5
+        assert (found.low, found.median, found.high) == pytest.approx((3, 3, 3.05))
+
+    def test_where_hardly_any_round_is_still_all_count(self, monkeypatch):
+        now, turns = [0.0], itertools.chain((1, 3, 2), (2, 3, 1), (1, 3, 1))
+
+        def run():
+            now[0] += next(turns)
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        found = ratios(run, {"a": run}, device=CPU, rounds=3, warm_up=0)["a"]
+        assert (found.rounds, found.median) == (3, 2.0)  # 3 of 1.5, twice, and 3 of 1
+
+    def test_what_was_measured_before_is_not_kept_alive(self):
+        class Cycle:
+            pass
+
+        cycle = Cycle()
+        cycle.itself = cycle
+        gone = weakref.ref(cycle)
+        with settled():
+            del cycle
+            gc.collect()
+            assert gone() is not None  # it was not looked at
+        with settled():
+            assert gone() is None
+
     def test_a_budget_ends_the_rounds_but_not_before_there_are_three(self):
         calls = []
         found = ratios(
@@ -116,12 +164,11 @@ class TestGoals:
         assert row().met is None
 
     def test_every_goal_fits_a_row_that_the_suites_make(self):
-        from benchmarks import limit, peers
+        from benchmarks.__main__ import METHODS
 
-        methods = {"peers": peers.METHODS, "limit": limit.METHODS}
         for goal in GOALS:
             assert isinstance(goal, Goal)
-            assert goal.method in methods[goal.suite], goal
+            assert goal.method in METHODS[goal.suite], goal
             assert goal.least is not None or goal.most is not None
 
 

@@ -7,7 +7,8 @@ or an operation looks at the whole of it, everything that follows is run on whol
 are those of running the whole network, up to rounding.
 
 A batch is made of neighbouring positions, whose windows are trimmed to the largest of them; those
-at the border, cut off and smaller, keep to themselves where that pays. Everything is planned from the geometry alone, before anything is computed.
+at the border, cut off and smaller, keep to themselves where that pays. Everything is planned from
+the geometry alone, before anything is computed.
 """
 
 from __future__ import annotations

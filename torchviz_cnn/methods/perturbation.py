@@ -97,6 +97,14 @@ class _Grid:
         return torch.where(hidden, self.filling[image], self.images[image])
 
 
+def most_in_part(images: Tensor, batch_size: int | None) -> int:
+    """How many hidden variants may be computed in part at once.
+
+    They take less room than whole ones; the engine looks at that for itself.
+    """
+    return max(25, batch_of(images, None, 8)) if batch_size is None else batch_size
+
+
 @attribution_method
 def occlusion(
     model: nn.Module | Model,
@@ -174,9 +182,8 @@ def occlusion(
         (wh, ww), (sh, sw), (rows, columns) = _windows(size, window, stride)
         filling = filling_of(fill, images, has_channels=has_channels)
         filling = filling.expand(images.shape)
-        # What is computed in part takes less room; the engine looks at that for itself.
-        wish, batch_size = batch_size, batch_of(images, batch_size, 8)
-        limit = max(25, batch_size) if wish is None else batch_size
+        limit = most_in_part(images, batch_size)
+        batch_size = batch_of(images, batch_size, 8)
 
         hiding = _Hiding(images, filling, (wh, ww), (sh, sw), (rows, columns))
         asked = _Asked(examination, has_channels, all_scores, batch_size, progress, dtype)
