@@ -80,12 +80,15 @@ def _where(records: Iterable[Record], results: Path) -> str:
     commands = ", ".join(dict.fromkeys(f"`{each.command}`" for each in records))
     last = max(records, key=lambda each: each.machine.get("load") or 0)
     quick = any(each.quick for each in records)
+    on_gpu = any(each.machine["device"] != "cpu" for each in records)
+    nowhere_else = "" if on_gpu else " Nothing has been measured on a GPU yet."
     return (
         f"Measured by {commands} (with "
         f'`python -m pip install -e ".[bench,compare]"`): {machine.line(last.machine)}; '
         f"{tables.versions(last)}. {tables.idleness(last)}"
         f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "
         f"process; quartiles, seconds, memory and growth with batch and size: [{folder}]({folder})."
+        f"{nowhere_else}"
     )
 
 
