@@ -85,6 +85,8 @@ def _effort(
     for method in methods or ():
         if method not in known:
             raise InputError(f"the suite {suite} measures {', '.join(known)}, not {method!r}")
+    if batches and suite == maximization.SUITE:
+        raise InputError("maximize starts from noise, a batch for every class: it takes no --batch")
     return Effort(
         choose_device(device),
         quick,
@@ -136,49 +138,53 @@ def _write(record: Record, out: Path) -> None:
     plots.draw(record, out / f"{record.suite}.png")
 
 
-@app.command("peers")
-def peers_command(
-    model: Models = None,
-    method: Methods = None,
-    batch: Batches = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """Beside captum, pytorch-grad-cam, torchcam and zennit: time and memory of the same maps."""
-    effort = _effort("peers", model, method, batch, quick, rounds, device)
-    _run("peers", peers.measure, effort, out)
+_OF_NETWORKS: dict[str, tuple[str, Suite]] = {
+    "peers": (
+        "Beside captum, pytorch-grad-cam, torchcam and zennit: time and memory of the same maps.",
+        peers.measure,
+    ),
+    "limit": (
+        "Beside a plain forward pass, a bare gradient, and the multiply-adds there are.",
+        limit.measure,
+    ),
+    "scaling": (
+        "Larger batches and pictures, more windows and targets: time and memory.",
+        scaling.measure,
+    ),
+    "classes": (
+        "Maps of 1, 10 and 100 classes from one call, beside a plain forward pass.",
+        classes.measure,
+    ),
+    "maximize": (
+        "A step of activation maximisation beside a plain forward pass, and a whole ascent.",
+        maximization.measure,
+    ),
+    "precision": (
+        "Occlusion and Score-CAM in bfloat16 beside single precision: time, and the maps' ranks.",
+        precision.measure,
+    ),
+}
 
 
-@app.command("limit")
-def limit_command(
-    model: Models = None,
-    method: Methods = None,
-    batch: Batches = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """Beside a plain forward pass, a bare gradient, and the multiply-adds there are."""
-    effort = _effort("limit", model, method, batch, quick, rounds, device)
-    _run("limit", limit.measure, effort, out)
+def _add(name: str, about: str, measure: Suite) -> None:
+    """A command for a suite that measures networks by name."""
+
+    @app.command(name, help=about)
+    def command(
+        model: Models = None,
+        method: Methods = None,
+        batch: Batches = None,
+        quick: Quick = False,
+        rounds: Rounds = Effort.rounds,
+        device: Device = "auto",
+        out: Out = None,
+    ) -> None:
+        effort = _effort(name, model, method, batch, quick, rounds, device)
+        _run(name, measure, effort, out)
 
 
-@app.command("scaling")
-def scaling_command(
-    model: Models = None,
-    method: Methods = None,
-    batch: Batches = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """Larger batches and pictures, more windows and targets: time and memory."""
-    effort = _effort("scaling", model, method, batch, quick, rounds, device)
-    _run("scaling", scaling.measure, effort, out)
+for _name, (_about, _measure) in _OF_NETWORKS.items():
+    _add(_name, _about, _measure)
 
 
 @app.command("convert")
@@ -204,50 +210,6 @@ def convert_command(
         raise InputError(f"there is no network {against!r} to put it beside")
     effort = _effort("convert", model, method, batch, quick, rounds, device)
     _run("convert", lambda asked: convert.measure(asked, file, against), effort, out)
-
-
-@app.command("classes")
-def classes_command(
-    model: Models = None,
-    method: Methods = None,
-    batch: Batches = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """Maps of 1, 10 and 100 classes from one call, beside a plain forward pass."""
-    effort = _effort("classes", model, method, batch, quick, rounds, device)
-    _run("classes", classes.measure, effort, out)
-
-
-@app.command("maximize")
-def maximize_command(
-    model: Models = None,
-    method: Methods = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """A step of activation maximisation beside a plain forward pass, and a whole ascent."""
-    effort = _effort("maximize", model, method, None, quick, rounds, device)
-    _run("maximize", maximization.measure, effort, out)
-
-
-@app.command("precision")
-def precision_command(
-    model: Models = None,
-    method: Methods = None,
-    batch: Batches = None,
-    quick: Quick = False,
-    rounds: Rounds = Effort.rounds,
-    device: Device = "auto",
-    out: Out = None,
-) -> None:
-    """Occlusion and Score-CAM in bfloat16 beside single precision: time, and the maps' ranks."""
-    effort = _effort("precision", model, method, batch, quick, rounds, device)
-    _run("precision", precision.measure, effort, out)
 
 
 @app.command("all")

@@ -132,6 +132,27 @@ class TestClock:
         assert found["a"].rounds == len(calls) == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["peers", "--model", "resnet19"], "there is no network 'resnet19'"),
+        (["limit", "--method", "grad_cam_"], "the suite limit measures grad_cam"),
+        (["maximize", "--batch", "3"], "it takes no --batch"),
+        (["convert", "--file", "nowhere.onnx"], "there is no file 'nowhere.onnx'"),
+    ],
+)
+def test_a_bad_wish_is_one_sentence(words, sentence, monkeypatch, capsys):
+    from benchmarks.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+
+
 class TestGoals:
     @pytest.mark.parametrize(
         ("changes", "goal"),
