@@ -14,7 +14,7 @@ from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
-from converters.matching import Matched, match_layers
+from converters.matching import Matched, idle_layers, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
@@ -154,7 +154,8 @@ def load_onnx(
         names = read_names(model)
     table = read_table(model) if layer_names is None else None
     described = None if keras is None or table is not None else read_keras(keras)
-    graph, matched = _simplified(model, names, input_layout, described)
+    listed_names = _names_of(layer_names, table, described)
+    graph, matched = _simplified(model, names, input_layout, described, listed_names)
     fused = name_fused_norms(graph)
     kinds = dict(layer_names) if isinstance(layer_names, Mapping) else table.kinds if table else {}
     if described is not None and layer_names is None:
@@ -212,8 +213,25 @@ def _older(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _names_of(
+    layer_names: Sequence[str] | Mapping[str, str] | None,
+    table: LayerTable | None,
+    keras: KerasModel | None,
+) -> list[str]:
+    """What the layers are said to be called, by whoever says so."""
+    if layer_names is not None:
+        if isinstance(layer_names, str) or not all(isinstance(name, str) for name in layer_names):
+            raise InputError("layer_names must be a list of names: [l.name for l in model.layers]")
+        return list(layer_names)
+    return table.names if table is not None else keras.names if keras is not None else []
+
+
 def _simplified(
-    model: onnx.ModelProto, names: Names, layout: InputLayout, keras: KerasModel | None
+    model: onnx.ModelProto,
+    names: Names,
+    layout: InputLayout,
+    keras: KerasModel | None,
+    listed: Sequence[str],
 ) -> tuple[Graph, Matched | None]:
     graph = read_graph(model, names.claims)
     passes.simplify(graph)
@@ -225,15 +243,15 @@ def _simplified(
     refuse_unbuildable(graph)
     passes.merge(graph)
     if matched is not None and keras is not None:
-        _name_the_rest(graph, matched, keras)
+        _name_the_rest(graph, matched, keras, listed)
     elif names.style == "nameless":
         graph.notes.append(
             f"the file, written by {names.exporter or 'an unknown program'}, does not carry the "
             "layers' names: they are called after what they do (conv_1, relu_1, …); the Keras file "
             "it was exported from tells them (keras=, --keras)"
         )
-        name_nameless(graph)
-    give_owners(graph)
+        name_nameless(graph, reserved=listed)
+    give_owners(graph, listed)
     graph.sort()
     return graph, matched
 
@@ -249,9 +267,11 @@ def _matched(graph: Graph, keras: KerasModel) -> Matched:
     return matched
 
 
-def _name_the_rest(graph: Graph, matched: Matched, keras: KerasModel) -> None:
+def _name_the_rest(
+    graph: Graph, matched: Matched, keras: KerasModel, listed: Sequence[str]
+) -> None:
     """What no layer could be told for is called after what it does, and that is said."""
-    rest = name_nameless(graph, helpers=False)
+    rest = name_nameless(graph, helpers=False, reserved=[*listed, *keras.names])
     few = ", ".join(matched.missing[:3]) + (", …" if len(matched.missing) > 3 else "")
     if matched.missing:
         instead = f" ({', '.join(rest[:3])}, …)" if rest else ""
@@ -275,15 +295,16 @@ def _listed_by_keras(graph: Graph, keras: KerasModel, matched: Matched | None) -
     """The description's layers in order; behind each, what stands there without a name."""
     if not keras.described:
         return None
+    idle = idle_layers(keras.model)
     if matched is None:
-        return add_listed(graph, keras.names, keras.kinds, called=keras.source)
+        return add_listed(graph, keras.names, keras.kinds, idle, called=keras.source)
     names, at = list(keras.names), 0
     for node in graph.nodes:
         name = node.owner.path[0] if node.owner is not None else names[at]
         if name not in names:
             names.insert(at + 1, name)
         at = names.index(name)
-    return add_listed(graph, names, keras.kinds, matched.idle, sure=True)
+    return add_listed(graph, names, keras.kinds, idle, sure=True)
 
 
 def _listed(
@@ -295,8 +316,6 @@ def _listed(
         return add_listed(graph, table.names, table.kinds, table.idle)
     if layer_names is None:
         return None
-    if isinstance(layer_names, str) or not all(isinstance(name, str) for name in layer_names):
-        raise InputError("layer_names must be a list of names: [l.name for l in model.layers]")
     kinds = dict(layer_names) if isinstance(layer_names, Mapping) else {}
     return add_listed(graph, list(layer_names), kinds)
 

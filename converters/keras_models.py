@@ -90,8 +90,8 @@ class KerasModel:
 
     @property
     def names(self) -> list[str]:
-        """The layers of the model itself, in order."""
-        return [layer.name for layer in self.model.layers]
+        """The layers of the model itself, in order; an unnamed input is none."""
+        return [layer.name for layer in self.model.layers if layer.name]
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ beyond doubt keeps a name made from its operator; nothing is guessed from an ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,14 +51,11 @@ class Matched:
         layers: dotted names of the layers found in the file.
         related: whether any of the model's kernels is in the file, or it has none.
         missing: of those that should be there and could not be told from others.
-        idle: those of the outermost model that do nothing outside training -> the layer whose
-            output they hand on, ``None`` for the input.
     """
 
     layers: frozenset[str]
     related: bool
     missing: tuple[str, ...]
-    idle: Mapping[str, str | None]
 
 
 def match_layers(graph: Graph, keras: KerasModel) -> Matched:
@@ -75,7 +72,25 @@ def match_layers(graph: Graph, keras: KerasModel) -> Matched:
     matcher = _Matcher(graph, keras)
     matcher.run()
     related = matcher.related or not matcher.demand
-    return Matched(frozenset(matcher.found), related, tuple(matcher.missing), matcher.idle)
+    return Matched(frozenset(matcher.found), related, tuple(matcher.missing))
+
+
+def idle_layers(model: KerasLayer) -> dict[str, str | None]:
+    """Layers of a model that do nothing outside training, where a description tells their place.
+
+    Only those through which everybody reads what stands before them.
+
+    Returns:
+        Each one's name -> the layer whose output it hands on, ``None`` for the input.
+    """
+    found: dict[str, str | None] = {}
+    for layer in model.layers:
+        idle = layer.type in IDLE or does_nothing(layer)
+        if idle and len(layer.calls) == 1 and len(layer.calls[0]) == 1:
+            (source,) = layer.calls[0]
+            if _is_only_reader(layer, model):
+                found[layer.name] = None if source in model.inputs else source.layer
+    return found
 
 
 # ---------------------------------------------------------------------------- the walk
@@ -89,7 +104,6 @@ class _Matcher:
     keras: KerasModel
     found: dict[str, Owner] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    idle: dict[str, str | None] = field(default_factory=dict)
     related: bool = False
     settled: set[Owner] = field(default_factory=set)  # calls placed by what they put out
     learnt: str = ""  # what the layer just placed was given, where only its weights told
@@ -184,9 +198,6 @@ class _Matcher:
             return True
         if layer.type in IDLE or does_nothing(layer):
             known[made] = given[0] if given else None
-            if not path and len(sources) == 1 and _is_only_reader(layer, model):
-                first = sources[0] in model.inputs
-                self.idle[layer.name] = None if first else sources[0].layer
             return known[made] is not None
         if layer.layers:
             for index, end in enumerate(self._model(layer, owner.path, owner.scope, given)):

@@ -6,7 +6,7 @@ convolution, and layers that left no operator at all, get a place of their own i
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters.graph import Graph, Node
@@ -32,17 +32,18 @@ _HEAVY = frozenset(
 )
 
 
-def name_nameless(graph: Graph, *, helpers: bool = True) -> list[str]:
+def name_nameless(graph: Graph, *, helpers: bool = True, reserved: Iterable[str] = ()) -> list[str]:
     """``conv_1``, ``relu_1``, … for operators nobody named; transposes go to their users.
 
     Args:
         graph: changed in place.
         helpers: also borders and changes of shape, which otherwise go to their users as well.
+        reserved: names of layers, wherever in the network they are or were.
 
     Returns:
         The names given, in running order.
     """
-    taken = {_path_of(node)[0] for node in graph.nodes if _path_of(node)}
+    taken = _taken(graph) | set(reserved)
     counts: dict[str, int] = {}
     left = ("Transpose", "Cast", "SamePad") if helpers else (*_HELPERS, "Pad")
     return [
@@ -52,7 +53,13 @@ def name_nameless(graph: Graph, *, helpers: bool = True) -> list[str]:
     ]
 
 
-def _number(node: Node, counts: dict[str, int], taken: Container[str] = ()) -> str:
+def _taken(graph: Graph) -> set[str]:
+    """What layers of the network itself are called already."""
+    owners = [each for node in graph.nodes for each in (node.owner, node.alias, node.near)]
+    return {owner.path[0] for owner in owners if owner is not None and owner.path}
+
+
+def _number(node: Node, counts: dict[str, int], taken: Container[str]) -> str:
     stem = readable(node.op)
     counts[stem] = counts.get(stem, 0) + 1
     while (name := f"{stem}_{counts[stem]}") in taken:
@@ -61,12 +68,13 @@ def _number(node: Node, counts: dict[str, int], taken: Container[str] = ()) -> s
     return name
 
 
-def give_owners(graph: Graph) -> None:
-    """Every operator that has no layer yet is given to one."""
+def give_owners(graph: Graph, reserved: Iterable[str] = ()) -> None:
+    """Every operator that has no layer yet is given to one; no layer gets a reserved name."""
     counts: dict[str, int] = {}
+    taken = _taken(graph) | set(reserved)
     for node in graph.nodes:
         if node.owner is None and node.op in _HEAVY and node.near is None:
-            name = _number(node, counts)
+            name = _number(node, counts, taken)
             graph.notes.append(
                 f"the file does not say which layer a {node.op} belongs to: it is called "
                 f"{name!r} here"
@@ -78,10 +86,11 @@ def give_owners(graph: Graph) -> None:
         if node.owner is None:
             before = [makers[name].owner for name in node.inputs if name in makers]
             node.owner = next((owner for owner in before if owner is not None), None)
-    name_nameless(graph)
+    name_nameless(graph, reserved=taken)
+    taken |= _taken(graph)
     for node in graph.nodes:
         if node.owner is None:
-            _number(node, counts)
+            _number(node, counts, taken)
 
 
 def _stay_with_maker(graph: Graph) -> None:
@@ -140,15 +149,16 @@ def name_fused_norms(graph: Graph) -> dict[tuple[str, ...], tuple[str, ...]]:
     return fused
 
 
-def _insert_alias(graph: Graph, node: Node, owner: Owner) -> Node:
-    """Something that does nothing, behind ``node``, under a name of its own."""
-    inner = graph.fresh(node.output.split("//")[0])
-    alias = Node("Alias", [inner], [node.outputs[0]], owner=owner)
-    node.outputs[0] = inner
-    if alias.output in graph.shapes:
-        graph.shapes[inner] = graph.shapes[alias.output]
-    if alias.output in graph.permuted:
-        graph.permuted[inner] = graph.permuted[alias.output]
+def _insert_alias(graph: Graph, node: Node, owner: Owner, index: int = 0) -> Node:
+    """Something that does nothing, behind one output of ``node``, under a name of its own."""
+    outer = node.outputs[index]
+    inner = graph.fresh(outer.split("//")[0])
+    alias = Node("Alias", [inner], [outer], owner=owner)
+    node.outputs[index] = inner
+    if outer in graph.shapes:
+        graph.shapes[inner] = graph.shapes[outer]
+    if outer in graph.permuted:
+        graph.permuted[inner] = graph.permuted[outer]
     graph.nodes.insert(graph.nodes.index(node) + 1, alias)
     return alias
 
@@ -183,7 +193,8 @@ def add_listed(
         names: Keras' layers in order.
         kinds: their classes, as far as they are known.
         idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
-            input; where it is not given, it is told from the class, and is the one listed before.
+            input. Where it is not given, it is told from the class, and only a layer is put back
+            through whose place in the list everything goes.
         sure: the names in the file were given from this very list, and some may be others.
         called: what to call the list in a sentence.
 
@@ -193,35 +204,85 @@ def add_listed(
     present = list(dict.fromkeys(n.owner.path[0] for n in graph.nodes if n.owner and n.owner.path))
     if not sure:
         _check_list(graph, names, present, called)
+    known = {name: kinds.get(name) or kind_by_name(name) for name in names}
+    spelled = {clean(given) for given in graph.inputs}
+    known |= {name: "InputLayer" for name in names if known[name] is None and name in spelled}
     absent: dict[str, str] = {}
+    doubtful: list[str] = []
     for index, name in enumerate(names):
         if name in present:
             continue
-        kind = kinds.get(name) or kind_by_name(name)
-        if kind is None and name in {clean(given) for given in graph.inputs}:
-            kind = "InputLayer"
-        before = names[:index]
-        if idle is not None and name in idle:
-            before, kind = _place_of(idle[name], names, kinds)
-        elif idle is not None and kind != "InputLayer":
-            kind = None
-        if (kind in IDLE) and _put_back(graph, name, kind, before, sure=sure):
-            continue
-        absent[name] = (
-            f"the Keras layer {name!r} has left nothing in the file that could be looked at: the "
-            "exporter merged it into its neighbours, or it does nothing outside training"
+        if known[name] == "InputLayer":
+            back = _put_back_input(graph, name)
+        elif idle is not None:
+            back = name in idle and _put_back(
+                graph, name, _handed_on(graph, idle[name], names, known), sure=sure
+            )
+        else:
+            rest = [(n in present, known[n] or "") for n in names[index + 1 :]]
+            # Whatever else left nothing may be merged into what stands before.
+            rest = [each for each in rest if each[0] or not _goes_with_the_next(each[1])]
+            through = _only_way_past(graph, names, index) if not rest or rest[0][0] else None
+            back = known[name] in IDLE and _put_back(graph, name, through)
+            doubtful += [name] if known[name] in IDLE and not back else []
+        if not back:
+            absent[name] = (
+                f"the Keras layer {name!r} has left nothing in the file that could be looked at: "
+                "the exporter merged it into its neighbours, or it does nothing outside training"
+            )
+    if doubtful:
+        few = ", ".join(doubtful[:3]) + (", …" if len(doubtful) > 3 else "")
+        graph.notes.append(
+            f"the list of layers alone does not tell beyond doubt whose output these hand on: {few}; "
+            "they cannot be looked at. The Keras file the network was exported from may tell "
+            "(keras=, --keras)"
         )
     return Listed(tuple(names), absent)
 
 
-def _place_of(
-    after: str | None, names: Sequence[str], kinds: Mapping[str, str]
-) -> tuple[Sequence[str], str]:
-    """What stands before a layer that hands on the output of ``after``, and what to take it for."""
+def _goes_with_the_next(kind: str) -> bool:
+    return kind in IDLE or kind.startswith("ZeroPadding")
+
+
+def _handed_on(
+    graph: Graph, after: str | None, names: Sequence[str], kinds: Mapping[str, str | None]
+) -> str | None:
+    """The one tensor that a layer behind ``after`` hands on; ``None`` stands for the input."""
     if after is None:
-        inputs = [name for name in names if kinds.get(name) == "InputLayer"]
-        return inputs, "Identity" if inputs else "InputLayer"
-    return [after], "Identity"
+        inputs = [name for name in names if kinds[name] == "InputLayer"]
+        if not inputs:
+            return next(iter(graph.inputs)) if len(graph.inputs) == 1 else None
+        after = inputs[-1]
+    tensors = _outputs_of(graph, after)
+    return tensors[0] if len(tensors) == 1 else None
+
+
+def _only_way_past(graph: Graph, names: Sequence[str], index: int) -> str | None:
+    """The one tensor that layers listed from ``index`` on take from those listed before.
+
+    Where there is no other, a layer that stood in this place can only have handed on that one. A
+    layer listed before may be called again behind this place, so what later calls take counts too.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    made: dict[str, int] = {}
+    taken: set[str] = set()
+    first: dict[str, str] = {}
+    for node in graph.nodes:
+        path = _path_of(node)
+        before = max((made[name] for name in node.inputs if name in made), default=-1)
+        number = place[path[0]] if path else before
+        again = (
+            node.owner is not None
+            and bool(path)
+            and (first.setdefault(path[0], node.owner.scope[0]) != node.owner.scope[0])
+        )
+        if number >= index or again:
+            taken.update(name for name in node.inputs if made.get(name, number) < index)
+            taken.update(name for name in node.inputs if name in graph.inputs)
+        made.update(dict.fromkeys(node.outputs, number))
+    taken.update(name for name in graph.outputs if made.get(name, -1) < index)
+    taken = {name for name in taken if name in made or name in graph.inputs}
+    return taken.pop() if len(taken) == 1 else None
 
 
 def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str], called: str) -> None:
@@ -260,32 +321,30 @@ def _is_shared(graph: Graph, name: str) -> bool:
     return len(scopes) > 1
 
 
-def _put_back(
-    graph: Graph, name: str, kind: str, before: Sequence[str], *, sure: bool = False
-) -> bool:
-    """An identity where the layer stood: behind the layer listed before it, or behind the input.
+def _put_back(graph: Graph, name: str, tensor: str | None, *, sure: bool = False) -> bool:
+    """An identity where a layer stood that handed on ``tensor``, if that can be told.
 
-    Only where that is beyond doubt: what stood before puts out one tensor, and the layers between,
-    if any, are identities as well; and where it is not ``sure`` that all that read it read it
-    through the layer, no more than one does.
+    Not behind a convolution that a batch norm was merged into, whose own output is not in the file;
+    and where it is not ``sure`` that all that read the tensor read it through the layer, only where
+    no more than one does.
     """
-    owner = Owner((name,), (name,))
-    if kind == "InputLayer":
-        free = [given for given in graph.inputs if not _reads_alias(graph, given)]
-        if len(graph.inputs) == 1 and len(free) == 1:
-            _alias_behind_input(graph, free[0], owner)
-            return True
+    if tensor is None:
         return False
-    if not before:
+    if tensor in graph.inputs:
+        return _put_back_input(graph, name)
+    maker = graph.makers()[tensor]
+    users = {_path_of(user)[:1] for user in graph.consumers().get(tensor, [])}
+    if maker.alias is not None or (len(users) > 1 and not sure):
         return False
-    tensors = _outputs_of(graph, before[-1])
-    if len(tensors) != 1:
+    _insert_alias(graph, maker, Owner((name,), (name,)), maker.outputs.index(tensor))
+    return True
+
+
+def _put_back_input(graph: Graph, name: str) -> bool:
+    free = [given for given in graph.inputs if not _reads_alias(graph, given)]
+    if len(graph.inputs) != 1 or len(free) != 1:
         return False
-    users = {_path_of(user)[:1] for user in graph.consumers().get(tensors[0], [])}
-    if len(users) > 1 and not sure:
-        return False
-    node = graph.makers()[tensors[0]]
-    _insert_alias(graph, node, owner)
+    _alias_behind_input(graph, free[0], Owner((name,), (name,)))
     return True
 
 

@@ -1026,3 +1026,104 @@ def test_scopes_that_end_in_no_number_are_names_as_well(tmp_path, scope):
     network = load_onnx(path)
     x = torch.tensor([[-1.0, 0.0, 1.0, 2.0]])
     assert network(x).tolist() == [[0.0, 0.0, 1.0, 2.0]]
+
+
+# ---------------------------------------------------------------- layers that left no operator
+
+
+def branching(path: Path) -> Path:
+    """Keras' ``[img, conv_a, conv_b(conv_a), dropout(conv_a), concatenate([conv_b, dropout])]``."""
+    a, b = "net_1/conv_a_1", "net_1/conv_b_1"
+    nodes = [
+        TURN,
+        *conv(a, "t", "a"),
+        *conv(b, "a", "b", pads=[1, 1, 1, 1]),
+        node("Concat", "b a", "out", "net_1/concatenate_1/concat", axis=1),
+    ]
+    constants = weights(a, 3, 4) | weights(b, 4, 2, seed=5)
+    return save(path, nodes, constants, {"img": ["N", 8, 7, 3]}, ["out"])
+
+
+BRANCHING = ["img", "conv_a", "conv_b", "dropout", "concatenate"]
+
+
+def test_an_idle_layer_in_one_of_two_branches_is_not_put_into_the_other(tmp_path: Path) -> None:
+    path = branching(tmp_path / "n.onnx")
+    network = load_onnx(path, layer_names=BRANCHING)
+    assert {r.name: r.status for r in network.source.layers}["dropout"] == "not in the file"
+    assert [note for note in network.source.notes if "dropout" in note and "keras=" in note]
+    with pytest.raises(tvc.InputError, match="'dropout' has left nothing in the file"):
+        tvc.activations(network, torch.rand(1, 3, 8, 7), "dropout")
+
+
+def test_an_idle_layer_that_a_later_one_skips_back_to_is_not_invented(tmp_path: Path) -> None:
+    """``dropout`` hands on ``conv_a``, and is read by ``add``; ``conv_b`` ends in one reader."""
+    a, b, c = "net_1/conv_a_1", "net_1/conv_b_1", "net_1/conv_c_1"
+    nodes = [
+        TURN,
+        *conv(a, "t", "a"),
+        *conv(b, "a", "b", pads=[1, 1, 1, 1]),
+        *conv(c, "b", "c", pads=[1, 1, 1, 1]),
+        node("Add", "c a", "out", "net_1/add_1/Add"),
+    ]
+    constants = weights(a, 3, 4) | weights(b, 4, 4, seed=5) | weights(c, 4, 4, seed=7)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 8, 7, 3]}, ["out"])
+    names = ["img", "conv_a", "conv_b", "dropout", "conv_c", "add"]
+    network = load_onnx(path, layer_names=names)
+    assert {r.name: r.status for r in network.source.layers}["dropout"] == "not in the file"
+    # where everything goes through one tensor there is no doubt
+    names = ["img", "conv_a", "dropout", "conv_b", "conv_c", "add", "dropout_1"]
+    network = load_onnx(path, layer_names=names)
+    seen = tvc.activations(network, torch.rand(1, 3, 8, 7), ["add", "dropout_1", "img"])
+    assert torch.equal(seen["add"], seen["dropout_1"])
+
+
+def test_an_idle_layer_behind_a_merged_convolution_is_not_the_batch_norm(tmp_path: Path) -> None:
+    constants = {
+        "net_1/first_1/convolution/merged_input:0": draw(2, 3, 3, 3),
+        "net_1/norm_1/batchnorm/sub:0": draw(2, seed=1),
+    } | weights("net_1/other_1", 2, 2)
+    kernel, bias, *_ = constants
+    nodes = [TURN, node("Conv", f"t {kernel} {bias}", "c", "Conv__9")]
+    nodes += conv("net_1/other_1", "c", "out")
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 8, 8, 3]}, ["out"])
+    names = ["img", "first", "dropout", "norm", "other"]
+    network = load_onnx(path, layer_names=names)
+    status = {r.name: r.status for r in network.source.layers}
+    assert status["first"] == "fused into norm"
+    assert status["dropout"] == "not in the file"
+
+
+def test_an_idle_layer_behind_the_second_of_two_outputs(tmp_path: Path) -> None:
+    nodes = [
+        TURN,
+        node("Split", "t", "s0 s1", "net_1/split_1/split", axis=1),
+        *conv("net_1/conv_a_1", "s1", "out"),
+    ]
+    constants = weights("net_1/conv_a_1", 2, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 8, 7, 4]}, ["out"])
+    network = load_onnx(path, layer_names=["img", "split", "dropout", "conv_a"])
+    x = torch.rand(1, 4, 8, 7)
+    assert torch.equal(tvc.activations(network, x, "dropout")["dropout"], x[:, 2:])
+    assert network(x).shape == (1, 4, 6, 5)
+
+
+# ---------------------------------------------------------------- names that are made up
+
+
+@pytest.mark.parametrize(
+    ("scope", "op"), [("net_1/conv_1_1", "convolution"), ("net/conv_1", "Conv2D")]
+)
+def test_a_name_that_is_made_up_is_never_that_of_a_layer(
+    tmp_path: Path, scope: str, op: str
+) -> None:
+    nodes = [TURN, node("Conv", "t k", "c", "Conv__7"), *conv(scope, "c", "out", op=op)]
+    constants = {"k": draw(4, 3, 1, 1)} | weights(scope, 4, 2, op=op, seed=5)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 8, 7, 3]}, ["out"])
+    x, network, (made_up, out) = run(path, (1, 8, 7, 3), ["c", "out"])
+    assert [r.name for r in network.source.layers] == ["conv_2", "conv_1"]
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["conv_1", "conv_2"])
+    close(seen["conv_1"], out)
+    close(seen["conv_2"], made_up)
+    assert "'conv_2'" in network.source.notes[0]

@@ -295,6 +295,65 @@ def test_a_file_with_names_has_them_checked(tmp_path: Path) -> None:
         load_onnx(DATA / "catdog.k3export.onnx", keras=Described(np.load(buffer)))
 
 
+def described(*layers: tuple[str, str, tuple[str, ...]], **numbers: np.ndarray) -> Any:
+    """A Keras model of these layers: class, name, the layers it reads."""
+    entries = [
+        {
+            "class_name": kind,
+            "name": name,
+            "config": {"name": name},
+            "inbound_nodes": [[[each, 0, 0, {}] for each in given]] if given else [],
+        }
+        for kind, name, given in layers
+    ]
+    config = {
+        "name": "net",
+        "layers": entries,
+        "input_layers": [[layers[0][1], 0, 0]],
+        "output_layers": [[layers[-1][1], 0, 0]],
+    }
+    buffer = io.BytesIO()
+    text = json.dumps({"class_name": "Functional", "config": config})
+    np.savez(buffer, description=np.array(text), **numbers)
+    buffer.seek(0)
+    return Described(np.load(buffer))
+
+
+@pytest.mark.parametrize("before", ["conv_a", "conv_b"])
+def test_the_description_tells_where_an_idle_layer_stands(before: str, tmp_path: Path) -> None:
+    """Its connections do; the order of the layers is the same in both models."""
+    from tests.test_converters_files import branching
+
+    path = branching(tmp_path / "n.onnx")
+    other = "conv_a" if before == "conv_b" else "conv_b"
+    keras = described(
+        ("InputLayer", "img", ()),
+        ("Conv2D", "conv_a", ("img",)),
+        ("Conv2D", "conv_b", ("conv_a",)),
+        ("Dropout", "dropout", (before,)),
+        ("Concatenate", "concatenate", (other, "dropout")),
+    )
+    network = load_onnx(path, keras=keras)
+    x = torch.rand(1, 3, 8, 7)
+    if before == "conv_b":
+        seen = tvc.activations(network, x, ["conv_b", "dropout"])
+        assert torch.equal(seen["conv_b"], seen["dropout"])
+    else:  # conv_b reads the tensor as well, and not through the dropout
+        with pytest.raises(tvc.InputError, match="'dropout' has left nothing in the file"):
+            tvc.activations(network, x, "dropout")
+
+
+def test_what_could_not_be_told_is_not_called_after_another_layer(tmp_path: Path) -> None:
+    """The user's layers are called as a made-up name would be."""
+    file, keras = twin_branches(tmp_path / "n.onnx", equal=True)
+    text = json.dumps(keras.description).replace("left", "conv_1").replace("right", "conv_2")
+    keras.description = json.loads(text)
+    network = load_onnx(file, keras=keras)
+    made = [record.name for record in network.source.layers if record.module]
+    assert {"conv_3", "conv_4"} <= set(made)
+    assert not {"conv_1", "conv_2"} & set(made)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
 @pytest.mark.parametrize("file", ["res.static.onnx", "res.dyn.onnx", "mixed.static.onnx"])
 def test_the_result_is_an_ordinary_network(file: str, layout: str) -> None:
