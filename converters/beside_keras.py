@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from converters.comparison import Comparison, LayerComparison, beside, network_inputs, seen_layers
+from converters.comparison import Comparison, LayerComparison, beside, network_inputs, run_network
 from converters.export import keras_of, load_keras
 from converters.importer import load_onnx
 from converters.keras_files import check_keras_file
@@ -63,8 +62,7 @@ def compare_with_keras(
     if len(network.source.inputs) != 1 or len(model.inputs) != 1:
         raise InputError("a network of one input can be compared with Keras, not one of several")
     (given,) = network_inputs(network, inputs, seed)
-    nchw = network.source.input_layout == "NCHW"
-    wanted, whole = _keras_outputs(keras, model, given, nchw=nchw)
+    wanted, whole = _keras_outputs(keras, model, given, turned=bool(network.source.turned))
     known = {record.name: record for record in network.source.layers}
     if not known.keys() & wanted.keys():
         raise InputError(
@@ -72,7 +70,12 @@ def compare_with_keras(
             f"the Keras model's ({', '.join([*wanted][:3])}, …); is this the model it was exported "
             "from?"
         )
-    seen = seen_layers(network, [given])
+    seen, results = run_network(network, [given])
+    if len(results) != len(whole):
+        raise InputError(
+            f"{Path(path).name} puts out {len(results)} tensors and the Keras model {len(whole)}; "
+            "is this the model it was exported from?"
+        )
     rows = []
     for name, theirs in wanted.items():
         record = known.get(name)
@@ -85,14 +88,17 @@ def compare_with_keras(
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
         rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours)))
-    with torch.no_grad():
-        result = network(given.to(next(network.parameters(), given).device)).cpu().numpy()
+    ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
+    outputs = [
+        beside(name, "output", result.numpy(), _as_many_axes(theirs, result.numpy()))
+        for name, result, theirs in zip(ends, results, whole, strict=True)
+    ]
     return Comparison(
         file=Path(path).name,
         reference=f"{keras.__name__} {keras.__version__}",
         images=len(given),
         layers=tuple(rows),
-        outputs=(beside("output", "output", result, _as_many_axes(whole, result)),),
+        outputs=tuple(outputs),
         notes=tuple(network.source.notes),
     )
 
@@ -104,19 +110,19 @@ def _with_keras_names(path: str | Path, model_or_path: Any) -> ImportedNetwork:
 
 
 def _keras_outputs(
-    keras: Any, model: Any, given: Tensor, *, nchw: bool
-) -> tuple[dict[str, Array], Array]:
-    """What Keras says each of its layers puts out, channels first, and the whole model."""
+    keras: Any, model: Any, given: Tensor, *, turned: bool
+) -> tuple[dict[str, Array], list[Array]]:
+    """What Keras says each of its layers puts out, channels first, and the model's outputs."""
     layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
     probe = keras.Model(model.inputs, [*(layer.output for layer in layers), *model.outputs])
     pictures = given.numpy()
-    if nchw and pictures.ndim == 4:
+    if turned and pictures.ndim == 4:
         pictures = np.ascontiguousarray(np.moveaxis(pictures, 1, -1))
     if pictures.ndim == len(model.inputs[0].shape) - 1:  # gray, and the network has no axis for it
         pictures = pictures[..., None]
     arrays = [_channels_first(np.asarray(each)) for each in probe.predict_on_batch(pictures)]
     names = [layer.name for layer in layers]
-    return dict(zip(names, arrays, strict=False)), arrays[len(names)]
+    return dict(zip(names, arrays, strict=False)), arrays[len(names) :]
 
 
 def _channels_first(array: Array) -> Array:

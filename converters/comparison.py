@@ -8,8 +8,9 @@ fixed rule, never searched for, and nothing is sorted.
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,10 +25,13 @@ from torch import Tensor
 
 from converters.graph import Shape, infer_shapes
 from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
+from converters.kinds import kind_by_name
 from converters.names import Owner, read_names
 from converters.network import ImportedNetwork, call_number
 from converters.trust import read_model
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.inputs import place_and_kind
 from torchviz_cnn.observe import capture
 
 Array = NDArray[Any]
@@ -38,6 +42,9 @@ SAME = 1e-4
 FAILS = 1e-3
 
 Verdict = Literal["same", "nearly the same", "differs"]
+NOT_RUN = "not run by the network"
+LOST = "not in the network"
+_FAILING = ("differs", NOT_RUN, LOST)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class LayerComparison:
         type: Keras' class.
         shape: of the output for one image; ``None`` where there is none.
         status: ``"same"``, ``"nearly the same"``, ``"differs"``, ``"fused into X"``,
-            ``"not in the file"``.
+            ``"not in the file"``; ``"not in the network"`` for a layer of the file that the import
+            lost, ``"not run by the network"`` for one, or a call of one, that never ran.
         max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
         relative: the same over the reference's largest magnitude.
         cosine: of the angle between the two outputs as vectors.
@@ -89,14 +97,17 @@ class Comparison:
 
     @property
     def first_difference(self) -> LayerComparison | None:
-        """The first layer, in running order, that is not the same."""
+        """The first layer, in running order, that is not the same, or not there."""
         rows = (*self.layers, *self.outputs)
-        return next((row for row in rows if row.status in ("nearly the same", "differs")), None)
+        wrong = ("nearly the same", *_FAILING)
+        return next((row for row in rows if row.status in wrong), None)
 
     @property
     def passed(self) -> bool:
-        """Whether no layer and no output differs by a thousandth of its largest value."""
-        return all(row.status != "differs" for row in (*self.layers, *self.outputs))
+        """Whether no layer and no output differs by a thousandth of its largest value, and none of
+        the file's layers is missing in the network.
+        """
+        return all(row.status not in _FAILING for row in (*self.layers, *self.outputs))
 
     @property
     def worst(self) -> float:
@@ -105,21 +116,21 @@ class Comparison:
         return max(found, default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """As plain data, for JSON, which knows no infinity: such a difference is ``None``."""
         return {
             "file": self.file,
             "reference": self.reference,
             "images": self.images,
             "passed": self.passed,
-            "worst_relative": self.worst,
+            "worst_relative": _finite(self.worst),
             "first_difference": getattr(self.first_difference, "name", None),
-            "layers": [asdict(row) for row in self.layers],
-            "outputs": [asdict(row) for row in self.outputs],
+            "layers": [_plain(row) for row in self.layers],
+            "outputs": [_plain(row) for row in self.outputs],
             "notes": list(self.notes),
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def __str__(self) -> str:
         return self.format()
@@ -135,6 +146,8 @@ class Comparison:
                 f"{self.reference}, all the same; the largest difference is {self.worst:.1e} of a "
                 "layer's largest value"
             )
+        elif first.relative is None:
+            head = f"{self.file}: the layer {first.name!r} ({first.type}) is {first.status}"
         else:
             head = (
                 f"{self.file}: the first layer that differs is {first.name!r} ({first.type}), by "
@@ -157,6 +170,14 @@ class Comparison:
             if number in (0, len(self.layers)):
                 lines.append("─" * min(width, sum(widths) + 2 * (len(widths) - 1)))
         return "\n".join(lines)
+
+
+def _plain(row: LayerComparison) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in asdict(row).items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _TITLES: tuple[str, ...] = (
@@ -230,23 +251,30 @@ def compare(
         return compare_with_torch(path, torch, inputs=single, network=network, seed=seed)
     model = without_dead_nodes(read_model(path, external_data=external_data))
     given = network_inputs(network, inputs, seed)
-    places = output_tensors(model)
+    places = output_tensors(model, inputs_left(network))
     if not places:  # a file without names: take the importer's word for where its layers end
         places = _places_by_tensor(model, network)
     source = network.source
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
-    found = _run_reference(model, as_in_file(model, network, given), [*names, *wanted])
-    seen = seen_layers(network, given)
+    found = _run_reference(model, as_in_file(network, given), [*names, *wanted])
+    seen, results = run_network(network, given)
+    position = {name: n for n, node in enumerate(model.graph.node) for name in node.output}
+    lost = _lost_layers(model, source.layers, places)
+    lost.sort(key=lambda name: position[places[name][0].tensor])
     rows: list[LayerComparison] = []
     for record in source.layers:
-        rows += _compare_layer(network, record, places.get(record.name, []), seen, found)
+        own = places.get(record.name, [])
+        while own and lost and position[places[lost[0]][0].tensor] < position[own[0].tensor]:
+            rows.append(_lost_row(lost.pop(0)))
+        rows += _compare_layer(network, record, own, seen, found)
+    rows += map(_lost_row, lost)
     return Comparison(
         file=Path(path).name,
         reference=f"onnxruntime {_runtime().__version__}",
         images=len(given[0]),
         layers=tuple(rows),
-        outputs=tuple(_compare_outputs(network, model, given, found)),
+        outputs=tuple(_compare_outputs(network, model, results, found)),
         notes=tuple(source.notes),
     )
 
@@ -254,6 +282,7 @@ def compare(
 # ---------------------------------------------------------------------------- the file's side
 
 Axes = Literal["channels first", "channels last"]
+_FIRST: Axes = "channels first"
 
 # They know no other order of axes than batch, channels, rows, columns.
 _SPATIAL = frozenset(
@@ -273,13 +302,16 @@ class FileTensor:
     axes: Axes
 
 
-def output_tensors(model: onnx.ModelProto) -> dict[str, list[FileTensor]]:
+def output_tensors(
+    model: onnx.ModelProto, first: Collection[str] = ()
+) -> dict[str, list[FileTensor]]:
     """For each layer the tensors it puts out, one for each call: by the names in the file alone.
 
-    A layer's output is the last of its tensors that anything outside the layer reads.
+    A layer's output is the last of its tensors that anything outside the layer reads. ``first`` are
+    inputs known to be channels first, see :func:`tensor_axes`.
     """
     claims = read_names(model).claims
-    axes = tensor_axes(model)
+    axes = tensor_axes(model, first)
     members = _members(model, [claim.owner for claim in claims], [c.near for c in claims])
     outputs: dict[Owner, str] = {}
     readers = _readers(model)
@@ -302,11 +334,36 @@ def output_tensors(model: onnx.ModelProto) -> dict[str, list[FileTensor]]:
     return found
 
 
+_NO_OPERATION = frozenset(["Cast", "Dropout", "Identity"])
+
+
+def _lost_layers(
+    model: onnx.ModelProto, records: Sequence[LayerRecord], places: Mapping[str, object]
+) -> list[str]:
+    """Layers that compute something in the file, and that the network does not have."""
+    known = {record.name for record in records if record.status != "not in the file"}
+    claims = read_names(model).claims
+    members = _members(model, [claim.owner for claim in claims], [c.near for c in claims])
+    fixed = _constants(model)
+    at_work = {
+        index
+        for index, node in enumerate(model.graph.node)
+        if node.op_type not in _NO_OPERATION and not fixed.issuperset(node.output)
+    }
+    computing = {".".join(owner.path) for owner, nodes in members.items() if nodes & at_work}
+    return [name for name in places if name in computing and name not in known]
+
+
+def _lost_row(name: str) -> LayerComparison:
+    kind = kind_by_name(name.rpartition(".")[2]) or "unknown"
+    return LayerComparison(name, kind, None, LOST)
+
+
 def _places_by_tensor(
     model: onnx.ModelProto, network: ImportedNetwork
 ) -> dict[str, list[FileTensor]]:
     """Layers of a file that names none, as far as their outputs still bear the file's names."""
-    axes = tensor_axes(model)
+    axes = tensor_axes(model, inputs_left(network))
     made = {name for node in model.graph.node for name in node.output}
     return {
         record.name: [FileTensor(record.tensor, axes[record.tensor])]
@@ -348,15 +405,16 @@ def _readers(model: onnx.ModelProto) -> dict[str, list[int]]:
     return readers
 
 
-def tensor_axes(model: onnx.ModelProto) -> dict[str, Axes]:
+def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str, Axes]:
     """Where the channels of every tensor stand, by a fixed rule.
 
     What a convolution or pooling reads and puts out has them first; transposes move them; all else
-    keeps them where they were. What none of these reach is as Keras has it: last.
+    keeps them where they were. What none of these reach is as Keras has it: last; but ``first`` are
+    pictures that the file is given channels first, like the network (:func:`inputs_left`).
     """
     known: dict[str, Axes] = {}
     shapes = infer_shapes(model)
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = _constants(model)
     nodes = list(model.graph.node)
     for node in nodes:
         if node.op_type in _SPATIAL:
@@ -367,6 +425,7 @@ def tensor_axes(model: onnx.ModelProto) -> dict[str, Axes]:
         if after is not None and node.op_type not in _SPATIAL:
             for name in node.input[: None if _is_pointwise(node) else 1]:
                 known.setdefault(name, _turned(node, after, shapes))
+    known = dict.fromkeys((n for n in first if len(shapes.get(n, ())) == 4), _FIRST) | known
     for node in nodes:  # and on from what is known
         sources = [known[name] for name in node.input if name in known and name not in constants]
         for name in node.output:
@@ -375,6 +434,15 @@ def tensor_axes(model: onnx.ModelProto) -> dict[str, Axes]:
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
     return known
+
+
+def _constants(model: onnx.ModelProto) -> set[str]:
+    """Tensors that are no maps: weights, sizes, and what follows from these alone."""
+    found = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Shape", "Size") or found.issuperset(filter(None, node.input)):
+            found.update(node.output)
+    return found
 
 
 def _is_pointwise(node: onnx.NodeProto) -> bool:
@@ -495,35 +563,44 @@ def _side(known: int | None, axis: int, rank: int, last: bool) -> int:
     return known or (3 if is_channels else 64)
 
 
-def as_in_file(
-    model: onnx.ModelProto, network: ImportedNetwork, given: Sequence[Tensor]
-) -> dict[str, Array]:
+def inputs_left(network: ImportedNetwork) -> tuple[str, ...]:
+    """The inputs that a network which takes (N, C, H, W) takes as the file does."""
+    source = network.source
+    if source.input_layout != "NCHW":
+        return ()
+    return tuple(name for name in source.inputs if name not in source.turned)
+
+
+def as_in_file(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Array]:
     """What the network is given, with the axes where the file has them."""
-    axes = tensor_axes(model)
-    feeds = {}
-    for name, tensor in zip(network.source.inputs, given, strict=True):
-        array = tensor.numpy()
-        turned = network.source.input_layout == "NCHW" and axes[name] == "channels last"
-        feeds[name] = np.moveaxis(array, 1, -1) if turned and array.ndim == 4 else array
-    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+    source = network.source
+    arrays = {name: x.numpy() for name, x in zip(source.inputs, given, strict=True)}
+    for name in source.turned:
+        if arrays[name].ndim == 4:  # else onnxruntime says what is wrong
+            arrays[name] = np.moveaxis(arrays[name], 1, -1)
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def seen_layers(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What every layer of the network puts out, at each of its calls."""
+def run_network(
+    network: ImportedNetwork, given: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """What every layer puts out at each of its calls, and the network itself; outside training.
+
+    The network comes back as it was, whatever mode its parts are in.
+    """
     there = [
         f"{record.module}@*"
         for record in network.source.layers
         if record.module is not None and record.status == "in the file"
     ]
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), capture(network, there) as seen:
-            network(*[x.to(device) for x in given])
-        return {name: tensor.float().cpu() for name, tensor in seen.items()}
-    finally:
-        network.train(training)
+    placed = [x.to(**place_and_kind(network)) for x in given]
+    with undisturbed(network, placed[0] if placed else None), capture(network, there) as seen:
+        results = network(*placed)
+    results = results if isinstance(results, tuple) else (results,)
+    return (
+        {name: tensor.float().cpu() for name, tensor in seen.items()},
+        tuple(result.float().cpu() for result in results),
+    )
 
 
 # ---------------------------------------------------------------------------- side by side
@@ -542,7 +619,7 @@ def _compare_layer(
     for call, place in enumerate(places):
         name = record.name if call == 0 else f"{record.name}@{call}"
         if name not in seen:
-            rows.append(LayerComparison(name, record.type, None, "not run by the network"))
+            rows.append(LayerComparison(name, record.type, None, NOT_RUN))
             continue
         ours = seen[name].numpy()
         if record.permutation is not None:
@@ -580,16 +657,12 @@ def beside(name: str, kind: str, ours: Array, theirs: Array) -> LayerComparison:
 def _compare_outputs(
     network: ImportedNetwork,
     model: onnx.ModelProto,
-    given: Sequence[Tensor],
+    results: Sequence[Tensor],
     found: Mapping[str, Array],
 ) -> list[LayerComparison]:
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        results = network(*[x.to(device) for x in given])
-    results = results if isinstance(results, tuple) else (results,)
-    axes = tensor_axes(model)
+    axes = tensor_axes(model, inputs_left(network))
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
         theirs = as_in_network(network, found, FileTensor(name, axes[name]))
-        rows.append(beside(f"output {name}", "output", result.float().cpu().numpy(), theirs))
+        rows.append(beside(f"output {name}", "output", result.numpy(), theirs))
     return rows

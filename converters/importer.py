@@ -19,6 +19,7 @@ from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
 from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
+from converters.passes.layout import is_channels_last
 from converters.trust import read_model
 from torchviz_cnn.errors import InputError
 
@@ -68,6 +69,8 @@ class Source:
         layers: one record for each Keras layer.
         notes: what was assumed or changed, each a sentence a user should be told.
         names_in_file: whether the file itself names its layers.
+        turned: those of the inputs that the file is given as ``(N, H, W, C)`` and the network as
+            ``(N, C, H, W)``.
     """
 
     file: str
@@ -80,6 +83,7 @@ class Source:
     layers: tuple[LayerRecord, ...]
     notes: tuple[str, ...]
     names_in_file: bool = True
+    turned: tuple[str, ...] = ()
 
 
 def load_onnx(
@@ -155,7 +159,7 @@ def load_onnx(
     table = read_table(model) if layer_names is None else None
     described = None if keras is None or table is not None else read_keras(keras)
     listed_names = _names_of(layer_names, table, described)
-    graph, matched = _simplified(model, names, input_layout, described, listed_names)
+    graph, matched, turned = _simplified(model, names, input_layout, described, listed_names)
     fused = name_fused_norms(graph)
     kinds = dict(layer_names) if isinstance(layer_names, Mapping) else table.kinds if table else {}
     if described is not None and layer_names is None:
@@ -177,6 +181,7 @@ def load_onnx(
         layers=_records(graph, builder, fused, listed, kinds),
         notes=tuple(graph.notes),
         names_in_file=names.style != "nameless",
+        turned=turned,
     )
     return network.eval()
 
@@ -232,14 +237,17 @@ def _simplified(
     layout: InputLayout,
     keras: KerasModel | None,
     listed: Sequence[str],
-) -> tuple[Graph, Matched | None]:
+) -> tuple[Graph, Matched | None, tuple[str, ...]]:
     graph = read_graph(model, names.claims)
     passes.simplify(graph)
     matched = None
     if names.style == "nameless" and keras is not None:
         matched = _matched(graph, keras)
+    turned: tuple[str, ...] = ()
     if layout == "NCHW":
-        passes.channels_first(graph, keras=names.style != "nameless" or matched is not None)
+        keras_file = names.style != "nameless" or matched is not None
+        turned = tuple(n for n in graph.inputs if is_channels_last(graph, n, keras=keras_file))
+        passes.channels_first(graph, keras=keras_file)
     refuse_unbuildable(graph)
     passes.merge(graph)
     if matched is not None and keras is not None:
@@ -253,7 +261,7 @@ def _simplified(
         name_nameless(graph, reserved=listed)
     give_owners(graph, listed)
     graph.sort()
-    return graph, matched
+    return graph, matched, tuple(name for name in turned if name in graph.inputs)
 
 
 def _matched(graph: Graph, keras: KerasModel) -> Matched:

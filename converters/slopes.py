@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from converters.comparison import as_in_file, output_tensors, start_session
+from converters.comparison import as_in_file, inputs_left, output_tensors, start_session
 from converters.importer import without_dead_nodes
 from converters.network import ImportedNetwork
 from converters.trust import read_model
@@ -51,7 +51,7 @@ class FileScores:
 
     def scores(self, inputs: Tensor) -> Array:
         """``(N, classes)`` in float64, of inputs as the network takes them."""
-        feeds = as_in_file(self.model, self.network, [inputs])
+        feeds = as_in_file(self.network, [inputs])
         return _rows(self._whole.run([self.score], dict(feeds))[0])
 
     def beyond(self, layer: str) -> FromLayer:
@@ -60,7 +60,7 @@ class FileScores:
         Raises:
             NotApplicable: when that output is not in the file.
         """
-        places = output_tensors(self.model).get(layer)
+        places = output_tensors(self.model, inputs_left(self.network)).get(layer)
         if not places:
             raise NotApplicable(f"the output of {layer!r} is not in the file by that name")
         return FromLayer(self, places[-1].tensor, places[-1].axes == "channels last")
@@ -82,7 +82,7 @@ class FromLayer:
         feeds: dict[str, Array] = {self.tensor: np.ascontiguousarray(given, np.float32)}
         if self._needs_picture:  # a connection past the layer
             pictures = picture.expand(len(maps), *picture.shape[1:])
-            feeds |= as_in_file(self.whole.model, self.whole.network, [pictures])
+            feeds |= as_in_file(self.whole.network, [pictures])
         return _rows(self._session.run([self.whole.score], feeds)[0])
 
     def maps(self, found: Mapping[str, Array]) -> Array:

@@ -240,3 +240,147 @@ def test_the_network_comes_back_as_it_was():
     assert network.training
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_a_layer_that_the_import_lost_fails(monkeypatch):
+    from dataclasses import replace
+
+    path = DATA / "catdog.k3export.onnx"
+    network = converters.load_onnx(path)
+    lost = CONVOLUTIONS[1]
+    kept = tuple(row for row in network.source.layers if row.name != lost)
+    network.source = replace(network.source, layers=kept)
+    result = converters.compare(path, network=network)
+    assert not result.passed
+    assert result.first_difference.name == lost
+    assert result.first_difference.status == "not in the network"
+    assert [row.name for row in result.layers] == NAMES  # in running order
+    assert f"the layer '{lost}' (Conv2D) is not in the network" in str(result)
+    # said to be gone, though the file has it
+    gone = [
+        replace(row, status="not in the file", module=None) if row.name == lost else row
+        for row in converters.load_onnx(path).source.layers
+    ]
+    network.source = replace(network.source, layers=tuple(gone))
+    assert not converters.compare(path, network=network).passed
+
+
+def test_a_layer_that_did_not_run_fails():
+    path = DATA / "catdog.k3export.onnx"
+    network = converters.load_onnx(path)
+    *steps, last = network.steps
+    network.steps, network.results = tuple(steps), last.inputs
+    result = converters.compare(path, network=network)
+    assert not result.passed
+    assert (result.first_difference.name, result.first_difference.status) == (
+        NAMES[-1],
+        "not run by the network",
+    )
+
+
+def normed(path):
+    """A convolution and a batch norm whose statistics are those of no picture."""
+    rng = np.random.default_rng(0)
+    names = ["scale", "shift", "mean", "variance"]
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+            node("Conv", "t k", "c", "net_1/conv2d_1/convolution"),
+            node("BatchNormalization", f"c {' '.join(names)}", "n", "net_1/norm_1/FusedBatch"),
+            node("Relu", "n", "out", "net_1/re_lu_1/Relu"),
+        ],
+        {"k": rng.normal(size=(4, 3, 3, 3)), **{n: rng.uniform(1, 2, size=4) for n in names}},
+        {"img": [None, 6, 5, 3]},
+        ["out"],
+    )
+
+
+def test_a_network_in_training_is_compared_as_outside_it_and_comes_back(tmp_path):
+    path = normed(tmp_path / "n.onnx")
+    network = converters.load_onnx(path).train()
+    network.re_lu.eval()
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    modes = [module.training for module in network.modules()]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert converters.compare(path, network=network).passed
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_network_in_double_precision_is_compared(tmp_path):
+    network = converters.load_onnx(normed(tmp_path / "n.onnx")).double()
+    assert converters.compare(tmp_path / "n.onnx", network=network).passed
+
+
+@pytest.mark.parametrize("stored", ["node", "derived"])
+def test_a_constant_does_not_tell_where_the_channels_are(stored, tmp_path):
+    rng = np.random.default_rng(0)
+    one = numpy_helper.from_array(np.ones((1, 1), np.float32))
+    name = {"node": "one", "derived": "wide"}[stored]
+    path = save(
+        tmp_path / "n.onnx",
+        [
+            node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+            node("Conv", "t k", "c", "net_1/conv2d_1/convolution"),
+            node("Constant", "", "one", "one", value=one),
+            node("Reshape", "one shape", "wide", "wide"),
+            node("Sub", f"{name} c", "out", "net_1/subtract_1/sub"),
+        ],
+        {"k": rng.normal(size=(4, 4, 1, 1)), "shape": np.array([1, 1, 1, 1])},
+        {"img": [None, 4, 4, 4]},
+        ["out"],
+    )
+    result = converters.compare(path)
+    assert result.passed, str(result)
+    assert {row.status for row in result.layers} == {"same"}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_what_the_import_leaves_as_it_is_is_fed_as_it_is(layout, tmp_path):
+    """No convolution tells where the channels are; torch's own files have them first."""
+    from converters.slopes import FileScores
+
+    rng = np.random.default_rng(0)
+    path = save(
+        tmp_path / "n.onnx",
+        [
+            node("Relu", "img", "r", "/Relu"),
+            node("Flatten", "r", "f", "/Flatten"),
+            node("Gemm", "f w b", "out", "/Gemm"),
+        ],
+        {"w": rng.normal(size=(64, 3)), "b": rng.normal(size=3)},
+        {"img": [None, 4, 4, 4]},
+        ["out"],
+        producer="pytorch",
+    )
+    network = converters.load_onnx(path, input_layout=layout)
+    result = converters.compare(path, network=network)
+    assert result.passed, str(result)
+    assert {row.status for row in result.layers} == {"same"}
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(
+        FileScores(path, network).scores(x), network(x).detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_was_turned_is_recorded(tmp_path):
+    path = cube(tmp_path / "cube.onnx")
+    assert converters.load_onnx(path).source.turned == ("img",)
+    assert converters.load_onnx(path, input_layout="as_exported").source.turned == ()
+
+
+def test_infinite_differences_are_null_in_json():
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    result = converters.compare(DATA / "catdog.k3export.onnx", network=network)
+    assert result.worst == float("inf")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    data = json.loads(result.to_json(), parse_constant=refuse)
+    assert data["worst_relative"] is None
+    assert data["passed"] is False
+    assert json.dumps(result.to_dict(), allow_nan=False)
