@@ -90,6 +90,9 @@ def kernels_of(layer: KerasLayer, weights: Sequence[Weight]) -> list[Expected]:
     of transposed ones (rows, columns, out, in), of dense layers (in, out).
     """
     kind, stored = layer.type, list(weights)
+    parts = 2 if kind.startswith("SeparableConv") else 1
+    if "Conv" in kind and not all(_is_kernel(weight) for weight in stored[:parts]):
+        return []  # a damaged file's, or no layer of Keras' own: nothing can be told by it
     if kind.endswith("Transpose") and kind.startswith("Conv") and stored:
         return [_turned(stored[0], ("ConvTranspose",), lambda k: np.moveaxis(k, (-1, -2), (0, 1)))]
     if kind.startswith("DepthwiseConv") and stored:
@@ -101,6 +104,10 @@ def kernels_of(layer: KerasLayer, weights: Sequence[Weight]) -> list[Expected]:
     if kind == "Dense" and stored and len(stored[0].shape) == 2:
         return [_turned(stored[0], ("Linear",), np.transpose)]
     return []
+
+
+def _is_kernel(weight: Weight) -> bool:
+    return len(weight.shape) > 2 and all(weight.shape)
 
 
 def _turned(weight: Weight, ops: tuple[str, ...], turn: Callable[[Array], Array]) -> Expected:
@@ -136,10 +143,11 @@ def affine_of(layer: KerasLayer, weights: Sequence[Weight]) -> tuple[Array, Arra
         return None
     if layer.type != "BatchNormalization":
         return None
-    stored = [weight.read().astype(np.float64) for weight in weights]
     own = bool(config.get("scale", True)) + bool(config.get("center", True))
-    if len(stored) != own + 2:
+    shapes = {weight.shape for weight in weights}
+    if len(weights) != own + 2 or len(shapes) != 1 or len(shapes.pop()) != 1:
         return None
+    stored = [weight.read().astype(np.float64) for weight in weights]
     mean, variance = stored[-2:]
     epsilon = config.get("epsilon", 1e-3)
     scale = 1 / np.sqrt(variance + (epsilon if isinstance(epsilon, (int, float)) else 1e-3))

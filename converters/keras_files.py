@@ -11,6 +11,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ _RUN_CODE = frozenset(
 )
 _MOST_BYTES = 2**31  # protocol buffers, and so ONNX files, end there
 _LONGEST_DESCRIPTION = 64 * 2**20
+
+
+# What zipfile and zlib raise for archives that are not what they say.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def check_keras_file(path: Path) -> None:
@@ -58,8 +63,8 @@ def _check_archive(path: Path) -> None:
             _check_description(archive.read("config.json"))
             with archive.open("model.weights.h5") as weights:
                 check_container(weights)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"it is no .keras file ({error})") from None
+    except DAMAGED_ARCHIVE as error:
+        raise InputError(f"it is no .keras file, or a damaged one ({error})") from None
 
 
 def check_sizes(members: Iterable[zipfile.ZipInfo]) -> None:
@@ -69,6 +74,8 @@ def check_sizes(members: Iterable[zipfile.ZipInfo]) -> None:
         InputError: without the file's name.
     """
     for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"its part {member.filename!r} is packed in a way Keras does not use")
         if member.filename == "config.json" and member.file_size > _LONGEST_DESCRIPTION:
             raise InputError("its description of the network is too long to be one")
         if member.filename == "model.weights.h5":
@@ -92,12 +99,14 @@ def _check_old_file(path: Path) -> None:
 # ---------------------------------------------------------------------------- the description
 
 
-def parse_description(text: bytes | str) -> dict[str, Any]:
+def parse_description(text: object) -> dict[str, Any]:
     """A model's description as data.
 
     Raises:
         InputError: without the file's name, which the caller knows.
     """
+    if not isinstance(text, (bytes, str)):
+        raise InputError("its description of the network is no text")
     try:
         description = json.loads(text)
     except (ValueError, RecursionError):
@@ -107,7 +116,7 @@ def parse_description(text: bytes | str) -> dict[str, Any]:
     return description
 
 
-def _check_description(text: bytes | str) -> None:
+def _check_description(text: object) -> None:
     description = parse_description(text)
     # How the network was trained (its losses, its optimizer) is not loaded.
     network = {
@@ -157,11 +166,16 @@ def _check_object(entry: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------- the container
 
 
-def check_container(file: Any) -> Any:
-    """Refuse links to other files and sizes that lie; return the description where it is inside.
+# What h5py raises for containers that are not what they say; TypeError is for unknown kinds of
+# numbers, ValueError for sizes that NumPy does not have.
+DAMAGED_CONTAINER = (OSError, RuntimeError, KeyError, TypeError, ValueError, zlib.error)
+
+
+def h5py_module() -> Any:
+    """The package h5py.
 
     Raises:
-        InputError: without the file's name, which the caller knows; or that h5py is not installed.
+        InputError: where it is not installed.
     """
     try:
         import h5py
@@ -170,7 +184,16 @@ def check_container(file: Any) -> Any:
             "reading Keras' weights needs h5py, which comes with the extra keras: "
             'python -m pip install "torchviz-cnn[keras]"'
         ) from None
+    return h5py
 
+
+def check_container(file: Any) -> Any:
+    """Refuse links to other files and sizes that lie; return the description where it is inside.
+
+    Raises:
+        InputError: without the file's name, which the caller knows; or that h5py is not installed.
+    """
+    h5py = h5py_module()
     seekable = file if file.seekable() else io.BytesIO(file.read())
     try:
         with h5py.File(seekable, "r") as container:
@@ -180,7 +203,9 @@ def check_container(file: Any) -> Any:
                     f"its weights take {stored / 2**30:.1f} GiB, and an ONNX file holds 2 GiB"
                 )
             return container.attrs.get("model_config")
-    except (OSError, RuntimeError, KeyError) as error:
+    except InputError:
+        raise
+    except DAMAGED_CONTAINER as error:
         raise InputError(f"it is no HDF5 file, or a damaged one ({error})") from None
 
 

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.keras_files import check_container, check_sizes, parse_description
+from converters.keras_files import (
+    DAMAGED_ARCHIVE,
+    DAMAGED_CONTAINER,
+    check_container,
+    check_sizes,
+    h5py_module,
+    parse_description,
+)
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
@@ -123,7 +130,7 @@ def read_keras(path_or_model: Any) -> KerasModel:
         raise InputError(f"cannot read {str(path)!r}: there is no such file")
     try:
         return _from_archive(path) if path.suffix.lower() == ".keras" else _from_h5(path)
-    except (InputError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, KeyError) as error:
+    except (InputError, KeyError, *DAMAGED_ARCHIVE) as error:
         raise InputError(f"cannot read {str(path)!r}: {error}") from None
 
 
@@ -169,12 +176,11 @@ def _from_archive(path: Path) -> KerasModel:
 
 
 def _from_h5(path: Path) -> KerasModel:
-    import h5py
-
+    h5py = h5py_module()
     with path.open("rb") as file:
         description = check_container(file)
     with h5py.File(path, "r") as container:
-        top = container.get("model_weights", container)
+        top = _group(container.get("model_weights", container))
         legacy = "layer_names" in top.attrs
         listed = _texts(top.attrs["layer_names"]) if legacy else []
     if description is not None:
@@ -195,17 +201,35 @@ def _undescribed(names: Sequence[str]) -> KerasLayer:
 
 
 def _texts(value: Any) -> list[str]:
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in value]
+    """The names in an attribute."""
+    given = list(value) if isinstance(value, (np.ndarray, list, tuple)) else [value]
+    names = [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in given]
+    if not all(isinstance(name, str) and name for name in names):
+        raise InputError("its list of layers or weights is no list of names")
+    return names
 
 
-def _dataset(open_file: Callable[[], Any], item: Any) -> Weight:
+def _group(item: Any) -> Any:
+    """A folder of the container, which a damaged one may have something else in the place of."""
+    if not isinstance(item, h5py_module().Group):
+        what = "nothing" if item is None else "numbers"
+        raise InputError(f"it has {what} where the weights of layers should be")
+    return item
+
+
+def _dataset(open_file: Callable[[], Any], item: Any, layer: str) -> Weight:
+    """A weight's numbers, read when they are asked for."""
+    numbers = isinstance(item, h5py_module().Dataset) and item.shape is not None
+    if not numbers or item.dtype.kind not in "biuf":
+        raise InputError(f"the layer {layer!r} has something other than numbers for a weight")
     place = item.name
 
     def read() -> Array:
-        import h5py
-
-        with h5py.File(open_file(), "r") as container:
-            return np.asarray(container[place][()])
+        try:
+            with h5py_module().File(open_file(), "r") as container:
+                return np.asarray(container[place][()])
+        except DAMAGED_CONTAINER as error:
+            raise InputError(f"a weight of the Keras layer {layer!r} is damaged: {error}") from None
 
     return Weight(tuple(item.shape), read)
 
@@ -216,22 +240,20 @@ def _by_name(path: Path, model: KerasLayer) -> dict[Names, list[Weight]]:
     Those of a nested model lie together in its group, under ``base/conv2d/kernel``, or without the
     model's own name.
     """
-    import h5py
-
+    h5py = h5py_module()
     plain = {layer.name for layer in model.layers if layer.type and not layer.layers}
     found: dict[Names, list[Weight]] = {}
     with h5py.File(path, "r") as container:
-        top = container.get("model_weights", container)
+        top = _group(container.get("model_weights", container))
         for layer in _texts(top.attrs["layer_names"]):
-            for name in _texts(top[layer].attrs.get("weight_names", ())):
-                item = top[layer][name]
-                if not isinstance(item, h5py.Dataset):
-                    raise InputError(f"{name!r} of the layer {layer!r} is no weight")
+            group = _group(top.get(layer))
+            for name in _texts(group.attrs.get("weight_names", ())):
+                item = group.get(name)
                 parts = name.split("/")[:-1]
                 if layer in parts:
                     parts = parts[parts.index(layer) + 1 :]
                 inner = () if layer in plain else tuple(parts)
-                found.setdefault((layer, *inner), []).append(_dataset(lambda: path, item))
+                found.setdefault((layer, *inner), []).append(_dataset(lambda: path, item, layer))
     return found
 
 
@@ -241,8 +263,7 @@ def _by_class(open_file: Callable[[], Any], model: KerasLayer | None) -> dict[Na
     Later versions of Keras write the layer's own name beside it; earlier ones do not, and there the
     description tells: the second ``Conv2D`` is ``conv2d_1``.
     """
-    import h5py
-
+    h5py = h5py_module()
     found: dict[Names, list[Weight]] = {}
     with h5py.File(open_file(), "r") as container:
         waiting: list[tuple[Any, Names, KerasLayer | None]] = [(container, (), model)]
@@ -250,10 +271,10 @@ def _by_class(open_file: Callable[[], Any], model: KerasLayer | None) -> dict[Na
             group, path, described = waiting.pop()
             inner = group.get("layers", group.get("_layer_checkpoint_dependencies"))
             names = {} if described is None else _groups(described)
-            for key in [] if inner is None else inner:
-                item = inner[key]
+            for key in [] if inner is None else _group(inner):
+                item = _group(inner[key])
                 own = item.get("vars")
-                written = None if own is None else own.attrs.get("name")
+                written = None if own is None else _group(own).attrs.get("name")
                 layer = names.get(key)
                 name = layer.name if layer is not None else written
                 if not isinstance(name, str):
@@ -262,8 +283,10 @@ def _by_class(open_file: Callable[[], Any], model: KerasLayer | None) -> dict[Na
                         "model (.keras)"
                     )
                 if own is not None and len(own):
+                    if not all(re.fullmatch("[0-9]{1,9}", number) for number in own):
+                        raise InputError(f"the weights of the layer {name!r} are not numbered")
                     numbers = sorted(own, key=int)
-                    found[(*path, name)] = [_dataset(open_file, own[n]) for n in numbers]
+                    found[(*path, name)] = [_dataset(open_file, own[n], name) for n in numbers]
                 waiting.append((item, (*path, name), layer))
     return found
 

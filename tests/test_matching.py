@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from onnx import numpy_helper
 
 import torchviz_cnn as tvc
 from converters import load_onnx
+from converters.keras_files import check_keras_file
 from converters.keras_models import read_keras
 from tests.onnx_files import DATA
 
@@ -490,6 +492,158 @@ def test_files_that_point_elsewhere_or_lie_are_refused(tmp_path: Path) -> None:
         load_onnx(NAMELESS / "twins.dyn.onnx", keras=tmp_path / "none.keras")
     with pytest.raises(tvc.InputError, match="takes a Keras model or the path of one"):
         load_onnx(NAMELESS / "twins.dyn.onnx", keras=7)
+
+
+def layers_with_weights(container: Any) -> list[Any]:
+    found: list[Any] = []
+    container.visititems(
+        lambda name, item: found.append(item) if name.endswith("vars") and len(item) else None
+    )
+    return found
+
+
+def renumbered(container: Any) -> None:
+    group = layers_with_weights(container)[0]
+    group.move("0", "first")
+
+
+def numbers_for_a_folder(container: Any) -> None:
+    name = next(iter(container["layers"]))
+    del container["layers"][name]
+    container["layers"][name] = np.zeros(3)
+
+
+def numbers_for_the_weights(container: Any) -> None:
+    group = layers_with_weights(container)[0].parent
+    del group["vars"]
+    group["vars"] = np.zeros(3)
+
+
+def words_for_a_weight(container: Any) -> None:
+    group = layers_with_weights(container)[0]
+    del group["0"]
+    group["0"] = [b"no", b"numbers"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (renumbered, "are not numbered"),
+        (numbers_for_a_folder, "numbers where the weights of layers should be"),
+        (numbers_for_the_weights, "numbers where the weights of layers should be"),
+        (words_for_a_weight, "something other than numbers for a weight"),
+    ],
+)
+def test_a_container_of_another_build_is_refused(spoil: Any, sentence: str, tmp_path: Path) -> None:
+    path = unpacked("twins.keras", tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(content, "r+") as container:
+        spoil(container)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", parts["config.json"])
+        archive.writestr("model.weights.h5", content.getvalue())
+    with pytest.raises(tvc.InputError, match=sentence):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda top: top.attrs.__setitem__("layer_names", 7), "no list of names"),
+        (lambda top: top.attrs.__setitem__("layer_names", [1.5]), "no list of names"),
+        (lambda top: top["first"].attrs.__setitem__("weight_names", 7), "no list of names"),
+        (lambda top: top["first"].attrs.__setitem__("weight_names", ["none"]), "other than numb"),
+        (lambda top: top.attrs.__setitem__("layer_names", ["none"]), "nothing where"),
+    ],
+)
+def test_an_old_container_of_another_build_is_refused(
+    spoil: Any, sentence: str, tmp_path: Path
+) -> None:
+    path = unpacked("twins.h5", tmp_path)
+    with h5py.File(path, "r+") as container:
+        spoil(container.get("model_weights", container))
+    with pytest.raises(tvc.InputError, match=sentence):
+        load_onnx(NAMELESS / "twins.dyn.onnx", keras=path)
+
+
+def test_a_description_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = unpacked("twins.h5", tmp_path)
+    with h5py.File(path, "r+") as container:
+        container.attrs["model_config"] = 7
+    for read in (read_keras, check_keras_file):
+        with pytest.raises(tvc.InputError, match="description of the network is no text"):
+            read(path)
+
+
+def test_a_part_that_does_not_unpack_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "n.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Model", "config": {}}))
+        archive.writestr("model.weights.h5", bytes(100))
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"config.json") + len(b"config.json")
+    data[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    for read in (read_keras, check_keras_file):
+        with pytest.raises(tvc.InputError, match="cannot read"):
+            read(path)
+
+
+def test_parts_packed_in_another_way_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "n.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", b"")
+    for read in (read_keras, check_keras_file):
+        with pytest.raises(tvc.InputError, match="packed in a way Keras does not use"):
+            read(path)
+
+
+def test_numbers_that_are_damaged_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "n.h5"
+    with h5py.File(path, "w") as container:
+        numbers = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
+        group = container.create_group("first")
+        group.create_dataset("kernel", data=numbers, compression="gzip")
+        container.attrs["layer_names"] = ["first"]
+        group.attrs["weight_names"] = ["kernel"]
+        place = group["kernel"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    weight = read_keras(path).weights["first",][0]
+    with pytest.raises(tvc.InputError, match="a weight of the Keras layer 'first' is damaged"):
+        weight.read()
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (0, 3, 3, 4)])
+def test_a_kernel_that_is_none_tells_nothing(shape: tuple[int, ...], tmp_path: Path) -> None:
+    file, keras = twin_branches(tmp_path / "n.onnx", equal=False)
+    numbers = np.zeros(shape, np.float32)
+    keras.inner["left"].arrays[0] = numbers
+    for kind in ("Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "SeparableConv2D"):
+        keras.description["config"]["layers"][1]["class_name"] = kind
+        network = load_onnx(file, keras=keras)
+        made = [record.name for record in network.source.layers if record.module]
+        assert "right" in made
+        assert "left" not in made
+
+
+def test_statistics_of_different_lengths_are_no_batch_norms() -> None:
+    keras = Described(stored("res"))
+    norm = keras.inner["a_bn1"]
+    norm.arrays[1] = norm.arrays[1][:-1]
+    network = load_onnx(NAMELESS / "res.static.onnx", keras=keras)
+    assert "a_c1" in [record.name for record in network.source.layers if record.module]
+
+
+def test_without_h5py_it_says_what_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    for name in ("twins.h5", "twins.keras"):
+        with pytest.raises(tvc.InputError, match="needs h5py"):
+            read_keras(unpacked(name, tmp_path))
 
 
 @pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")
