@@ -7,6 +7,7 @@ from converters.comparison import Comparison, LayerComparison, compare
 from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
 from converters.network import ImportedNetwork
+from converters.trust import Limits
 
 __all__ = [
     "Comparison",
@@ -14,6 +15,7 @@ __all__ = [
     "ImportedNetwork",
     "LayerComparison",
     "LayerRecord",
+    "Limits",
     "Source",
     "compare",
     "compare_with_keras",

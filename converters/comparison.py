@@ -28,7 +28,8 @@ from converters.importer import InputLayout, LayerRecord, load_onnx, without_dea
 from converters.kinds import kind_by_name
 from converters.names import Owner, read_names
 from converters.network import ImportedNetwork, call_number
-from converters.trust import read_model
+from converters.trust import Limits, read_model
+from converters.trust.limits import USUAL
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import place_and_kind
@@ -210,6 +211,7 @@ def compare(
     external_data: bool = False,
     seed: int = 0,
     torch: Any = None,
+    limits: Limits = USUAL,
 ) -> Comparison:
     """Run the file in onnxruntime and the imported network in torch, and compare every layer.
 
@@ -222,7 +224,7 @@ def compare(
             without a channel axis; one for each input of a network with several. Two pictures of
             uniform noise from 0 to 1 by default.
         network: the imported network, where it is not to be imported anew; on any device.
-        layer_names, input_layout, external_data: as for :func:`~converters.load_onnx`.
+        layer_names, input_layout, external_data, limits: as for :func:`~converters.load_onnx`.
         seed: of the noise.
         torch: compare with this torch network rather than with the file: a name of
             ``torchviz_cnn.models.load``, a ``Model`` or an ``nn.Module``; see
@@ -243,13 +245,14 @@ def compare(
             input_layout=input_layout,
             layer_names=layer_names,
             external_data=external_data,
+            limits=limits,
         )
     if torch is not None:
         from converters.beside_torch import compare_with_torch
 
         single = None if inputs is None else network_inputs(network, inputs, seed)[0]
         return compare_with_torch(path, torch, inputs=single, network=network, seed=seed)
-    model = without_dead_nodes(read_model(path, external_data=external_data))
+    model = without_dead_nodes(read_model(path, external_data=external_data, limits=limits))
     given = network_inputs(network, inputs, seed)
     places = output_tensors(model, inputs_left(network))
     if not places:  # a file without names: take the importer's word for where its layers end

@@ -18,9 +18,11 @@ from converters.matching import Matched, idle_layers, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
+from converters.ordered import name_by_order
 from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
 from converters.passes.layout import is_channels_last
-from converters.trust import read_model
+from converters.trust import Limits, read_model
+from converters.trust.limits import USUAL
 from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
@@ -93,6 +95,7 @@ def load_onnx(
     layer_names: Sequence[str] | Mapping[str, str] | None = None,
     external_data: bool = False,
     keras: Any = None,
+    limits: Limits = USUAL,
 ) -> ImportedNetwork:
     """A network exported by Keras as an ``nn.Module`` whose named modules are Keras' layers.
 
@@ -108,14 +111,18 @@ def load_onnx(
             Keras, and maps lie as the exporter left them, mostly ``(N, C, H, W)``.
         layer_names: Keras' names in order, ``[layer.name for layer in model.layers]``, or name ->
             class name. They are checked against the file, and layers that do nothing outside
-            training, which the file does not have, are put back as identities.
+            training, which the file does not have, are put back as identities where their place is
+            beyond doubt. Of a file without names, the operators are given to the layers in order,
+            as far as their classes are known and fit.
         external_data: allow weights in files of their own beside this one.
         keras: the Keras model the file was exported from, or its ``.keras`` or ``.h5`` file (which
             is read as data: neither Keras nor anything in the file is run). For files that carry no
             names, as Keras' torch back end writes them: layers are told by their weights, those
             without weights by their place between the others; what cannot be told beyond doubt
             keeps a readable name, and a note says so. Other files have Keras' list of layers
-            checked, as by ``layer_names``.
+            checked, as by ``layer_names``; its connections tell where idle layers stand.
+        limits: how much the file may ask for before it is refused; raise one of
+            ``converters.Limits(elements=…)`` for a file that you trust.
 
     Returns:
         The network in eval mode; ``.source`` says where it came from and lists the layers.
@@ -149,7 +156,7 @@ def load_onnx(
     """
     if input_layout not in ("NCHW", "as_exported"):
         raise InputError(f"input_layout is 'NCHW' or 'as_exported', not {input_layout!r}")
-    model = without_dead_nodes(read_model(path, external_data=external_data))
+    model = without_dead_nodes(read_model(path, external_data=external_data, limits=limits))
     opset = opset_of(model)
     names = read_names(model)
     refuse_broken(model, names.claims, opset)
@@ -157,12 +164,15 @@ def load_onnx(
         model = _older(model)
         names = read_names(model)
     table = read_table(model) if layer_names is None else None
-    described = None if keras is None or table is not None else read_keras(keras)
+    described = None if keras is None else read_keras(keras)
+    unused = None if described is None else _not_used(described, table, names, layer_names)
     listed_names = _names_of(layer_names, table, described)
-    graph, matched, turned = _simplified(model, names, input_layout, described, listed_names)
+    graph, matched, turned = _simplified(
+        model, names, input_layout, described, listed_names, layer_names
+    )
     fused = name_fused_norms(graph)
-    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else table.kinds if table else {}
-    if described is not None and layer_names is None:
+    kinds = _kinds_of(layer_names) or (table.kinds if table else {})
+    if described is not None and layer_names is None and table is None:
         kinds = described.kinds
         listed = _listed_by_keras(graph, described, matched)
     else:
@@ -179,11 +189,37 @@ def load_onnx(
         input_layout=input_layout,
         input_size=_input_size(graph),
         layers=_records(graph, builder, fused, listed, kinds),
-        notes=tuple(graph.notes),
+        notes=(*graph.notes, *([unused] if unused else [])),
         names_in_file=names.style != "nameless",
         turned=turned,
     )
     return network.eval()
+
+
+def _not_used(
+    keras: KerasModel,
+    table: LayerTable | None,
+    names: Names,
+    layer_names: Sequence[str] | Mapping[str, str] | None,
+) -> str | None:
+    """A note where a Keras model has nothing to tell; refused where it is not this file's."""
+    if layer_names is not None and names.style != "nameless":
+        return f"layer_names was given: what {keras.source} says of the layers is not used"
+    if table is None:
+        return None
+    if not keras.described:
+        return (
+            f"the file has a table of its layers: {keras.source}, which holds weights alone, is "
+            "not used"
+        )
+    ours = {name for name in table.names if table.kinds[name] != "InputLayer"}
+    theirs = {name for name in keras.names if keras.kinds[name] != "InputLayer"}
+    if ours != theirs:
+        raise InputError(
+            f"{keras.source} does not fit this file: only one of the two has a layer "
+            f"{min(ours ^ theirs)!r}; is this the model it was exported from?"
+        )
+    return None
 
 
 def without_dead_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -237,22 +273,27 @@ def _simplified(
     layout: InputLayout,
     keras: KerasModel | None,
     listed: Sequence[str],
+    layer_names: Sequence[str] | Mapping[str, str] | None,
 ) -> tuple[Graph, Matched | None, tuple[str, ...]]:
     graph = read_graph(model, names.claims)
     passes.simplify(graph)
     matched = None
     if names.style == "nameless" and keras is not None:
         matched = _matched(graph, keras)
+    by_order = names.style == "nameless" and keras is None and layer_names is not None
+    if by_order:
+        passes.silu(graph)  # Keras knows them as one activation
+        name_by_order(graph, listed, _kinds_of(layer_names))
     turned: tuple[str, ...] = ()
     if layout == "NCHW":
-        keras_file = names.style != "nameless" or matched is not None
+        keras_file = names.style != "nameless" or matched is not None or by_order
         turned = tuple(n for n in graph.inputs if is_channels_last(graph, n, keras=keras_file))
         passes.channels_first(graph, keras=keras_file)
     refuse_unbuildable(graph)
     passes.merge(graph)
     if matched is not None and keras is not None:
         _name_the_rest(graph, matched, keras, listed)
-    elif names.style == "nameless":
+    elif names.style == "nameless" and not by_order:
         graph.notes.append(
             f"the file, written by {names.exporter or 'an unknown program'}, does not carry the "
             "layers' names: they are called after what they do (conv_1, relu_1, …); the Keras file "
@@ -324,8 +365,11 @@ def _listed(
         return add_listed(graph, table.names, table.kinds, table.idle)
     if layer_names is None:
         return None
-    kinds = dict(layer_names) if isinstance(layer_names, Mapping) else {}
-    return add_listed(graph, list(layer_names), kinds)
+    return add_listed(graph, list(layer_names), _kinds_of(layer_names))
+
+
+def _kinds_of(layer_names: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
+    return dict(layer_names) if isinstance(layer_names, Mapping) else {}
 
 
 def _input_size(graph: Graph) -> tuple[int | None, ...]:

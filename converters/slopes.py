@@ -18,7 +18,8 @@ from torch import Tensor
 from converters.comparison import as_in_file, inputs_left, output_tensors, start_session
 from converters.importer import without_dead_nodes
 from converters.network import ImportedNetwork
-from converters.trust import read_model
+from converters.trust import Limits, read_model
+from converters.trust.limits import USUAL
 from torchviz_cnn.errors import NotApplicable
 
 Array = NDArray[Any]
@@ -33,14 +34,24 @@ class FileScores:
     Args:
         path: the file.
         network: what it was imported as: tells the order of its axes.
+        external_data, limits: as for :func:`~converters.load_onnx`.
 
     Raises:
-        NotApplicable: for a file with several inputs or outputs, or that onnxruntime cannot run.
+        NotApplicable: for a file with several inputs or outputs.
+        InputError: where onnxruntime is not installed or cannot run the file.
     """
 
-    def __init__(self, path: str | Path, network: ImportedNetwork) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        network: ImportedNetwork,
+        *,
+        external_data: bool = False,
+        limits: Limits = USUAL,
+    ) -> None:
         self.network = network
-        self.model = without_dead_nodes(read_model(path))
+        model = read_model(path, external_data=external_data, limits=limits)
+        self.model = without_dead_nodes(model)
         if len(network.source.inputs) != 1 or len(self.model.graph.output) != 1:
             raise NotApplicable(
                 f"{path} has {len(network.source.inputs)} inputs and "

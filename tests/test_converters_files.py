@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+import converters
 import torchviz_cnn as tvc
 from converters import load_onnx
 from tests.onnx_files import DATA, FLOAT, evaluate, node, save
@@ -1127,3 +1128,12 @@ def test_a_name_that_is_made_up_is_never_that_of_a_layer(
     close(seen["conv_1"], out)
     close(seen["conv_2"], made_up)
     assert "'conv_2'" in network.source.notes[0]
+
+
+def test_limits_can_be_set(tmp_path: Path) -> None:
+    path = branching(tmp_path / "n.onnx")
+    with pytest.raises(tvc.InputError, match=r"Limits\.elements"):
+        load_onnx(path, limits=converters.Limits(elements=100))
+    with pytest.raises(tvc.InputError, match=r"Limits\.nodes"):
+        load_onnx(path, limits=converters.Limits(nodes=3))
+    assert load_onnx(path, limits=converters.Limits(nodes=7)).source.inputs == ("img",)

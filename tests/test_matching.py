@@ -356,6 +356,90 @@ def test_what_could_not_be_told_is_not_called_after_another_layer(tmp_path: Path
     assert not {"conv_1", "conv_2"} & set(made)
 
 
+def classes(keras: Any) -> dict[str, str]:
+    layers = json.loads(str(keras["description"]))["config"]["layers"]
+    return {each["config"]["name"]: each["class_name"] for each in layers}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+@pytest.mark.parametrize("file", [name for name in FILES if not name.startswith("twins")])
+def test_layers_of_a_list_are_told_by_their_order(file: str, layout: str) -> None:
+    keras = stored(file)
+    network = load_onnx(NAMELESS / file, layer_names=classes(keras), input_layout=layout)
+    records = [(record.name, record.type) for record in network.source.layers]
+    assert records == [*classes(keras).items()]
+    assert "told by their order in layer_names alone" in network.source.notes[0]
+    if layout == "NCHW":
+        # whether c_add reads b_out, or drop behind it, no list can tell
+        check(network, keras, gone={"drop"} if file.startswith("res") else set())
+
+
+def test_default_names_tell_their_classes() -> None:
+    keras = stored("catdog")
+    network = load_onnx(NAMELESS / "catdog.dyn.onnx", layer_names=list(classes(keras)))
+    check(network, keras)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda names: [n for n in names if n != "conv2d_1"], "has a Conv where 'max_pooling2d_1'"),
+        (lambda names: [n for n in names if n != "dense_1"], "behind the layers listed it has a"),
+        (lambda names: [*names, "dense_2"], r"has nothing where 'dense_2' \(Dense\) is listed"),
+        (lambda names: [n.replace("conv2d", "block") for n in names], "the class of the layer 'bl"),
+    ],
+)
+def test_lists_whose_classes_do_not_fit_in_order_are_refused(change: Any, sentence: str) -> None:
+    names = list(classes(stored("catdog")))
+    with pytest.raises(tvc.InputError, match=sentence):
+        load_onnx(NAMELESS / "catdog.dyn.onnx", layer_names=change(names))
+
+
+def with_table(path: Path) -> Path:
+    """A file as ``export_keras`` writes it."""
+    from converters.metadata import INPUT, ExportedLayer, LayerTable, write_table
+    from tests.onnx_files import node, save
+
+    nodes = [
+        node("Transpose", "img", "t", "turn", perm=[0, 3, 1, 2]),
+        node("Relu", "t", "r", "network_1/first_1/Relu"),
+        node("MaxPool", "r", "out", "network_1/pool_1/MaxPool", kernel_shape=[2, 2]),
+    ]
+    save(path, nodes, {}, {"img": ["N", 5, 4, 3]}, ["out"], producer="torchviz_cnn")
+    model = onnx.load(path)
+    rows = (
+        ExportedLayer("img", "InputLayer", status=INPUT),
+        ExportedLayer("first", "ReLU"),
+        ExportedLayer("pool", "MaxPooling2D"),
+    )
+    write_table(model, LayerTable("keras 3.15.1", rows))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_keras_model_beside_a_file_with_a_table_is_checked(tmp_path: Path) -> None:
+    path = with_table(tmp_path / "n.onnx")
+    layers = [("InputLayer", "input", ()), ("ReLU", "first", ("input",))]
+    right = described(*layers, ("MaxPooling2D", "pool", ("first",)))
+    network = load_onnx(path, keras=right)
+    assert [record.name for record in network.source.layers] == ["img", "first", "pool"]
+    assert network.source.notes == load_onnx(path).source.notes
+    for wrong in (
+        described(*layers),
+        described(*layers, ("MaxPooling2D", "other", ("first",))),
+        described(*layers, ("Dropout", "more", ("first",)), ("MaxPooling2D", "pool", ("more",))),
+    ):
+        with pytest.raises(tvc.InputError, match="only one of the two has a layer"):
+            load_onnx(path, keras=wrong)
+
+
+def test_a_keras_model_that_is_not_asked_is_said(tmp_path: Path) -> None:
+    path = with_table(tmp_path / "n.onnx")
+    keras = described(("InputLayer", "img", ()), ("ReLU", "first", ("img",)))
+    network = load_onnx(path, keras=keras, layer_names=["img", "first", "pool"])
+    assert any("layer_names was given" in note for note in network.source.notes)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
 @pytest.mark.parametrize("file", ["res.static.onnx", "res.dyn.onnx", "mixed.static.onnx"])
 def test_the_result_is_an_ordinary_network(file: str, layout: str) -> None:
@@ -423,6 +507,12 @@ def test_weights_alone_name_what_has_kernels_of_its_own(tmp_path: Path) -> None:
     keras = stored("twins")
     out = tvc.activations(network, nchw(keras["x"]), "out")["out"]
     assert np.allclose(out.numpy(), keras["layer:out"], atol=1e-4)
+
+
+def test_weights_alone_beside_a_file_with_a_table_are_said_not_to_be_used(tmp_path: Path) -> None:
+    path = with_table(tmp_path / "n.onnx")
+    network = load_onnx(path, keras=unpacked("twins.weights.h5", tmp_path))
+    assert any("holds weights alone, is not used" in note for note in network.source.notes)
 
 
 def test_the_commands_take_a_keras_file(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

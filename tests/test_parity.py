@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -113,3 +114,15 @@ def test_really_trained_networks_agree_with_their_files(name):
         x = torch.from_numpy(stored["x"][:1]).float()
     x = x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x
     assert all(row.passed for row in compare_explanations(path, network, x))
+
+
+def test_weights_beside_the_file(tmp_path):
+    model = onnx.load(DATA / "tiny.k3export.onnx")
+    path = tmp_path / "n.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    network = converters.load_onnx(path, external_data=True)
+    x = picture(network)
+    rows = compare_explanations(path, network, x, external_data=True)
+    assert all(row.passed for row in rows)
+    with pytest.raises(tvc.InputError, match="external_data"):
+        compare_explanations(path, network, x)

@@ -78,6 +78,7 @@ def compare_explanations(
     layer: str | None = None,
     directions: int = 64,
     seed: int = 0,
+    external_data: bool = False,
 ) -> list[ExplanationParity]:
     """Saliency and Grad-CAM of an imported network beside slopes measured in its file.
 
@@ -93,6 +94,7 @@ def compare_explanations(
         directions: along how many random directions the gradient is measured. Of Grad-CAM every
             channel's weight is.
         seed: of the directions.
+        external_data: allow weights in files of their own beside this one.
 
     Returns:
         One row for saliency and one for Grad-CAM.
@@ -109,7 +111,7 @@ def compare_explanations(
         raise InputError(f"explanations are compared on one picture, not on {len(inputs)}")
     inputs = _roughened(inputs, seed)
     module = module_of(model)
-    file = FileScores(path, module)  # type: ignore[arg-type]
+    file = FileScores(path, module, external_data=external_data)  # type: ignore[arg-type]
     result = saliency(model, inputs, target)
     assert result.target is not None
     chosen = int(result.target[0])
