@@ -29,7 +29,7 @@ from converters.finish import (
     put_in_weights,
 )
 from converters.keras_files import OLDEST_KERAS, check_keras_file
-from converters.keras_trace import Call, original, trace
+from converters.keras_trace import Call, original, refusals_told, trace
 from converters.metadata import (
     GONE,
     IDENTITY,
@@ -41,11 +41,12 @@ from converters.metadata import (
     write_table,
 )
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.files import write_atomically
+from torchviz_cnn.files import CannotWrite, write_atomically
 from torchviz_cnn.version import __version__
 
 _INSTALL = 'python -m pip install "torchviz-cnn[keras]"'
 _MOST_BYTES = 2**31 - 1
+_CANNOT_WRITE = 3  # how the process that exports ends when it could not write
 Size = tuple[int | None, ...]
 
 
@@ -233,9 +234,11 @@ def _kind(tensor: Any) -> str:
 def _call_once(model: Any, sizes: Sequence[tuple[Size, str, str]]) -> None:
     """Let the model make its variables: while TensorFlow records, it could not."""
     import numpy as np
+    import tensorflow as tf
 
     given = [np.zeros([side or 1 for side in shape], kind) for shape, kind, _ in sizes]
-    model(given[0] if len(given) == 1 else given, training=False)
+    with refusals_told(tf, model):
+        model(given[0] if len(given) == 1 else given, training=False)
 
 
 # ---------------------------------------------------------------------------- conversion
@@ -404,6 +407,8 @@ def _in_other_process(
     last = done.stdout.splitlines()[-1:] or [""]
     if done.returncode == 2 and last[0]:
         raise InputError(last[0])
+    if done.returncode == _CANNOT_WRITE:
+        raise CannotWrite(*json.loads(last[0]))
     if done.returncode:
         raise RuntimeError(f"exporting by TensorFlow failed:\n{done.stderr[-2000:]}")
     content = json.loads(last[0])
@@ -423,6 +428,9 @@ def _main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(str(error).replace("\n", " "))
         return 2
+    except CannotWrite as error:
+        print(json.dumps([error.errno, error.strerror, error.filename]))
+        return _CANNOT_WRITE
     print(json.dumps({"exporter": export.exporter, "layers": [asdict(x) for x in export.layers]}))
     return 0
 

@@ -166,7 +166,8 @@ def trace(
         sizes: shape, type and name of each input.
 
     Raises:
-        InputError: where TensorFlow or tf2onnx cannot follow the model.
+        InputError: where TensorFlow or tf2onnx cannot follow the model, or it does not take inputs
+            of these sizes.
     """
     import tensorflow as tf
 
@@ -182,7 +183,8 @@ def trace(
         ]
         for kind in kinds:
             stack.enter_context(_replaced(kind, "__call__", recorder.around(kind.__call__)))
-        made = model(given[0] if len(given) == 1 else given, training=False)
+        with refusals_told(tf, model):
+            made = model(given[0] if len(given) == 1 else given, training=False)
     outputs = [tensor for tensor in tf.nest.flatten(made) if hasattr(tensor, "op")]
     definition, weights = _without_weights(tf, graph)
     proto = _to_onnx(
@@ -190,6 +192,18 @@ def trace(
     )
     _rename(proto, {t.name: name for t, (_, _, name) in zip(given, sizes, strict=True)})
     return Trace(recorder.calls, proto, weights, [name for _, _, name in sizes])
+
+
+@contextmanager
+def refusals_told(tf: Any, model: Any) -> Iterator[None]:
+    """What Keras or TensorFlow says when a model cannot be called, as our own error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"the model {model.name!r} cannot be called: {reason}") from error
 
 
 @contextmanager

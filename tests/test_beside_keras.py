@@ -115,3 +115,20 @@ def test_a_file_without_names_is_compared_under_the_models(exported, tmp_path):
     status = {row.name: row.status for row in result.layers}
     assert status["second"] == ("same" if every else "fused into norm")
     assert {status[name] for name in ("first", "norm", "act", "drop", "flat", "last")} == {"same"}
+
+
+def test_every_output_of_several_is_compared(tmp_path):
+    layers = keras.layers
+    img = layers.Input((12, 10, 3), name="img")
+    maps = layers.Conv2D(4, 3, activation="relu", name="maps")(img)
+    flat = layers.Flatten(name="flat")(maps)
+    ends = [layers.Dense(n, name=f"last_{n}")(flat) for n in (2, 3)]
+    model = keras.Model(img, ends)
+    converters.export_keras(model, tmp_path / "net.onnx")
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert result.passed
+    assert [row.shape for row in result.outputs] == [(2,), (3,)]
+    assert all(row.status == "same" for row in result.outputs)
+    model.get_layer("last_3").bias.assign([1.0, 2.0, 3.0])
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert [row.status for row in result.outputs] == ["same", "differs"]

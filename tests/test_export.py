@@ -475,6 +475,11 @@ try:
     export_keras(keras.Sequential(name="new"), sys.argv[1] + "/no.onnx")
 except ValueError as error:
     print(type(error).__name__, error)
+open(sys.argv[1] + "/file", "w").close()
+try:
+    export_keras(model, sys.argv[1] + "/file/net.onnx")
+except OSError as error:
+    print(type(error).__name__, error.filename)
 """
     environment = os.environ | {"KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -487,11 +492,22 @@ except ValueError as error:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert lines[-2] == "['first', 'drop', 'flat', 'last'] ('drop',)"
-    assert lines[-1].startswith("InputError the model 'new' has never been called")
+    assert lines[-3] == "['first', 'drop', 'flat', 'last'] ('drop',)"
+    assert lines[-2].startswith("InputError the model 'new' has never been called")
+    assert lines[-1] == f"CannotWrite {tmp_path}/file/net.onnx"
     seen = np.load(tmp_path / "seen.npz")
     found = load_onnx(tmp_path / "net.onnx")(torch.from_numpy(seen["x"].transpose(0, 3, 1, 2)))
     np.testing.assert_allclose(found.detach().numpy(), seen["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_pictures_that_a_model_does_not_take(built: bool, keras: Any, tmp_path: Path) -> None:
+    parts = [keras.layers.Conv2D(2, 7, name="wide"), keras.layers.Flatten(name="flat")]
+    first = [keras.layers.Input((None, None, 3))] if built else []
+    model = keras.Sequential([*first, *parts], name="net")
+    with pytest.raises(tvc.InputError, match="the model 'net' cannot be called: "):
+        export_keras(model, tmp_path / "net.onnx", input_shape=(4, 4, 3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_of_keras_2(keras: Any, tmp_path: Path) -> None:
