@@ -264,13 +264,15 @@ def compare(
     seen, results = run_network(network, given)
     position = {name: n for n, node in enumerate(model.graph.node) for name in node.output}
     lost = _lost_layers(model, source.layers, places)
+    missing = set(lost)
     lost.sort(key=lambda name: position[places[name][0].tensor])
     rows: list[LayerComparison] = []
     for record in source.layers:
         own = places.get(record.name, [])
         while own and lost and position[places[lost[0]][0].tensor] < position[own[0].tensor]:
             rows.append(_lost_row(lost.pop(0)))
-        rows += _compare_layer(network, record, own, seen, found)
+        if record.name not in missing:
+            rows += _compare_layer(network, record, own, seen, found)
     rows += map(_lost_row, lost)
     return Comparison(
         file=Path(path).name,
