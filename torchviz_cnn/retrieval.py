@@ -209,7 +209,8 @@ def patches(
     files = pictures_in(pictures) if in_folder else [Path(path) for path in pictures]  # type: ignore[arg-type, union-attr]
     if not files:
         raise InputError("no pictures were given")
-    seen = receptive_field(model, layer)
+    # A field's name without a number means the last run, a layer's its first.
+    seen = receptive_field(model, f"{name.name}@{name.call or 0}")
     like = torch.empty(1, *model.input_size, device=model.device)
     number = batch_of(like, batch_size, cpu=8)
     channels = list(channel) if isinstance(channel, Sequence) else [channel]
