@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 import torchviz_cnn as tvc
 from tests.networks import (
     BackwardTripwire,
+    ChannelsLast,
     Gray,
     Repeated,
     TrippedError,
@@ -534,6 +535,21 @@ def test_a_later_run_of_a_layer_is_meant_by_its_number():
     with tvc.capture(net, "conv@2") as seen:
         net(last.inputs)
     torch.testing.assert_close(seen["conv@2"][:, 2].mean((1, 2)), last.value)
+
+
+@pytest.mark.parametrize(("cell", "place"), [(None, ...), ((5, 1), (5, 1)), ("middle", (3, 2))])
+def test_channels_that_come_last_are_still_the_channels(cell, place):
+    """The layer puts out 7×5 places of 12 channels, and in this order."""
+    net = randomised(ChannelsLast())
+    result = tvc.maximize(net, layer="mix", channel=[2, 11], cell=cell, **QUICK)
+    with torch.no_grad(), tvc.capture(net, "mix") as seen:
+        net(result.inputs)
+    assert seen["mix"].shape == (2, 7, 5, 12)
+    for picture, channel in enumerate((2, 11)):
+        wanted = seen["mix"][picture, ..., channel][place].mean()
+        torch.testing.assert_close(result.value[picture], wanted)
+    with pytest.raises(tvc.InputError, match="the layer 'mix' has 12, from 0"):
+        tvc.maximize(net, layer="mix", channel=12, **QUICK)
 
 
 def test_precision_and_device_stay(device):

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 import torchviz_cnn as tvc
-from tests.networks import Gray, Residual, pictures, plain, randomised
+from tests.networks import ChannelsLast, Gray, Residual, pictures, plain, randomised
 from tests.test_promises import SETTINGS, nothing_changes, residual
 
 
@@ -65,6 +65,15 @@ def test_a_picture_and_itself_and_a_larger_one_tiled_of_it_have_one_style():
     assert float(tvc.style_distance(net, x, x, "1").distance) == 0
     tiled = x.repeat(1, 1, 2, 3)
     assert float(tvc.style_distance(net, x, tiled, "1").relative) < 1e-12
+
+
+def test_channels_that_come_last_are_still_the_channels():
+    net, (a, b) = randomised(ChannelsLast()), (pictures(1, seed=1), pictures(1, seed=2))
+    found = tvc.style_distance(net, a, b, ["patch", "mix"])
+    assert found.shapes == ((16, 7, 5), (12, 7, 5))
+    for side, x in enumerate((a, b)):
+        maps = np.moveaxis(maps_of(net, x, "mix")[0], -1, 0)
+        np.testing.assert_allclose(found.grams[1][side][0], slow_gram(maps) / 35, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

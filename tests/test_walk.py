@@ -26,8 +26,9 @@ from tests.networks import (
 )
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
+from torchviz_cnn.axes import channels_last
 from torchviz_cnn.render.colormaps import colorize
-from torchviz_cnn.walking import Sparsity, Step, Walk, _channels_last, kind_of
+from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
 
 
 def test_a_functional_network_is_walked_function_by_function():
@@ -796,4 +797,4 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
     ],
 )
 def test_which_outputs_have_their_channels_last(shape, size, widths, last):
-    assert _channels_last(shape, size, widths) is last
+    assert channels_last(shape, size, widths) is last

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from torchviz_cnn.axes import channels_first, widths_of
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import check_inputs
 from torchviz_cnn.naming import display_name, module_of
@@ -242,7 +243,14 @@ def style_distance(
             f"{len(pair[0])} pictures are to be compared with {len(pair[1])}; give as many in each"
         )
     wanted: Any = style_layers(model, first) if layers is None else layers
-    seen = [activations(model, each, wanted) for each in pair]
+    widths = widths_of(module)
+    seen = [
+        {
+            name: channels_first(maps, tuple(each.shape[-2:]), widths)
+            for name, maps in activations(model, each, wanted).items()
+        }
+        for each in pair
+    ]
     names = [name for name in seen[0] if name in seen[1]]
     glob = isinstance(wanted, str) or all(isinstance(each, str) for each in wanted)
     grams, distances, relatives, shapes = [], [], [], []

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
@@ -526,7 +527,7 @@ class _Passage(TorchDispatchMode):
         self.running: list[_Frame] = []
         self.steps: list[Step] = []
         self.sparsity: list[Sparsity] = []
-        self.widths: set[int] = set()
+        self.widths = widths_of(module)
         self.functions: set[str] = set()  # names of steps that are no modules
         self.seen: set[str] = set()
         self.unseen: list[str] = []
@@ -553,9 +554,6 @@ class _Passage(TorchDispatchMode):
         given = first_tensor(inputs)
         if given is not None and frame.wanted is not None and _looks_back(kind_of(module)):
             frame.before = given.detach().clone()
-        if given is not None and given.ndim == 4 and type(module) in (nn.LayerNorm, nn.Linear):
-            self.widths.add(given.shape[-1])
-            self.widths.add(getattr(module, "out_features", given.shape[-1]))
         self.running.append(frame)
 
     def leave(self, module: nn.Module, _inputs: object, output: object) -> None:
@@ -657,7 +655,7 @@ class _Passage(TorchDispatchMode):
         """The steps, with their channels' axis found: some networks have it last."""
         return [
             replace(step, channels_last=True)
-            if _channels_last(tuple(step.output.shape), size, self.widths)
+            if channels_last(tuple(step.output.shape), size, self.widths)
             else step
             for step in self.steps
         ]
@@ -689,23 +687,6 @@ def _sparsity(name: str, output: Tensor) -> Sparsity:
     if output.ndim == 3 and output.shape[1:] != (1, 1):
         dead = float(silent.flatten(1).all(1).double().mean())
     return Sparsity(name, float(silent.double().mean()), dead)
-
-
-def _channels_last(shape: tuple[int, ...], size: tuple[int, ...], widths: set[int]) -> bool:
-    """Whether an output is ``(h, w, C)``: its first two axes have the picture's shape, its last two
-    have not, and some layer works along its last axis.
-    """
-
-    def like_the_picture(height: int, width: int) -> bool:
-        expected = height * size[1] / size[0]
-        return abs(width - expected) <= max(1.0, 0.1 * expected)
-
-    return (
-        len(shape) == 3
-        and shape[2] in widths
-        and like_the_picture(shape[0], shape[1])
-        and not like_the_picture(shape[1], shape[2])
-    )
 
 
 _LOOK_BACK = {"activation", "pooling", "normalisation", "dropout", "flatten"}

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
+from torchviz_cnn.axes import channels_first, widths_of
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.head import run
+from torchviz_cnn.head import Output, run
 from torchviz_cnn.inputs import batch_axis_required, checked_size, misfits_explained, place_and_kind
 from torchviz_cnn.methods import canvas
 from torchviz_cnn.methods.canvas import Moves, Parametrization
@@ -166,11 +167,17 @@ class Maximization:
 def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evaluate]:
     """How much of its objective each picture of a batch has, running no more than is needed."""
     names = list(dict.fromkeys(str(name) for each in wanted for name in each.layers))
+    widths = widths_of(module)
 
-    def values(seen: Any, output: Any, part: Sequence[Objective]) -> Tensor:
+    def values(
+        seen: Mapping[str, Tensor], inputs: Tensor, output: Output | None, part: Sequence[Objective]
+    ) -> Tensor:
+        maps = {
+            name: channels_first(seen[name], tuple(inputs.shape[-2:]), widths) for name in names
+        }
         found = []
         for row, objective in enumerate(part):
-            own = {name: seen[name][row : row + 1] for name in names}
+            own = {name: each[row : row + 1] for name, each in maps.items()}
             found.append(
                 objective.value(own, None if output is None else output.rows(row, row + 1))
             )
@@ -178,10 +185,12 @@ def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evalu
 
     if any(each.needs_output for each in wanted):
         with capture(module, names, gradients=True) as seen:
-            yield lambda inputs, part: values(seen, run(module, inputs, variants_of=inputs), part)
+            yield lambda inputs, part: values(
+                seen, inputs, run(module, inputs, variants_of=inputs), part
+            )
         return
     with running_to(module, resolve(module, names), gradients=True) as look:
-        yield lambda inputs, part: values(look(inputs), None, part)
+        yield lambda inputs, part: values(look(inputs), inputs, None, part)
 
 
 # What suits each parametrisation: pixels need more against the chequered noise they end in.
