@@ -11,9 +11,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torchvision.ops import Permute
 
 import torchviz_cnn as tvc
 from tests.networks import (
+    ChannelsLast,
     Functional,
     Repeated,
     Residual,
@@ -27,6 +29,8 @@ from tests.networks import (
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
 from torchviz_cnn.axes import channels_last
+from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.render import bars
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
 
@@ -319,8 +323,49 @@ def test_what_makes_several_of_one_picture_is_told():
 
     seen = tvc.walk(randomised(Split()), pictures(1))
     assert seen.left_out() == [
-        "conv is not drawn: of one picture it makes 2×4×5×8, no batch of one"
+        "conv is not drawn: of one picture it makes 2×4×5×8, no batch of one",
+        "mean over places after conv is not drawn: of one picture it makes 2×4, no batch of one",
     ]
+
+
+class Folding(nn.Module):
+    """A gate that is one number, a rectified weight, and a batch that is folded to two rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(0.7))
+        self.weight = nn.Parameter(torch.tensor([-1.0, 2.0, -3.0, 0.5]))
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x) * torch.sigmoid(self.gate) * torch.sigmoid(2 * self.gate))
+        x = x * F.relu(self.weight)[:, None, None] * F.relu(-self.weight.double())[:, None, None]
+        halves = F.relu(torch.cat(x.chunk(2, 2)) - 0.1)
+        return self.fc(halves.sum((0, 2, 3))[None])
+
+
+@pytest.mark.parametrize("layers", [None, ["conv", "fc@*"]])
+def test_activations_that_are_not_over_the_picture_are_told_and_not_counted(layers):
+    net, x = randomised(Folding()), pictures(1)
+    with torch.no_grad():
+        net.gate.fill_(0.7)
+    seen = tvc.walk(net, x, layers)
+    drawn = ["conv", "relu after conv", "fc"]
+    assert seen.names == (drawn if layers is None else ["conv", "fc"])
+    assert [each.name for each in seen.sparsity] == ["relu after conv"]
+    share = (net.conv(x) <= 0).double().mean()
+    assert seen.sparsity[0].zeros == pytest.approx(float(share), abs=1e-15)
+    told = [
+        "sigmoid after conv is not drawn: it is computed of weights, not of the picture",
+        "sigmoid after conv is not drawn: of one picture it makes a single number, no batch of one",
+        "relu after conv is not drawn: it is computed of weights, not of the picture",
+        "relu after conv is not drawn: of one picture it makes 4, no batch of one",
+        "relu after conv is not drawn: of one picture it makes 2×4×7×10, no batch of one",
+    ]
+    if layers is not None:
+        told = [line.replace("drawn", "counted") for line in told if line.startswith("relu")]
+    assert seen.left_out() == told
 
 
 # ---- sparsity over depth --------------------------------------------------------------------------
@@ -359,6 +404,29 @@ def test_sparsity_and_dead_channels_are_those_of_every_relu():
     axis = tvc.render.shares_figure(["a", "b"], {"x": [s.zeros for s in seen.sparsity]}).axes[0]
     shown = axis.lines[0].get_ydata()
     np.testing.assert_allclose(shown, [100 * (first == 0).mean(), 100 * (second == 0).mean()])
+
+
+def test_dead_channels_are_counted_along_their_own_axis():
+    net = randomised(ChannelsLast())
+    with torch.no_grad():
+        net.mix.bias[[1, 4, 7]] = -100.0
+    relu = nn.Sequential(OrderedDict(patch=net.patch, turn=Permute([0, 2, 3, 1]), mix=net.mix, relu=nn.ReLU()))  # fmt: skip
+    (found,) = tvc.walk(relu, pictures(1)).sparsity
+    maps = relu(pictures(1))[0]
+    assert maps.shape == (7, 5, 12)
+    assert found.dead == float((maps == 0).all(0).all(0).double().mean()) >= 3 / 12
+
+
+def test_a_walk_that_ends_early_says_nothing_of_depth():
+    net, x = randomised(plain()), pictures(1)
+    seen = tvc.walk(net, x, ["conv1", "relu1"])
+    assert not seen.to_the_end
+    assert seen.sparsity == ()
+    assert seen.sparsity_picture() is None
+    assert "ended before the network did" in plates.sparsity_words(seen)
+    whole = tvc.walk(net, x)
+    assert whole.to_the_end
+    assert [each.name for each in whole.sparsity] == ["relu1", "relu2"]
 
 
 @pytest.mark.parametrize("smooth", [nn.GELU(), nn.Tanh(), nn.Hardtanh(), nn.LeakyReLU()])
@@ -475,11 +543,67 @@ def test_the_class_scores_are_bars_with_the_names_of_the_classes(monkeypatch):
     )
     values = torch.linspace(0, 1, 30)
     names = [f"class {i}" for i in range(30)]
-    step = Step("fc", "Linear", "dense", values)
+    step = Step("fc", "Linear", "dense", values, answer="score")
     plates.drawn(step, plates.Drawing(), names)
     assert torch.equal(drawn[0][0], values)
-    assert drawn[0][1]["labels"] == names
+    assert drawn[0][1]["names"] == [f"{i} class {i}" for i in range(30)]
     assert drawn[0][1]["top"] == 20
+
+
+CREATURES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize("layers", [None, ["hidden", "fc"], ["fc"], ["hidden"]])
+@pytest.mark.parametrize(
+    ("head", "answers"),
+    [
+        ([], {"fc": "score"}),
+        ([nn.Softmax(1)], {"fc": "score", "0": "probability"}),
+        ([nn.LogSoftmax(1)], {"fc": "score", "0": "score"}),
+        ([nn.Sigmoid()], {"fc": "score", "0": "probability"}),
+        ([nn.Dropout(), nn.ReLU()], {"1": "score"}),
+    ],
+)
+def test_only_the_networks_own_scores_have_the_names_of_classes(layers, head, answers):
+    """A hidden layer of as many units says nothing of classes."""
+    net = randomised(
+        nn.Sequential(
+            OrderedDict(
+                flat=nn.Flatten(),
+                hidden=nn.Linear(3 * 14 * 10, 4),
+                relu=nn.ReLU(),
+                fc=nn.Linear(4, 4),
+                **{str(i): part for i, part in enumerate(head)},
+            )
+        )
+    )
+    net.fc.bias.data[0] = -20.0  # or the last ReLU would change nothing
+    model = tvc.Model(net, Preprocess((14, 10)), (3, 14, 10), classes=CREATURES)
+    seen = tvc.walk(model, pictures(1), layers)
+    wanted = answers if layers is None else {k: v for k, v in answers.items() if k in layers}
+    assert {step.name: step.answer for step in seen if step.answer} == wanted
+
+
+def test_the_words_beside_the_bars_are_the_classes_of_the_answer(monkeypatch):
+    written = []
+    body = np.zeros((9, 9, 3), np.uint8)
+    monkeypatch.setattr(bars, "_bars", lambda _array, names: written.append(list(names)) or body)
+    values = torch.tensor([0.3, -0.2, 0.8, 0.1])
+
+    def beside(classes, *step, **more):
+        written.clear()
+        plates.drawn(Step("fc", *step, **more), plates.Drawing(), classes)
+        return written
+
+    dense, sigmoid = ("Linear", "dense"), ("Sigmoid", "activation")
+    assert beside(CREATURES, *dense, values) == [["0", "1", "2", "3"]]
+    named = ["0 ant", "1 bee", "2 cat", "3 dog"]
+    assert beside(CREATURES, *dense, values, answer="score") == [named]
+    one = torch.tensor([0.8])
+    assert beside(("cat", "dog"), *dense, one, answer="probability") == [["P(dog)"]]
+    assert beside(("cat", "dog"), *dense, one, answer="score") == [["score of dog"]]
+    assert beside(("cat", "dog"), *dense, one) == [["0"]]
+    assert beside(("cat", "dog"), *sigmoid, one, one.logit(), answer="probability") == [["dog"]] * 2
 
 
 def test_chances_of_many_classes_are_bars_of_the_largest(monkeypatch):

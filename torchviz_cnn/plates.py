@@ -163,32 +163,35 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
     values, before = step.units, step.units_before
     assert values is not None
     title, colormap = _headline(step), drawing.colormap
-    labels = list(classes) if classes is not None and len(classes) == len(values) else None
-    if classes is not None and len(classes) == 2 and len(values) == 1:
-        labels = [classes[1]]  # one sigmoid: the probability of the second class
-    named = labels is not None and len(values) > MOST_SCORES
+    pair = step.kind == "activation" and before is not None and before.shape == values.shape
+    names = _class_names(step, classes, pair=pair)
+    named = names is not None and len(values) > MOST_SCORES
     top = drawing.top or (MOST_SCORES if named else None)
-    if step.kind == "activation" and before is not None and before.shape == values.shape:
-        if top is None and len(values) > MOST_BARS and _are_chances(values):
-            top = MOST_SCORES
-        if named or top is not None:
-            few = torch.topk(values, min(top or len(values), len(values))).indices
-            title += f"; the {len(few)} strongest"
-            names = [_name(int(i), labels) for i in few]
-            return render.units_before_and_after(
-                before[few], values[few], colormap, names=names, title=title
-            )
-        return render.units_before_and_after(before, values, colormap, labels=labels, title=title)
-    return render.units(values, colormap, labels=labels, top=top, title=title)
+    if not pair or before is None:
+        return render.units(values, colormap, names=names, top=top, title=title)
+    if top is None and len(values) > MOST_BARS and _are_chances(values):
+        top = MOST_SCORES
+    if top is not None:
+        few = torch.topk(values, min(top, len(values))).indices
+        title += f"; the {len(few)} strongest"
+        names = [str(int(i)) if names is None else names[int(i)] for i in few]
+        before, values = before[few], values[few]
+    return render.units_before_and_after(before, values, colormap, names=names, title=title)
+
+
+def _class_names(step: Step, classes: Sequence[str] | None, *, pair: bool) -> list[str] | None:
+    """What stands beside each bar of the network's answer; of other layers only their numbers."""
+    if classes is None or step.answer is None or step.units is None:
+        return None
+    if (len(classes), len(step.units)) == (2, 1):  # one sigmoid: its unit 0 is about class 1
+        about = f"score of {classes[1]}" if step.answer == "score" else f"P({classes[1]})"
+        return [classes[1] if pair else about]
+    return render.numbered(classes) if len(classes) == len(step.units) else None
 
 
 def _are_chances(values: Tensor) -> bool:
     """What a softmax puts out: beside its scores on one scale it would all be dark."""
     return bool((values >= 0).all()) and abs(float(values.double().sum()) - 1) < 1e-3
-
-
-def _name(index: int, labels: Sequence[str] | None) -> str:
-    return str(index) if labels is None else f"{index} {labels[index]}"
 
 
 def _headline(step: Step) -> str:
@@ -315,6 +318,8 @@ def sparsity_picture(walk: Walk) -> Image.Image | None:
 
 def sparsity_words(walk: Walk) -> str:
     """Whether sparsity increases with depth, in a sentence."""
+    if not walk.to_the_end:
+        return "the walk ended before the network did, so nothing is known of sparsity over depth"
     if not walk.sparsity:
         return "no activation of this network puts out exact zeros"
     first, last = walk.sparsity[0], walk.sparsity[-1]

@@ -1,6 +1,6 @@
 """Arrays to pictures: colour maps, grids, overlays, figures. Knows nothing of networks."""
 
-from torchviz_cnn.render.bars import units, units_before_and_after
+from torchviz_cnn.render.bars import numbered, units, units_before_and_after
 from torchviz_cnn.render.boxes import boxes
 from torchviz_cnn.render.charts import confusion_matrix, training_curves
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
@@ -43,6 +43,7 @@ __all__ = [
     "feature_maps",
     "filters",
     "masked",
+    "numbered",
     "overlay",
     "shares_figure",
     "sheet",

@@ -22,6 +22,7 @@ def units(
     colormap: str = "viridis",
     *,
     labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     top: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
@@ -30,12 +31,13 @@ def units(
     Args:
         values: ``(units,)``.
         colormap: of the strip, any matplotlib name.
-        labels: a name for each unit.
+        labels: what each unit is about, printed after its number.
+        names: what stands beside each bar instead of its number and label.
         top: only so many, those with the largest values, the largest first; as bars.
         title: a line above.
 
     Raises:
-        InputError: for values that are not one-dimensional, or labels of another length.
+        InputError: for values that are not one-dimensional, or names or labels of another number.
 
     Example:
         >>> import numpy as np
@@ -44,17 +46,17 @@ def units(
     """
     array = _as_units(values)
     order = np.argsort(-array, kind="stable")
-    names = _names(len(array), labels)
+    beside = _names(len(array), labels, names)
     low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
     if top is not None and top < len(array):
         words = f"length is the unit's output; the {top} largest of {len(array)}"
         few = order[:top]
-        body = _bars(array[few], [names[i] for i in few])
+        body = _bars(array[few], [beside[i] for i in few])
         return framed(body, title, words)[0]
     if len(array) <= MOST_BARS:
-        return framed(_bars(array, names), title, "length is the unit's output")[0]
+        return framed(_bars(array, beside), title, "length is the unit's output")[0]
     body, columns = _strip(array, colormap, low, high)
-    first = ", ".join(f"{fit(names[i], 180, 11)} ({number(array[i])})" for i in order[:5])
+    first = ", ".join(f"{fit(beside[i], 180, 11)} ({number(array[i])})" for i in order[:5])
     words = f"{len(array)} units, {columns} in a row; strongest: {first}"
     return framed(body, title, words, (low, high, colormap))[0]
 
@@ -88,13 +90,14 @@ def units_before_and_after(
     a, b = _as_units(before), _as_units(after)
     if len(a) != len(b):
         raise InputError(f"{len(a)} units before and {len(b)} after are no pairs")
-    if names is None:
-        names = _names(len(a), labels)
-    elif len(names) != len(a):
-        raise InputError(f"{len(names)} names were given for {len(a)} units")
+    beside = _names(len(a), labels, names)
     if len(a) <= MOST_BARS:
         # Each with a scale of its own: a score of 12 and a probability of 0.9 have no common one.
-        bodies, foot, bar = [_bars(a, names), _bars(b, names)], "each scaled to its own range", None
+        bodies, foot, bar = (
+            [_bars(a, beside), _bars(b, beside)],
+            "each scaled to its own range",
+            None,
+        )
     else:
         low, high = min(0.0, a.min(), b.min()), max(0.0, a.max(), b.max())
         strips = [_strip(each, colormap, low, high) for each in (a, b)]
@@ -104,12 +107,24 @@ def units_before_and_after(
     return framed(_stacked(bodies, words), title, foot, bar)[0]
 
 
-def _names(count: int, labels: Sequence[str] | None) -> list[str]:
-    """The number of each unit, and its label where it says more."""
+def _names(count: int, labels: Sequence[str] | None, names: Sequence[str] | None) -> list[str]:
+    """The number of each unit, and its label where it says more; or the names as given."""
+    if names is not None and len(names) != count:
+        raise InputError(f"{len(names)} names were given for {count} units")
+    if names is not None:
+        return list(names)
     if labels is not None and len(labels) != count:
         raise InputError(f"{len(labels)} labels were given for {count} units")
-    if labels is None:
-        return [str(i) for i in range(count)]
+    return [str(i) for i in range(count)] if labels is None else numbered(labels)
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """The number of each unit, and its label where it says more.
+
+    Example:
+        >>> numbered(["cat", "1"])
+        ['0 cat', '1']
+    """
     return [label if label == str(i) else f"{i} {label}" for i, label in enumerate(labels)]
 
 
