@@ -22,7 +22,7 @@ from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, Windo
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.files import file_name
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.head import run
+from torchviz_cnn.head import NoScores, is_single, run
 from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.methods.together import explained_by
 from torchviz_cnn.models import Model
@@ -49,17 +49,18 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
         count: at most this many classes an image.
 
     Raises:
-        InputError: for bad inputs, or an output that is not ``(N, classes)``.
+        InputError: for bad inputs, or names of another number of classes.
+        NoScores: for an output that is not ``(N, classes)``.
     """
     module = module_of(model)
     inputs = check_inputs(model, module, inputs)
     with misfits_explained(module, inputs), undisturbed(module, inputs):
         chances = run(module, inputs, sure=True).probabilities()
-    if chances.ndim == 1 or chances.shape[1] == 1:
+    if is_single(chances):
         chances = chances.reshape(-1, 1)
         chances = torch.cat([1 - chances, chances], 1)
     if chances.ndim != 2:
-        raise InputError(f"the network is no classifier: its output is {tuple(chances.shape)}")
+        raise NoScores(f"the network is no classifier: its output is {tuple(chances.shape)}")
     top = chances.topk(min(count, chances.shape[1]), 1)
     known = model.classes
     if known is not None and len(known) != chances.shape[1]:

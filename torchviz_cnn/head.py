@@ -24,6 +24,11 @@ from torchviz_cnn.errors import InputError
 
 Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
+
+class NoScores(InputError):  # noqa: N818 - nothing is wrong with a network that is no classifier
+    """What a network puts out are no scores of classes."""
+
+
 _KINDS: dict[Callable[..., Any], Kind] = {
     F.softmax: "softmax",
     torch.softmax: "softmax",
@@ -320,7 +325,7 @@ def run(
         through: computes what the network would, in another way.
 
     Raises:
-        InputError: when the network returns no tensor, or not one row an image.
+        NoScores: when the network returns no tensor, or not one row an image.
 
     Warns:
         UserWarning: once a network, where its outputs are probabilities of which it cannot be seen
@@ -381,7 +386,7 @@ def _are_probabilities(raw: Tensor) -> bool:
 def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None:
     """Refuse an output that has not one row an image, or is not made of real numbers."""
     if not raw.is_floating_point():
-        raise InputError(
+        raise NoScores(
             f"the network puts out {raw.dtype} numbers; scores are floating-point numbers"
         )
     if raw.ndim and raw.shape[0] == inputs.shape[0]:
@@ -390,7 +395,7 @@ def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None
         return  # squeeze() of a batch of one took its axis, too
     images = inputs if variants_of is None else variants_of
     variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
-    raise InputError(
+    raise NoScores(
         f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
         f"{_described(images)}; it must return one row an image, and inputs must have a batch "
         "axis: (N, C, H, W)"
@@ -411,7 +416,7 @@ def tensor_in(output: object) -> Tensor:
             return found
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise InputError(
+    raise NoScores(
         f"the network returned a {type(output).__name__} without a tensor of class scores in it; "
         "wrap it in a module that returns (N, classes)"
     )
