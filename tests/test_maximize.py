@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -474,12 +475,8 @@ def test_the_network_comes_back_as_it_was_whatever_was_around(setting, wish):
 def test_after_an_exception_nothing_has_changed(part):
     net = randomised(with_part(part))
     part.runs = []
-    with pytest.raises(TrippedError), nothing_changes_but_runs(net, part):
+    with nothing_changes(net), pytest.raises(TrippedError):
         tvc.maximize(net, target=1, **QUICK)
-
-
-def nothing_changes_but_runs(net, _part):
-    return nothing_changes(net)
 
 
 @pytest.mark.parametrize("wish", [{"target": [1, 2, 1]}, {"layer": "conv2", "channel": [4, 1, 0]}])
@@ -525,6 +522,30 @@ def test_what_comes_after_the_layer_does_not_run():
     assert counts == {"conv1": 14, "conv2": 7}
     tvc.maximize(net, target=0, **QUICK)
     assert counts == {"conv1": 21, "conv2": 14, "fc": 7}
+
+
+class Saved:
+    """A tensor that some graph keeps for its backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("wish", [{"target": 1}, {"layer": "conv2", "channel": 1}])
+def test_no_steps_graph_is_there_any_more_when_the_next_step_begins(wish):
+    net, alive, found = randomised(plain()), WeakSet(), []
+
+    def keep(tensor):
+        saved = Saved(tensor.detach())  # else an output would keep its own graph
+        alive.add(saved)
+        return saved
+
+    # Before the network there are only the moves and the colours, which are made anew.
+    net.conv1.register_forward_pre_hook(lambda *_: found.append(len(alive)))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
+        tvc.maximize(net, **wish, **QUICK)
+    assert found[0] > 0
+    assert found[1:6] == [found[0]] * 5
 
 
 def test_a_later_run_of_a_layer_is_meant_by_its_number():
@@ -696,7 +717,7 @@ BAD = [
 @pytest.mark.parametrize(("wish", "words"), BAD)
 def test_bad_input_is_one_sentence_and_changes_nothing(wish, words):
     net = randomised(plain())
-    with pytest.raises(tvc.InputError, match=words), nothing_changes(net):
+    with nothing_changes(net), pytest.raises(tvc.InputError, match=words):
         tvc.maximize(net, **(QUICK | wish))
 
 

@@ -299,20 +299,9 @@ def _ascend(
     history = []
     redirected = torch.zeros(len(part), dtype=torch.long)
     for step in range(recipe.steps):
-        with torch.enable_grad():
-            colors = board.colors()
-            shown = colors
-            if not recipe.moves.none:
-                shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
-            value = evaluate(shown)
-            penalty = recipe.penalty(colors)
-        slope, silent = _uphill(value, board.numbers)
-        _check_progress(value, slope, part, step)
-        if penalty.requires_grad:
-            against = _slope(penalty, board.numbers, more=False)
-            slope = slope - _rows(value.detach().abs(), slope) * against
+        value, slope, silent = _look_uphill(board, part, evaluate, recipe, draws, step)
         redirected += silent.cpu()
-        history.append(value.detach())
+        history.append(value)
         # All steps of one size: Adam remembers sizes for a thousand steps, and a redirected slope,
         # or the first one past a ReLU, may be many times as large or small as those to come.
         size = slope.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
@@ -321,6 +310,34 @@ def _ascend(
         board.clip()
         bar.update()
     return torch.stack(history, 1), redirected
+
+
+def _look_uphill(
+    board: canvas.Canvas,
+    part: Sequence[Objective],
+    evaluate: Callable[[Tensor], Tensor],
+    recipe: _Recipe,
+    draws: Sequence[torch.Generator],
+    step: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of each picture, its slope less the penalties', and for which it was redirected.
+
+    Nothing of the graph leaves it: two steps' graphs at once would take twice the memory.
+    """
+    with torch.enable_grad():
+        colors = board.colors()
+        shown = colors
+        if not recipe.moves.none:
+            shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
+        value = evaluate(shown)
+        penalty = recipe.penalty(colors)
+    slope, silent = _uphill(value, board.numbers)
+    value = value.detach()
+    _check_progress(value, slope, part, step)
+    if penalty.requires_grad:
+        against = _slope(penalty, board.numbers, more=False)
+        slope = slope - _rows(value.abs(), slope) * against
+    return value, slope, silent
 
 
 def _check_progress(value: Tensor, slope: Tensor, part: Sequence[Objective], step: int) -> None:
