@@ -223,3 +223,6 @@ def test_bad_pictures_are_said():
         tvc.style_distance(net, pictures(2), pictures(1))
     with pytest.raises(tvc.InputError, match="NaN"):
         tvc.style_distance(net, pictures(1) * torch.nan, pictures(1))
+    net.conv2.bias.data[0] = torch.inf
+    with pytest.raises(tvc.InputError, match="'conv2' puts out NaN or infinite"):
+        tvc.style_distance(net, pictures(1), pictures(1), ["conv1", "conv2"])

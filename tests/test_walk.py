@@ -642,6 +642,19 @@ def test_a_wide_picture_is_walked_and_drawn():
     assert pool.width > 300
 
 
+def test_a_network_that_puts_out_nan_is_walked_and_drawn():
+    """It is what one looks at most closely."""
+    net = randomised(plain())
+    with torch.no_grad():
+        net.conv2.weight[3, 0, 0, 0] = torch.nan
+        net.fc.bias[1] = torch.inf
+    seen = tvc.walk(net, pictures(1))
+    images = {name[4:]: np.asarray(image).astype(int) for name, image, _ in seen.pictures()}
+    broken = {name for name, array in images.items() if (array == (255, 0, 255)).all(2).any()}
+    assert broken == {"conv2", "relu2", "gap", "flatten", "fc"}
+    assert len(str(seen).splitlines()) == 2 + len(seen)
+
+
 def test_a_table_of_the_walk_has_every_step(digit):
     lines = str(digit).splitlines()
     assert len(lines) == 2 + len(digit)

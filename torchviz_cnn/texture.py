@@ -270,6 +270,10 @@ def style_distance(
                 "has no Gram matrix"
             )
         g, a = (gram_matrix(each) / each[0, 0].numel() for each in maps)
+        if not bool(g.isfinite().all() & a.isfinite().all()):
+            raise InputError(
+                f"the layer {name!r} puts out NaN or infinite numbers; look at its weights"
+            )
         channels = g.shape[1]
         distances.append((g - a).pow(2).sum((1, 2)) / (4 * channels**2))
         size = torch.hypot(_norm(g), _norm(a))

@@ -14,6 +14,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.pictures import Picture, to_image
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.enlarge import viewable
+from torchviz_cnn.render.lost import LOST, lost, sound, told
 from torchviz_cnn.render.overlays import overlay
 from torchviz_cnn.render.paper import MARGIN, framed
 from torchviz_cnn.render.text import INK, PAPER, font, text_width
@@ -53,7 +54,8 @@ def feature_maps(
 
     Returns:
         An RGB image. Every cell shows its map in the same whole magnification; a channel that is
-        the same everywhere is crossed out, twice where it is 0: a dead channel.
+        the same everywhere is crossed out, twice where it is 0: a dead channel. NaN and infinite
+        numbers are magenta, and counted below.
 
     Raises:
         InputError: for maps that are not three-dimensional, a channel that is not there, a bad
@@ -64,13 +66,14 @@ def feature_maps(
         >>> feature_maps(np.random.default_rng(0).random((32, 26, 26)), columns=8).mode
         'RGB'
     """
-    array, shown = _chosen(maps, channels)
+    given, shown = _chosen(maps, channels)
+    array = sound(given)
     low, high, words = _limits(array, scale)
-    dead, constant = _silent(array)
+    dead, constant = _silent(given)
     shrunk, factor, thin = _fit_cells(array, columns)
-    cells = enlarged(colorize(_unit(shrunk, low, high), colormap), factor)
+    cells = enlarged(_colors(shrunk, lost(given), thin, (low, high), colormap), factor)
     body, places = grid(cells, [str(c) for c in shown] if numbers else None, columns)
-    foot = [_scale_words(words, thin), *_silent_words(dead, constant)]
+    foot = [_scale_words(words, thin), *_silent_words(dead, constant), *_lost_words(given)]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
     _cross_out(canvas, top, places, cells[0].shape[:2], dead, constant)
     return canvas
@@ -111,8 +114,9 @@ def before_and_after(
         >>> before_and_after(maps, np.maximum(maps, 0)).mode
         'RGB'
     """
-    left, shown = _chosen(before, channels)
-    right, _ = _chosen(after, channels)
+    given_left, shown = _chosen(before, channels)
+    given_right, _ = _chosen(after, channels)
+    left, right = sound(given_left), sound(given_right)
     count = len(_as_maps(before))
     if count != len(_as_maps(after)):
         raise InputError(
@@ -121,12 +125,15 @@ def before_and_after(
     if notes is not None and len(notes) != count:
         raise InputError(f"{len(notes)} notes were given for {count} channels")
     low, high, said = _limits_of_both(left, right, scale)
-    dead, constant = _silent(right)
+    dead, constant = _silent(given_right)
     if columns is None:
         columns = max(1, _layout(len(shown), None, (left.shape[1], 2 * left.shape[2]))[1])
     a, factor, thin = _fit_cells(left, 2 * columns)
-    b, *_ = _fit_cells(right, None, (factor, thin))
-    halves = [enlarged(colorize(_unit(x, low, high), colormap), factor) for x in (a, b)]
+    b, _, thin_b = _fit_cells(right, None, (factor, thin))
+    halves = [
+        enlarged(_colors(x, lost(given), cells_of, (low, high), colormap), factor)
+        for x, given, cells_of in ((a, given_left, thin), (b, given_right, thin_b))
+    ]
     cells = _side_by_side(*halves)
     labels = [str(c) if notes is None else f"{c}  {notes[c]}" for c in shown]
     body, places = grid(cells, labels, columns, gap=12)  # pairs apart, their halves together
@@ -134,6 +141,7 @@ def before_and_after(
         f"left: {words[0]}, {_size(left)}; right: {words[1]}, {_size(right)}",
         _scale_words(said, thin),
         *_silent_words(dead, constant),
+        *_lost_words(given_left, given_right),
     ]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
     offset = halves[0].shape[2] + _BETWEEN
@@ -171,6 +179,7 @@ def feature_map(
     array = np.asarray(array, dtype=np.float32)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"one feature map is (h, w), not {array.shape}")
+    gone, array = lost(array), sound(array[None])[0]
     low, high = float(array.min()), float(array.max())
     unit = _unit(array, low, high)
     if picture is None:
@@ -178,6 +187,10 @@ def feature_map(
     else:
         drawn = overlay(viewable(to_image(picture), 448), unit, colormap, alpha)
     words = f"{_size(array[None])}, from its minimum to its maximum"
+    if gone.any():
+        words += f"; {told(gone.ravel(), 'cells', 'are')[0]}"
+        mask = Image.fromarray(gone).resize(drawn.size, Image.Resampling.NEAREST)
+        drawn.paste(LOST, mask=mask)
     return framed(np.asarray(drawn), title, words, (low, high, colormap))[0]
 
 
@@ -301,6 +314,18 @@ def _fit_cells(
     return array, factor, 1
 
 
+def _colors(
+    shrunk: np.ndarray, gone: np.ndarray, thin: int, span: tuple[Limit, Limit], colormap: str
+) -> np.ndarray:
+    """Maps as colours; pixels that any lost number went into are marked."""
+    colors = colorize(_unit(shrunk, *span), colormap)
+    if gone.any():
+        count, height, width = shrunk.shape
+        gone = gone[:, : height * thin, : width * thin]
+        colors[gone.reshape(count, height, thin, width, thin).any((2, 4))] = LOST
+    return colors
+
+
 def enlarged(cells: np.ndarray, factor: int) -> np.ndarray:
     """Cells ``(…, h, w, 3)`` magnified by a whole number.
 
@@ -362,6 +387,11 @@ def _silent(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = array.reshape(len(array), -1)
     constant = flat.max(1) == flat.min(1)
     return constant & (flat[:, 0] == 0), constant
+
+
+def _lost_words(*maps: np.ndarray) -> list[str]:
+    gone = [lost(each).any((1, 2)) for each in maps]
+    return told(np.any(gone, 0), "channels", "hold")
 
 
 def _silent_words(dead: np.ndarray, constant: np.ndarray) -> list[str]:

@@ -71,6 +71,11 @@ def filters(
         raise InputError(
             f"the kernels of a convolution are (filters, channels, h, w), not {array.shape}"
         )
+    if not np.isfinite(array).all():
+        broken = int((~np.isfinite(array)).any((1, 2, 3)).sum())
+        raise InputError(
+            f"{broken} of {len(array)} filters hold NaN or infinite weights, which cannot be drawn"
+        )
     if scale not in ("filter", "layer"):
         raise InputError(f"scale must be 'filter' or 'layer', not {scale!r}")
     in_colour = array.shape[1] == 3 if rgb is None else rgb
