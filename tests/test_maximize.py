@@ -211,6 +211,7 @@ def test_moves_are_drawn_within_their_bounds_and_reach_them():
     drawn = [moves.draw(generator) for _ in range(400)]
     assert {each.down for each in drawn} == {each.right for each in drawn} == {-2, -1, 0, 1, 2}
     factors, degrees = [each.factor for each in drawn], [each.degrees for each in drawn]
+    # 400 uniform draws all miss the last fiftieth of their range with probability 0.98⁴⁰⁰ = 0.0003.
     assert 0.5 <= min(factors) < 0.52
     assert 1.48 < max(factors) <= 1.5
     assert -30 <= min(degrees) < -29
@@ -698,15 +699,32 @@ BAD = [
     ({"objective": "conv1"}, "from torchviz_cnn.objectives"),
     ({"objective": lambda out: out}, "must return one score an image"),
     ({"target": 1, "steps": 0}, "steps must be"),
+    ({"target": 1, "steps": "8"}, "steps must be"),
     ({"target": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
+    ({"target": 1, "learning_rate": "x"}, "learning_rate must be above 0, not 'x'"),
+    ({"target": 1, "decay": "x"}, "decay must lie"),
+    ({"target": 1, "power": None}, "power must be"),
+    ({"target": 1, "lp": "x"}, "lp must be"),
+    ({"target": 1, "total_variation": math.nan}, "total_variation must be"),
     ({"target": 1, "parametrization": "wavelets"}, "must be fourier or pixels"),
     ({"target": 1, "jitter": -1}, "jitter is"),
+    ({"target": 1, "jitter": math.nan}, "jitter is"),
+    ({"target": 1, "jitter": 1.5}, "jitter is"),
+    ({"target": 1, "jitter": "x"}, "jitter is"),
+    ({"target": 1, "rotate": None}, "rotate is"),
+    ({"target": 1, "scale": ("a", "b")}, "scale is two factors"),
+    ({"target": 1, "scale": (1.0, math.inf)}, "scale is two factors"),
     ({"target": 1, "scale": (1.2, 0.8)}, "the lower first"),
     ({"target": 1, "scale": 1.1}, "scale is two factors"),
     ({"target": 1, "rotate": 200.0}, "angle"),
     ({"target": 1, "l2": -1.0}, "l2 must be"),
     ({"target": [1, 2], "seed": [1]}, "1 seeds were given for 2"),
     ({"target": 1, "seed": -1}, "a seed is"),
+    ({"target": 1, "seed": None}, "a seed is a whole number from 0, not None"),
+    ({"target": 1, "seed": 1.5}, "a seed is"),
+    ({"target": 1, "seed": True}, "a seed is"),
+    ({"target": [1, None]}, "a class is an index or a name, not None"),
+    ({"target": [len], "classes": ("ant", "bee", "cat", "dog")}, "is an objective by itself"),
     ({"target": 1, "input_size": None}, "give input_size"),
     ({"target": 1, "input_size": (4, 14, 10)}, "takes 4 channels"),
     ({"target": 1, "preprocess": "cafe"}, "did you mean 'caffe'"),
@@ -734,6 +752,14 @@ def test_labels_say_what_was_maximised():
     assert result.labels == ("class 2 cat", "class 0 ant")
     with pytest.raises(TypeError):
         _ = a + 1
+    with pytest.raises(TypeError):
+        _ = a / "2"
+    with pytest.raises(tvc.InputError, match="divided by 0"):
+        _ = a / 0
+    with pytest.raises(tvc.InputError, match="a finite number, not nan"):
+        _ = math.nan * a
+    with pytest.raises(tvc.InputError, match="not None"):
+        objectives.target(None)
 
 
 def test_results_are_saved_and_show_themselves(tmp_path):

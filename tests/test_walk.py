@@ -28,9 +28,11 @@ from tests.networks import (
 )
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
+from torchviz_cnn import render as render_room
 from torchviz_cnn.axes import channels_last
 from torchviz_cnn.preprocess import Preprocess
-from torchviz_cnn.render import bars
+from torchviz_cnn.render import bars, paper
+from torchviz_cnn.render import kernels as kernel_room
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
 
@@ -507,7 +509,12 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
     assert len(names) == 2 * 6  # every step with maps
     (_, alone, _), *_ = digit.pictures(channels=[5])
     (_, over, _), *_ = digit.pictures(channels=[5], over=True)
-    assert np.asarray(alone).std() > 0
+    for shown, picture in ((alone, None), (over, digit.picture)):
+        wanted = tvc.render.feature_map(
+            digit["input_layer"].output[5], "viridis", picture=picture,
+            title="input_layer (Conv2D), channel 5",
+        )  # fmt: skip
+        assert np.array_equal(np.asarray(shown), np.asarray(wanted))
     assert not np.array_equal(np.asarray(alone)[40:300, 40:300], np.asarray(over)[40:300, 40:300])
 
 
@@ -516,6 +523,11 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
     [
         ({"by": "size"}, "ranked by mean, max, variance, weight"),
         ({"top": 0}, "at least 1"),
+        ({"columns": -1}, "columns must be"),
+        ({"columns": 2.5}, "columns must be"),
+        ({"scale": "bad"}, "scale must be 'channel', 'layer' or"),
+        ({"scale": (2.0, 1.0)}, "scale must be"),
+        ({"scale": ("a", "b")}, "scale must be"),
         ({"colormap": "virdis"}, "viridis"),
         ({"channels": [32]}, "input_layer has no channel 32"),
         ({"over": True}, "say which channels"),
@@ -834,16 +846,63 @@ def test_a_table_of_kernels_has_a_row_for_each_filter_and_a_column_for_each_inpu
 @pytest.mark.parametrize(
     "shape", [(512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3), (4, 130, 1, 5)]
 )
-def test_large_layers_show_their_strongest_filters_and_say_so(shape):
-    rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=rng)
-    weight[3] *= 5
+def test_pictures_of_large_layers_fit_a_screen_and_say_what_they_leave_out(monkeypatch, shape):
+    feet = []
+    monkeypatch.setattr(
+        kernel_room, "framed", lambda *given: feet.append(given[2]) or paper.framed(*given)
+    )
+    picture = tvc.Filters("conv", torch.randn(shape), None).picture(scale="layer")
+    assert max(picture.size) < 2600
+    assert ("64 of" in feet[0]) == (shape[0] > 64 or shape[1] > 64)
+    assert (f"64 of {shape[0]} filters" in feet[0]) == (shape[0] > 64)
+    assert (f"64 of {shape[1]} input channels" in feet[0]) == (shape[1] > 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chosen": [999]}, "there is no filter 999: there are 20"),
+        ({"chosen": [-1]}, "there is no filter -1"),
+        ({"chosen": []}, "no filter to draw"),
+        ({"inputs": [130]}, "there is no input channel 130"),
+        ({"top": 0}, "top must be .* at least 1, not 0"),
+        ({"top": -1}, "top must be .* at least 1, not -1"),
+        ({"columns": 0}, "columns must be .* at least 1, not 0"),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 130])
+def test_filters_that_are_not_there_are_told(channels, options, words):
+    kernels = tvc.Filters("conv", torch.randn(20, channels, 3, 3), None)
+    with pytest.raises(InputError, match=words):
+        kernels.picture(**options)
+
+
+@pytest.mark.parametrize(
+    "shape", [(512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3), (4, 130, 1, 5)]
+)
+def test_large_layers_show_their_strongest_filters_and_input_channels(monkeypatch, shape):
+    """Which of them, and in which order, as NumPy finds them."""
+    drawn = []
+    monkeypatch.setattr(
+        render_room, "filters", lambda weight, **options: drawn.append((weight, options))
+    )
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=draw) * torch.rand(shape[:2], generator=draw)[..., None, None]  # fmt: skip
     kernels = tvc.Filters("conv", weight, None)
-    picture = kernels.picture(scale="layer")
-    assert picture.width < 2600
-    assert picture.height < 2600
-    explicit = kernels.picture(scale="layer", top=2)
-    assert explicit.height < picture.height or shape[0] <= 4
+    squares = weight.double().numpy() ** 2
+    strongest = np.argsort(-squares.sum((1, 2, 3)), kind="stable").tolist()
+    for top, most in ((None, 64 if shape[1] > 1 else 10**9), (2, 2)):
+        kernels.picture(top=top)
+        given, options = drawn.pop()
+        assert given is weight
+        chosen = options["chosen"]
+        shown = min(most, shape[0])
+        assert (chosen or list(range(shape[0]))) == (
+            strongest[:shown] if shown < shape[0] else list(range(shape[0]))
+        )
+        rows = squares if chosen is None else squares[chosen]
+        best = np.argsort(-rows.sum((0, 2, 3)), kind="stable")[:64]
+        assert options["inputs"] == (sorted(best.tolist()) if shape[1] > 64 else None)
 
 
 def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.head import Output
 from torchviz_cnn.naming import resolve_one
 from torchviz_cnn.targets import OneTarget, Question, ScoreKind
@@ -156,11 +157,17 @@ class Objective:
     def __mul__(self, factor: float) -> Objective:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
+        if not is_real(factor):
+            raise InputError(f"an objective's weight is a finite number, not {factor!r}")
         return Objective(tuple((factor * weight, term) for weight, term in self.terms))
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float) -> Objective:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        if factor == 0:
+            raise InputError("an objective cannot be divided by 0")
         return self * (1 / factor)
 
     @property
@@ -227,7 +234,15 @@ def target(
         target: an index, or a name where class names are known.
         score: ``"logit"`` or ``"probability"``.
         classes: class names by index, where the model does not know them.
+
+    Raises:
+        InputError: for what is neither.
     """
+    if isinstance(target, bool) or not isinstance(target, int | np.integer | str):
+        raise InputError(
+            f"a class is an index or a name, not {target!r}; a function of the network's output is "
+            "an objective by itself"
+        )
     return Objective(((1.0, _Class(target, score, classes)),))
 
 

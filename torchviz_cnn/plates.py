@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import render
 from torchviz_cnn.album import figure_picture
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
@@ -54,10 +54,8 @@ class Drawing:
         render.check_colormap(self.colormap)
         if self.by not in _RANKS:
             raise InputError(f"channels are ranked by {', '.join(_RANKS)}, not by {self.by!r}")
-        for name in ("top", "columns"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+        render.check_scale(self.scale)
+        check_counts(top=self.top, columns=self.columns)
         if self.over and not self.channels:
             raise InputError("only single channels are drawn over the picture: say which channels")
 

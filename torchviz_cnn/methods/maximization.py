@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
 from torchviz_cnn.axes import channels_first, widths_of
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import Output, run
@@ -223,15 +222,16 @@ class _Recipe:
         """
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a whole number from 1, not {self.steps!r}")
-        if not 0 < self.learning_rate < math.inf:
+        if not (is_real(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate!r}")
-        if not 0 <= self.decay <= 4:
+        if not (is_real(self.decay) and 0 <= self.decay <= 4):
             raise InputError(f"decay must lie between 0 and 4, not {self.decay!r}")
-        if not 1 < self.power < math.inf:
+        if not (is_real(self.power) and self.power > 1):
             raise InputError(f"power must be above 1, not {self.power!r}")
         for name in ("l2", "lp", "total_variation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a weight from 0, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (is_real(value) and value >= 0):
+                raise InputError(f"{name} must be a weight from 0, not {value!r}")
 
     @property
     def start(self) -> Tensor:
@@ -623,7 +623,7 @@ def _objectives(
 
 
 def _pair(scale: Any) -> tuple[float, float]:
-    if isinstance(scale, list | tuple) and len(scale) == 2:
+    if isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_real, scale)):
         return float(scale[0]), float(scale[1])
     raise InputError(f"scale is two factors, the lower first, not {scale!r}")
 
@@ -643,13 +643,16 @@ def _several(given: Any) -> list[Any]:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    given = _several(seed)
+    if not all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**63 for each in given
+    ):
+        raise InputError(f"a seed is a whole number from 0, not {seed!r}")
+    seeds = given * count if isinstance(seed, int) else given
     if len(seeds) != count:
         raise InputError(
             f"{len(seeds)} seeds were given for {count} pictures; give one for all, or one each"
         )
-    if not all(isinstance(each, int) and 0 <= each < 2**63 for each in seeds):
-        raise InputError(f"a seed is a whole number from 0, not {seed!r}")
     return seeds
 
 

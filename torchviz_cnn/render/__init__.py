@@ -17,6 +17,7 @@ from torchviz_cnn.render.figures import (
 from torchviz_cnn.render.grids import (
     Scale,
     before_and_after,
+    check_scale,
     feature_map,
     feature_maps,
     strongest,
@@ -32,6 +33,7 @@ __all__ = [
     "before_and_after",
     "boxes",
     "check_colormap",
+    "check_scale",
     "color_scale",
     "colorize",
     "colormap_for",

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.lost import LOST, lost, told
 from torchviz_cnn.render.paper import framed
@@ -45,6 +45,7 @@ def units(
         >>> units(np.arange(10.0)).mode
         'RGB'
     """
+    check_counts(top=top)
     array = _as_units(values)
     order = np.argsort(-array, kind="stable")
     beside = _names(len(array), labels, names)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.text import INK, PAPER, font, wrap
 
 _LINE = 16
@@ -41,8 +41,7 @@ def contact_sheet(
     """
     if not pictures or len(pictures) != len(captions):
         raise InputError(f"{len(captions)} captions were given for {len(pictures)} pictures")
-    if columns is not None and columns < 1:
-        raise InputError(f"columns must be at least 1, not {columns}")
+    check_counts(columns=columns)
     columns = min(columns or min(5, math.ceil(math.sqrt(len(pictures)))), len(pictures))
     words = [
         [part for line in text.split("\n") for part in wrap(line, cell, 12)] for text in captions

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts, is_real
 from torchviz_cnn.pictures import Picture, to_image
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.enlarge import viewable
@@ -66,6 +66,7 @@ def feature_maps(
         >>> feature_maps(np.random.default_rng(0).random((32, 26, 26)), columns=8).mode
         'RGB'
     """
+    check_counts(columns=columns)
     given, shown = _chosen(maps, channels)
     array = sound(given)
     low, high, words = _limits(array, scale)
@@ -114,6 +115,7 @@ def before_and_after(
         >>> before_and_after(maps, np.maximum(maps, 0)).mode
         'RGB'
     """
+    check_counts(columns=columns)
     given_left, shown = _chosen(before, channels)
     given_right, _ = _chosen(after, channels)
     left, right = sound(given_left), sound(given_right)
@@ -218,6 +220,7 @@ def strongest(
         >>> strongest(np.array([[[1.0, 1.0]], [[0.0, 4.0]], [[3.0, 3.0]]]), 2, "max")
         [1, 2]
     """
+    check_counts(top=top)
     array = _as_maps(maps).astype(np.float64)
     if isinstance(by, str):
         if by not in ("mean", "max", "variance"):
@@ -255,7 +258,21 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}×{array.shape[2]}"
 
 
+def check_scale(scale: object) -> None:
+    """Say before any work that a scale is none.
+
+    Raises:
+        InputError: with what would be one.
+    """
+    if scale in ("channel", "layer"):
+        return
+    pair = isinstance(scale, tuple | list) and len(scale) == 2 and all(map(is_real, scale))
+    if not pair or not scale[0] < scale[1]:  # type: ignore[index]
+        raise InputError(f"scale must be 'channel', 'layer' or (low, high), not {scale!r}")
+
+
 def _limits(array: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
+    check_scale(scale)
     if scale == "channel":
         return (
             array.min((1, 2), keepdims=True),
@@ -264,9 +281,7 @@ def _limits(array: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
         )
     if scale == "layer":
         return float(array.min()), float(array.max()), "one scale for all channels"
-    if isinstance(scale, tuple | list) and len(scale) == 2 and scale[0] < scale[1]:
-        return float(scale[0]), float(scale[1]), "one scale for all channels, clipped"
-    raise InputError(f"scale must be 'channel', 'layer' or (low, high), not {scale!r}")
+    return float(scale[0]), float(scale[1]), "one scale for all channels, clipped"
 
 
 def _limits_of_both(left: np.ndarray, right: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
@@ -340,8 +355,6 @@ def _layout(count: int, columns: int | None, cell: tuple[int, int]) -> tuple[int
         columns = 2 ** math.ceil(math.log2(max(1.0, math.sqrt(count * cell[0] / cell[1]))))
         if count > 32:
             columns = max(columns, 8)
-    if columns < 1:
-        raise InputError(f"columns must be at least 1, not {columns}")
     columns = min(columns, count)
     return math.ceil(count / columns), columns
 
