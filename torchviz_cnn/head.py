@@ -285,6 +285,19 @@ def is_single(output: Tensor) -> bool:
     return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 
 
+def of_both_classes(chances: Tensor) -> Tensor:
+    """``(N, 2)`` from the probabilities of class 1; those of several classes as they are.
+
+    Example:
+        >>> of_both_classes(torch.tensor([0.25, 1.0])).tolist()
+        [[0.75, 0.25], [0.0, 1.0]]
+    """
+    if not is_single(chances):
+        return chances
+    chances = chances.reshape(-1)
+    return torch.stack([1 - chances, chances], 1)
+
+
 # How the last run of a network ended. Watching costs some microseconds an operator, so it is left
 # out where it is known to find nothing; a wrong memory is noticed, and costs one run more.
 _Ending = Literal["watched", "plain", "looks watched"]

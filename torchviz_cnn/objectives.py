@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.head import Output
 from torchviz_cnn.naming import resolve_one
-from torchviz_cnn.targets import OneTarget, Question, ScoreKind
+from torchviz_cnn.targets import OneTarget, Question, ScoreKind, class_label
 
 Cell = tuple[int, int] | Literal["middle"] | None
 
@@ -95,10 +95,8 @@ class _Class:
     @property
     def label(self) -> str:
         index = self._question(1).indexes
-        name = str(self.target if index is None else int(index[0]))
-        if self.classes is None or self.classes[int(name)] == name:
-            return f"class {name}"
-        return f"class {name} {self.classes[int(name)]}"
+        assert index is not None
+        return f"class {class_label(int(index[0]), self.classes)}"
 
     def value(self, _seen: Mapping[str, Tensor], output: Output | None) -> Tensor:
         assert output is not None

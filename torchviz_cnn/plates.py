@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchviz_cnn import render
-from torchviz_cnn.album import figure_picture
 from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
@@ -311,7 +310,7 @@ def sparsity_picture(walk: Walk) -> Image.Image | None:
     figure = render.shares_figure(
         [each.name for each in walk.sparsity], shares, title=sparsity_words(walk)
     )
-    return figure_picture(figure)
+    return render.figure_picture(figure)
 
 
 def sparsity_words(walk: Walk) -> str:

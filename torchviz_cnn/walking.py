@@ -31,7 +31,7 @@ from torchviz_cnn.observe import (
     refuse_not_run,
 )
 from torchviz_cnn.summary import layers as layer_table
-from torchviz_cnn.targets import Target
+from torchviz_cnn.targets import Target, class_label
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -497,9 +497,7 @@ def _weighed(
 
 
 def _label(target: Tensor | None, classes: Sequence[str] | None) -> str:
-    number = 0 if target is None else int(target.flatten()[0])
-    name = classes[number] if classes else str(number)
-    return name if name == str(number) else f"{number} {name}"
+    return class_label(0 if target is None else int(target.flatten()[0]), classes)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torchviz_cnn.render.figures import (
     attribution_figure,
     color_scale,
     errors_figure,
+    figure_picture,
     shares_figure,
     sheet,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "errors_figure",
     "feature_map",
     "feature_maps",
+    "figure_picture",
     "filters",
     "masked",
     "numbered",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from torchviz_cnn.errors import InputError, check_counts
+from torchviz_cnn.render.enlarge import fitted
 from torchviz_cnn.render.text import INK, PAPER, font, wrap
 
 _LINE = 16
@@ -59,17 +60,10 @@ def contact_sheet(
     for row, height in zip(rows, heights, strict=True):
         for place, index in enumerate(row):
             x = _GAP + place * (cell + _GAP)
-            picture = _fitted(pictures[index], cell)
+            # A patch of a few pixels keeps them visible.
+            picture = fitted(pictures[index], cell, square_from=6)
             canvas.paste(picture, (x, y + cell - picture.height))
             for below, text in enumerate(words[index]):
                 draw.text((x, y + cell + 3 + _LINE * below), text, fill=INK, font=font(12))
         y += height + _GAP
     return canvas
-
-
-def _fitted(picture: Image.Image, cell: int) -> Image.Image:
-    factor = cell / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    # A patch of a few pixels keeps them visible; larger ones are smoothed.
-    how = Image.Resampling.NEAREST if factor >= 6 else Image.Resampling.LANCZOS
-    return picture.convert("RGB").resize(size, how)
