@@ -143,6 +143,21 @@ class Repeated(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class ChannelsLast(nn.Module):
+    """Maps ``(N, h, w, C)`` between its patches and its scores, as Swin transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 2, stride=2)
+        self.norm = nn.LayerNorm(16)
+        self.mix = nn.Linear(16, 12)
+        self.fc = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patch(x).permute(0, 2, 3, 1))
+        return self.fc(F.gelu(self.mix(x)).mean((1, 2)))
+
+
 class Gray(nn.Module):
     """Takes ``(N, H, W)`` and puts the channel axis in itself."""
 

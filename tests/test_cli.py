@@ -664,6 +664,32 @@ def test_targets_that_would_share_a_file_name_do_not(run, picture, tmp_path):
     assert {"photo_grad_cam_b_c.png", "photo_grad_cam_b_c-2.png"} <= set(files(tmp_path / "o"))
 
 
+def test_the_layers_of_a_network_that_is_no_classifier_are_drawn(run, nets, picture, tmp_path):
+    (tmp_path / "maps.py").write_text(
+        "from torch import nn\n"
+        "def score():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 1, 3, stride=20))\n"
+        "class Parts(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 2, 3)\n"
+        "    def forward(self, x):\n"
+        "        return {'boxes': [self.conv(x)]}\n"
+    )
+    size = ("--input-size", "3x120x140", "-o", "o")
+    code, out, err = run("activations", picture, "-m", "maps:score", *size)
+    assert code == 0, err
+    assert "the network is no classifier: its output is (1, 1, 6, 7)" in err
+    assert " %  " not in out
+    code, out, err = run("activations", picture, "-m", "maps:Parts", *size)
+    assert code == 0, err
+    assert "returned a dict without a tensor of class scores" in err
+    assert {"photo_000_0.png", "photo_000_conv.png"} <= set(files(tmp_path / "o"))
+    code, _, err = run("explain", picture, "-m", "maps:score", *size)
+    assert code == 2
+    assert "the network is no classifier" in err
+
+
 def test_what_a_network_warns_of_is_a_note(run, nets, picture, tmp_path):
     (tmp_path / "spelt.py").write_text(
         "from torch import nn\n"

@@ -2,7 +2,11 @@
 
 import re
 import time
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import torch
@@ -130,6 +134,18 @@ def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch):
     assert time.monotonic() - start < 10
 
 
+def test_pictures_of_any_name_are_found_from_the_page(tmp_path):
+    """What a browser asks for, having read the page, is the file."""
+    names = ["cat #1.png", "50 % off.png", "a?b.png", "ü&ö.png", "relu@1.png", 'say "x".png']
+    plates = [Plate(name, Image.new("RGB", (4, 4)), name) for name in names]
+    page = write_page(tmp_path / "o", "t", "", [Section("s", "", plates)]).read_text()
+    for attribute in ("src", "href"):
+        found = re.findall(rf'<[^>]*{attribute}="([^"#][^"]*)"', page)
+        asked = [urljoin(f"{(tmp_path / 'o').as_uri()}/index.html", unescape(each)) for each in found]  # fmt: skip
+        assert [Path(url2pathname(urlsplit(each).path)).name for each in asked] == names
+        assert not any(urlsplit(each).fragment or urlsplit(each).query for each in asked)
+
+
 def test_what_a_page_shows_is_escaped(tmp_path):
     """A class may be called anything, and a file may have any name."""
     nasty = "<b>\"cat\" & 'dog'</b>"
@@ -155,4 +171,4 @@ def test_what_a_page_shows_is_escaped(tmp_path):
     reader.feed(html)
     assert reader.words.count(nasty) >= 6  # title, heading, lead, link, section, text, listing
     assert nasty in reader.attributes  # the picture's alternative text
-    assert "a&b.png" in reader.attributes
+    assert "a%26b.png" in reader.attributes

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 import torchviz_cnn as tvc
+from tests.networks import Repeated, randomised
 from torchviz_cnn.preprocess import Preprocess
 
 
@@ -108,6 +109,26 @@ def test_of_a_dense_layer_the_whole_picture_is_shown(folder):
     found = tvc.patches(detector(), folder, "fc", 2, count=2)
     assert found.found[0].box == (0, 0, 24, 36)
     assert found.crops()[0].size == (36, 24)
+
+
+@pytest.mark.parametrize(("layer", "reach"), [("conv", 2), ("conv@0", 2), ("conv@2", 4)])
+def test_of_a_layer_that_runs_several_times_the_box_is_that_of_the_run_asked_for(
+    folder, layer, reach
+):
+    """Every convolution of 3×3 lets a unit see one pixel further to each side."""
+    net = randomised(Repeated()).float()
+    model = tvc.Model(net, Preprocess((24, 36)), (3, 24, 36))
+    (patch,) = tvc.patches(model, [folder / "1.png"], layer, 3, count=1).found
+    with torch.no_grad(), tvc.capture(net, layer) as seen:
+        model(model.prepare(folder / "1.png"))
+    row, column = divmod(int(seen[layer][0, 3].argmax()), 36)
+    assert patch.cell == (row, column)
+    assert patch.box == (
+        max(0, row - reach),
+        max(0, column - reach),
+        min(24, row + reach + 1),
+        min(36, column + reach + 1),
+    )
 
 
 def test_of_equal_ones_the_first_stays(tmp_path):

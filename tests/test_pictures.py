@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from torchviz_cnn import InputError
-from torchviz_cnn.pictures import read_picture, to_image
+from torchviz_cnn.pictures import read_picture, read_with_remarks, to_image
 
 
 def pixels(path):
@@ -53,6 +53,26 @@ def test_cmyk_is_converted(tmp_path):
     red, green, blue = pixels(tmp_path / "red.tif")[0, 0]
     assert red > 200
     assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "remark"),
+    [
+        ("phone.jpg", {"format": "MPO"}, "several pictures in one file: the first is used"),
+        ("pages.tiff", {}, "several pictures in one file: the first is used"),
+        ("film.gif", {}, "an animation: its first frame is used"),
+        ("film.png", {}, "an animation: its first frame is used"),
+    ],
+)
+def test_of_several_pictures_in_a_file_the_first_is_read_and_it_is_said(
+    tmp_path, name, options, remark
+):
+    """A phone's JPEG holds the photograph first, and smaller ones or a depth map after it."""
+    first, second = (Image.new("RGB", (16, 8), shade) for shade in ("red", "blue"))
+    first.save(tmp_path / name, save_all=True, append_images=[second], **options)
+    image, remarks = read_with_remarks(tmp_path / name)
+    assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() < 4
+    assert remark in remarks
 
 
 def test_transparent_parts_become_white(tmp_path):

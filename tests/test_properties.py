@@ -1049,7 +1049,7 @@ def test_grad_cam_in_batches_of_any_size_is_the_same(batch_size: int) -> None:
         torch.testing.assert_close(parts.score, whole.score, rtol=0, atol=1e-12)
         assert (parts.target is None) == (whole.target is None)
         assert parts.target is None or torch.equal(parts.target, whole.target)
-    with pytest.raises(tvc.InputError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(tvc.InputError, match=r"batch_size must be .* at least 1, not 0"):
         tvc.grad_cam(net, images, batch_size=0)
 
 

@@ -166,6 +166,12 @@ def test_512_maps_are_one_array_and_take_well_under_a_second():
         lambda: render.feature_maps(np.zeros((1, 4, 4)), scale=(1, 0)),
         lambda: render.feature_maps(np.zeros((1, 4, 4)), colormap="virdis"),
         lambda: render.feature_maps(np.zeros((1, 4, 4)), columns=0),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), columns=-1),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), scale="ab"),
+        lambda: render.feature_maps(np.zeros((1, 4, 4)), scale=None),
+        lambda: render.before_and_after(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), columns=-1),
+        lambda: render.strongest(np.zeros((3, 4, 4)), top=-1),
+        lambda: render.units(np.zeros(3), top=0),
         lambda: render.units(np.zeros((2, 2))),
         lambda: render.units(np.zeros(3), labels=["a"]),
         lambda: render.overlay(np.zeros((4, 4)), np.zeros((4, 4)), alpha=2),
@@ -197,6 +203,113 @@ def test_a_heat_strip_shows_every_unit_once_in_order():
     assert white[:12, :12].all()
     assert white[12:24, 12:24].all()
     assert white.sum() == 2 * 144
+
+
+MAGENTA = (255, 0, 255)
+
+
+def said(monkeypatch):
+    """The words below every picture that is made from now on."""
+    from torchviz_cnn.render import bars, grids, paper
+
+    feet = []
+
+    def framed(body, title, words, bar=None):
+        feet.append((words, bar))
+        return paper.framed(body, title, words, bar)
+
+    for room in (bars, grids):
+        monkeypatch.setattr(room, "framed", framed)
+    return feet
+
+
+def test_bars_without_a_length_are_marked_and_counted(monkeypatch):
+    feet = said(monkeypatch)
+    values = np.array([np.nan, 2.0, -np.inf, 1.0, np.inf])
+    array = np.asarray(render.units(values)).astype(int)
+    assert feet == [
+        ("length is the unit's output; 3 of 5 units are NaN or infinite numbers (magenta)", None)
+    ]
+    # Rows of 18 pixels: bars where there are numbers, magenta words where there are none.
+    rows = [array[10 + 18 * i : 28 + 18 * i] for i in range(5)]
+    bars = [int((row == (49, 104, 142)).all(2).any(0).sum()) for row in rows]
+    assert (bars[0], bars[2], bars[4]) == (0, 0, 0)
+    assert bars[1] / bars[3] == pytest.approx(2, rel=0.02)
+    assert bars[1] > 300  # the scale is that of the numbers
+    assert [bool((row == MAGENTA).all(2).any()) for row in rows] == [True, False] * 2 + [True]
+    render.units(values, top=2)
+    render.units_before_and_after(values, np.ones(5))
+    assert all("3 of 5 units" in words for words, _ in feet)
+
+
+def test_cells_of_a_strip_without_a_colour_are_marked_and_counted(monkeypatch):
+    feet = said(monkeypatch)
+    values = np.linspace(-1, 3, 100)
+    values[[7, 40]] = np.nan, np.inf
+    array = np.asarray(render.units(values)).astype(int)
+    cells = array[16:-60:12, 16::12][:4, :32]
+    assert (cells == MAGENTA).all(2).reshape(-1).nonzero()[0].tolist() == [7, 40]
+    words, bar = feet[0]
+    assert bar == (-1.0, 3.0, "viridis")
+    assert "2 of 100 units are NaN or infinite numbers (magenta)" in words
+    render.units_before_and_after(values, np.zeros(100))
+    assert feet[1][1] == (-1.0, 3.0, "viridis")
+
+
+@pytest.mark.parametrize("side", [5, 50])
+@pytest.mark.parametrize("scale", ["channel", "layer", (0.0, 4.0)])
+def test_places_of_maps_without_a_number_are_marked_and_counted(monkeypatch, scale, side):
+    """All others keep their colours, as if nothing were missing but these places."""
+    feet = said(monkeypatch)
+    maps = np.random.default_rng(0).random((3, side, side)) + 1
+    maps[:, 0, 0] = 1.0  # the least, so that nothing changes the scale
+    whole = np.asarray(render.feature_maps(maps, 3, "gray", scale)).astype(int)
+    holed = maps.copy()
+    holed[1, 2, 3], holed[1, 4, 0] = np.nan, np.inf
+    array = np.asarray(render.feature_maps(holed, 3, "gray", scale)).astype(int)
+    marked = (array == MAGENTA).all(2)
+    factor = 8 if side == 5 else 1
+    height = min(len(whole), len(array)) - 80
+    assert marked.sum() == 2 * factor**2
+    ys, xs = np.nonzero(marked)
+    assert ys.max() - ys.min() == 3 * factor - 1  # rows 2 to 4
+    assert xs.max() - xs.min() == 4 * factor - 1  # columns 0 to 3
+    same = (array[:height, :150] == whole[:height, :150]).all(2)
+    assert (same | marked[:height, :150]).all()
+    assert "1 of 3 channels hold NaN or infinite numbers (magenta)" in feet[1][0]
+    assert feet[1][1] == feet[0][1]
+    holed[0] = np.nan
+    both = np.asarray(render.before_and_after(maps, holed, 3, "gray", scale)).astype(int)
+    assert (both == MAGENTA).all(2).sum() == (2 + side**2) * factor**2
+    assert "2 of 3 channels hold" in feet[2][0]
+    assert "everywhere" not in feet[2][0]  # nor is a lost channel a dead one
+
+
+def test_maps_that_are_thinned_keep_their_marks():
+    maps = np.random.default_rng(0).random((64, 400, 300)).astype(np.float32)
+    maps[5, 200, 100] = np.nan
+    array = np.asarray(render.feature_maps(maps)).astype(int)
+    assert (array == MAGENTA).all(2).sum() == 1
+
+
+def test_one_map_large_keeps_its_marks(monkeypatch):
+    feet = said(monkeypatch)
+    values = np.random.default_rng(0).random((4, 8))
+    values[1, 2] = np.nan
+    for picture in (None, np.zeros((40, 80, 3), np.uint8)):
+        image = render.feature_map(values, picture=picture)
+        ys, xs = np.nonzero((np.asarray(image).astype(int) == MAGENTA).all(2))
+        side = (image.width - 20) // 8
+        assert (ys.max() + 1 - ys.min(), xs.max() + 1 - xs.min()) == (side, side)
+        assert (ys.min(), xs.min()) == (10 + side, 10 + 2 * side)
+    assert "1 of 32 cells are NaN" in feet[0][0]
+
+
+def test_filters_without_numbers_are_refused():
+    weight = np.ones((4, 3, 3, 3))
+    weight[2, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="1 of 4 filters hold NaN"):
+        render.filters(weight)
 
 
 def test_stretching_keeps_places():

@@ -1,5 +1,7 @@
 """Gram matrices and distances against Gatys et al. 2016, written out."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torchvision
 from torch import nn
 
 import torchviz_cnn as tvc
-from tests.networks import Gray, Residual, pictures, plain, randomised
+from tests.networks import ChannelsLast, Gray, Residual, pictures, plain, randomised
 from tests.test_promises import SETTINGS, nothing_changes, residual
 
 
@@ -44,7 +46,7 @@ def test_distances_are_those_of_the_paper():
             g, q = slow_gram(f), slow_gram(p)
             loss = ((g - q) ** 2).sum() / (4 * channels**2 * cells**2)  # equation 4
             assert float(found.distance[index, column]) == pytest.approx(loss, rel=1e-10)
-            share = np.linalg.norm(g - q) / (np.linalg.norm(g) + np.linalg.norm(q))
+            share = np.linalg.norm(g - q) / np.linalg.norm([g, q])
             assert float(found.relative[index, column]) == pytest.approx(share, rel=1e-10)
 
 
@@ -65,6 +67,15 @@ def test_a_picture_and_itself_and_a_larger_one_tiled_of_it_have_one_style():
     assert float(tvc.style_distance(net, x, x, "1").distance) == 0
     tiled = x.repeat(1, 1, 2, 3)
     assert float(tvc.style_distance(net, x, tiled, "1").relative) < 1e-12
+
+
+def test_channels_that_come_last_are_still_the_channels():
+    net, (a, b) = randomised(ChannelsLast()), (pictures(1, seed=1), pictures(1, seed=2))
+    found = tvc.style_distance(net, a, b, ["patch", "mix"])
+    assert found.shapes == ((16, 7, 5), (12, 7, 5))
+    for side, x in enumerate((a, b)):
+        maps = np.moveaxis(maps_of(net, x, "mix")[0], -1, 0)
+        np.testing.assert_allclose(found.grams[1][side][0], slow_gram(maps) / 35, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,50 @@ def test_by_default_the_first_convolution_of_each_size(name, layers):
     """In VGG the layers of the paper: relu1_1 to relu5_1."""
     module = torchvision.models.get_model(name, weights=None)
     assert tvc.style_layers(module, torch.zeros(1, 3, 96, 96)) == layers
+
+
+def test_1_means_that_no_two_channels_are_active_together_in_both():
+    """Red alone beside blue alone, however strong; nothing has more in common than that."""
+    net = nn.Identity()
+    red, blue = torch.zeros(2, 1, 3, 6, 5, dtype=torch.float64)
+    red[:, 0], blue[:, 2] = 0.3, 40.0
+    share = {
+        name: float(tvc.style_distance(nn.Sequential(net), red, other, "0").relative)
+        for name, other in {"blue": blue, "both": red + blue / 40, "red": red}.items()
+    }
+    assert share["blue"] == pytest.approx(1, abs=1e-12)
+    assert share["red"] == 0
+    # G = diag(0.09, 0), A = ((0.09, 0.3), (0.3, 1))
+    apart, of_all = 2 * 0.3**2 + 1, 2 * 0.09**2 + 2 * 0.3**2 + 1
+    assert share["both"] == pytest.approx(math.sqrt(apart / of_all), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_counts_on_where_its_numbers_end(kind):
+    """2000 cells of 20 make 800 000, and the largest number of float16 is 65 504."""
+    net = nn.Sequential(nn.Identity())
+    a, b = (20 + pictures(1, height=50, width=40, seed=seed).to(kind) for seed in (1, 2))
+    b[:, 1] = 0
+    found = tvc.style_distance(net, a, b, "0")
+    wanted = tvc.style_distance(net, a.double(), b.double(), "0")
+    assert found.relative.dtype == torch.float32
+    for name in ("distance", "relative"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), rtol=1e-4, atol=0)  # fmt: skip
+    wide = tvc.gram_matrix(a)
+    torch.testing.assert_close(wide.double(), tvc.gram_matrix(a.double()), rtol=1e-5, atol=0)
+
+
+def test_layers_are_given_in_any_of_the_usual_ways():
+    net, (a, b) = randomised(plain()), (pictures(1, seed=1), pictures(1, seed=2))
+    wanted = tvc.style_distance(net, a, b, ["conv1", "relu2"])
+    for layers in (iter(["conv1", "relu2"]), (net.conv1, net.relu2), ["conv1", net.relu2]):
+        found = tvc.style_distance(net, a, b, layers)
+        assert found.layers == wanted.layers
+        assert torch.equal(found.distance, wanted.distance)
+    one = tvc.style_distance(net, a, b, net.relu2)
+    assert one.layers == ("relu2",)
+    assert torch.equal(one.distance, wanted.distance[:, 1:])
+    assert tvc.style_distance(net, a, b, ["conv*", "f*"]).layers == ("conv1", "conv2")
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
@@ -123,8 +178,27 @@ def test_the_table_and_the_figure_say_all_of_it():
     assert [line.split()[0] for line in lines] == ["layer", "relu1", "relu2", "mean"]
     assert f"{float(found.relative[0, 1]):.3f}" in lines[2]
     assert found.to_dict()["layers"][0]["shape"] == [6, 14, 10]
-    figure = found.figure(names=("left", "right"))
-    assert len(figure.axes) == 1 + 3 * 2
+
+
+def test_the_figure_shows_the_distances_and_both_matrices():
+    """Bars as high as the shares; above each other the roots of both matrices and of what is between."""
+    net = randomised(plain())
+    found = tvc.style_distance(net, pictures(2, seed=1), pictures(2, seed=2))
+    figure = found.figure(names=("left", "right"), index=1)
+    curve, *panels = figure.axes
+    assert [bar.get_height() for bar in curve.patches] == found.relative[1].tolist()
+    assert [text.get_text() for text in curve.texts] == [f"{v:.2f}" for v in found.relative[1]]
+    assert [label.get_text() for label in curve.get_xticklabels()] == ["relu1", "relu2"]
+    panels = np.array(panels).reshape(3, 2)
+    for column, (g, a) in enumerate(found.grams):
+        g, a = g[1].numpy(), a[1].numpy()
+        for row, matrix in enumerate((g, a, g - a)):
+            (image,) = panels[row, column].images
+            shown = np.asarray(image.get_array())
+            np.testing.assert_allclose(shown * np.abs(shown), matrix, rtol=1e-9)
+        low, high = panels[0, column].images[0].get_clim()
+        assert panels[1, column].images[0].get_clim() == (low, high)  # one scale for both
+    assert [axis.get_ylabel() for axis in panels[:, 0]] == ["left", "right", "difference"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +206,8 @@ def test_the_table_and_the_figure_say_all_of_it():
     [
         (["conv9"], "or 'conv1'"),
         (["fc"], "has no Gram matrix"),
+        (["conv*", "fc"], "has no Gram matrix"),
+        ([], "no layer"),
         ("f*", "no layer that 'f\\*' matches puts out maps"),
     ],
 )
@@ -147,3 +223,6 @@ def test_bad_pictures_are_said():
         tvc.style_distance(net, pictures(2), pictures(1))
     with pytest.raises(tvc.InputError, match="NaN"):
         tvc.style_distance(net, pictures(1) * torch.nan, pictures(1))
+    net.conv2.bias.data[0] = torch.inf
+    with pytest.raises(tvc.InputError, match="'conv2' puts out NaN or infinite"):
+        tvc.style_distance(net, pictures(1), pictures(1), ["conv1", "conv2"])

@@ -11,9 +11,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torchvision.ops import Permute
 
 import torchviz_cnn as tvc
 from tests.networks import (
+    ChannelsLast,
     Functional,
     Repeated,
     Residual,
@@ -26,8 +28,13 @@ from tests.networks import (
 )
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
+from torchviz_cnn import render as render_room
+from torchviz_cnn.axes import channels_last
+from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.render import bars, paper
+from torchviz_cnn.render import kernels as kernel_room
 from torchviz_cnn.render.colormaps import colorize
-from torchviz_cnn.walking import Sparsity, Step, Walk, _channels_last, kind_of
+from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
 
 
 def test_a_functional_network_is_walked_function_by_function():
@@ -318,8 +325,49 @@ def test_what_makes_several_of_one_picture_is_told():
 
     seen = tvc.walk(randomised(Split()), pictures(1))
     assert seen.left_out() == [
-        "conv is not drawn: of one picture it makes 2×4×5×8, no batch of one"
+        "conv is not drawn: of one picture it makes 2×4×5×8, no batch of one",
+        "mean over places after conv is not drawn: of one picture it makes 2×4, no batch of one",
     ]
+
+
+class Folding(nn.Module):
+    """A gate that is one number, a rectified weight, and a batch that is folded to two rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(0.7))
+        self.weight = nn.Parameter(torch.tensor([-1.0, 2.0, -3.0, 0.5]))
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x) * torch.sigmoid(self.gate) * torch.sigmoid(2 * self.gate))
+        x = x * F.relu(self.weight)[:, None, None] * F.relu(-self.weight.double())[:, None, None]
+        halves = F.relu(torch.cat(x.chunk(2, 2)) - 0.1)
+        return self.fc(halves.sum((0, 2, 3))[None])
+
+
+@pytest.mark.parametrize("layers", [None, ["conv", "fc@*"]])
+def test_activations_that_are_not_over_the_picture_are_told_and_not_counted(layers):
+    net, x = randomised(Folding()), pictures(1)
+    with torch.no_grad():
+        net.gate.fill_(0.7)
+    seen = tvc.walk(net, x, layers)
+    drawn = ["conv", "relu after conv", "fc"]
+    assert seen.names == (drawn if layers is None else ["conv", "fc"])
+    assert [each.name for each in seen.sparsity] == ["relu after conv"]
+    share = (net.conv(x) <= 0).double().mean()
+    assert seen.sparsity[0].zeros == pytest.approx(float(share), abs=1e-15)
+    told = [
+        "sigmoid after conv is not drawn: it is computed of weights, not of the picture",
+        "sigmoid after conv is not drawn: of one picture it makes a single number, no batch of one",
+        "relu after conv is not drawn: it is computed of weights, not of the picture",
+        "relu after conv is not drawn: of one picture it makes 4, no batch of one",
+        "relu after conv is not drawn: of one picture it makes 2×4×7×10, no batch of one",
+    ]
+    if layers is not None:
+        told = [line.replace("drawn", "counted") for line in told if line.startswith("relu")]
+    assert seen.left_out() == told
 
 
 # ---- sparsity over depth --------------------------------------------------------------------------
@@ -358,6 +406,29 @@ def test_sparsity_and_dead_channels_are_those_of_every_relu():
     axis = tvc.render.shares_figure(["a", "b"], {"x": [s.zeros for s in seen.sparsity]}).axes[0]
     shown = axis.lines[0].get_ydata()
     np.testing.assert_allclose(shown, [100 * (first == 0).mean(), 100 * (second == 0).mean()])
+
+
+def test_dead_channels_are_counted_along_their_own_axis():
+    net = randomised(ChannelsLast())
+    with torch.no_grad():
+        net.mix.bias[[1, 4, 7]] = -100.0
+    relu = nn.Sequential(OrderedDict(patch=net.patch, turn=Permute([0, 2, 3, 1]), mix=net.mix, relu=nn.ReLU()))  # fmt: skip
+    (found,) = tvc.walk(relu, pictures(1)).sparsity
+    maps = relu(pictures(1))[0]
+    assert maps.shape == (7, 5, 12)
+    assert found.dead == float((maps == 0).all(0).all(0).double().mean()) >= 3 / 12
+
+
+def test_a_walk_that_ends_early_says_nothing_of_depth():
+    net, x = randomised(plain()), pictures(1)
+    seen = tvc.walk(net, x, ["conv1", "relu1"])
+    assert not seen.to_the_end
+    assert seen.sparsity == ()
+    assert seen.sparsity_picture() is None
+    assert "ended before the network did" in plates.sparsity_words(seen)
+    whole = tvc.walk(net, x)
+    assert whole.to_the_end
+    assert [each.name for each in whole.sparsity] == ["relu1", "relu2"]
 
 
 @pytest.mark.parametrize("smooth", [nn.GELU(), nn.Tanh(), nn.Hardtanh(), nn.LeakyReLU()])
@@ -438,7 +509,12 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
     assert len(names) == 2 * 6  # every step with maps
     (_, alone, _), *_ = digit.pictures(channels=[5])
     (_, over, _), *_ = digit.pictures(channels=[5], over=True)
-    assert np.asarray(alone).std() > 0
+    for shown, picture in ((alone, None), (over, digit.picture)):
+        wanted = tvc.render.feature_map(
+            digit["input_layer"].output[5], "viridis", picture=picture,
+            title="input_layer (Conv2D), channel 5",
+        )  # fmt: skip
+        assert np.array_equal(np.asarray(shown), np.asarray(wanted))
     assert not np.array_equal(np.asarray(alone)[40:300, 40:300], np.asarray(over)[40:300, 40:300])
 
 
@@ -447,6 +523,11 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
     [
         ({"by": "size"}, "ranked by mean, max, variance, weight"),
         ({"top": 0}, "at least 1"),
+        ({"columns": -1}, "columns must be"),
+        ({"columns": 2.5}, "columns must be"),
+        ({"scale": "bad"}, "scale must be 'channel', 'layer' or"),
+        ({"scale": (2.0, 1.0)}, "scale must be"),
+        ({"scale": ("a", "b")}, "scale must be"),
         ({"colormap": "virdis"}, "viridis"),
         ({"channels": [32]}, "input_layer has no channel 32"),
         ({"over": True}, "say which channels"),
@@ -474,11 +555,67 @@ def test_the_class_scores_are_bars_with_the_names_of_the_classes(monkeypatch):
     )
     values = torch.linspace(0, 1, 30)
     names = [f"class {i}" for i in range(30)]
-    step = Step("fc", "Linear", "dense", values)
+    step = Step("fc", "Linear", "dense", values, answer="score")
     plates.drawn(step, plates.Drawing(), names)
     assert torch.equal(drawn[0][0], values)
-    assert drawn[0][1]["labels"] == names
+    assert drawn[0][1]["names"] == [f"{i} class {i}" for i in range(30)]
     assert drawn[0][1]["top"] == 20
+
+
+CREATURES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize("layers", [None, ["hidden", "fc"], ["fc"], ["hidden"]])
+@pytest.mark.parametrize(
+    ("head", "answers"),
+    [
+        ([], {"fc": "score"}),
+        ([nn.Softmax(1)], {"fc": "score", "0": "probability"}),
+        ([nn.LogSoftmax(1)], {"fc": "score", "0": "score"}),
+        ([nn.Sigmoid()], {"fc": "score", "0": "probability"}),
+        ([nn.Dropout(), nn.ReLU()], {"1": "score"}),
+    ],
+)
+def test_only_the_networks_own_scores_have_the_names_of_classes(layers, head, answers):
+    """A hidden layer of as many units says nothing of classes."""
+    net = randomised(
+        nn.Sequential(
+            OrderedDict(
+                flat=nn.Flatten(),
+                hidden=nn.Linear(3 * 14 * 10, 4),
+                relu=nn.ReLU(),
+                fc=nn.Linear(4, 4),
+                **{str(i): part for i, part in enumerate(head)},
+            )
+        )
+    )
+    net.fc.bias.data[0] = -20.0  # or the last ReLU would change nothing
+    model = tvc.Model(net, Preprocess((14, 10)), (3, 14, 10), classes=CREATURES)
+    seen = tvc.walk(model, pictures(1), layers)
+    wanted = answers if layers is None else {k: v for k, v in answers.items() if k in layers}
+    assert {step.name: step.answer for step in seen if step.answer} == wanted
+
+
+def test_the_words_beside_the_bars_are_the_classes_of_the_answer(monkeypatch):
+    written = []
+    body = np.zeros((9, 9, 3), np.uint8)
+    monkeypatch.setattr(bars, "_bars", lambda _array, names: written.append(list(names)) or body)
+    values = torch.tensor([0.3, -0.2, 0.8, 0.1])
+
+    def beside(classes, *step, **more):
+        written.clear()
+        plates.drawn(Step("fc", *step, **more), plates.Drawing(), classes)
+        return written
+
+    dense, sigmoid = ("Linear", "dense"), ("Sigmoid", "activation")
+    assert beside(CREATURES, *dense, values) == [["0", "1", "2", "3"]]
+    named = ["0 ant", "1 bee", "2 cat", "3 dog"]
+    assert beside(CREATURES, *dense, values, answer="score") == [named]
+    one = torch.tensor([0.8])
+    assert beside(("cat", "dog"), *dense, one, answer="probability") == [["P(dog)"]]
+    assert beside(("cat", "dog"), *dense, one, answer="score") == [["score of dog"]]
+    assert beside(("cat", "dog"), *dense, one) == [["0"]]
+    assert beside(("cat", "dog"), *sigmoid, one, one.logit(), answer="probability") == [["dog"]] * 2
 
 
 def test_chances_of_many_classes_are_bars_of_the_largest(monkeypatch):
@@ -515,6 +652,19 @@ def test_a_wide_picture_is_walked_and_drawn():
         assert text.endswith(".")
     pool = {n: i for n, i, _ in seen.pictures()}["002_pool1"]
     assert pool.width > 300
+
+
+def test_a_network_that_puts_out_nan_is_walked_and_drawn():
+    """It is what one looks at most closely."""
+    net = randomised(plain())
+    with torch.no_grad():
+        net.conv2.weight[3, 0, 0, 0] = torch.nan
+        net.fc.bias[1] = torch.inf
+    seen = tvc.walk(net, pictures(1))
+    images = {name[4:]: np.asarray(image).astype(int) for name, image, _ in seen.pictures()}
+    broken = {name for name, array in images.items() if (array == (255, 0, 255)).all(2).any()}
+    assert broken == {"conv2", "relu2", "gap", "flatten", "fc"}
+    assert len(str(seen).splitlines()) == 2 + len(seen)
 
 
 def test_a_table_of_the_walk_has_every_step(digit):
@@ -696,16 +846,63 @@ def test_a_table_of_kernels_has_a_row_for_each_filter_and_a_column_for_each_inpu
 @pytest.mark.parametrize(
     "shape", [(512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3), (4, 130, 1, 5)]
 )
-def test_large_layers_show_their_strongest_filters_and_say_so(shape):
-    rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=rng)
-    weight[3] *= 5
+def test_pictures_of_large_layers_fit_a_screen_and_say_what_they_leave_out(monkeypatch, shape):
+    feet = []
+    monkeypatch.setattr(
+        kernel_room, "framed", lambda *given: feet.append(given[2]) or paper.framed(*given)
+    )
+    picture = tvc.Filters("conv", torch.randn(shape), None).picture(scale="layer")
+    assert max(picture.size) < 2600
+    assert ("64 of" in feet[0]) == (shape[0] > 64 or shape[1] > 64)
+    assert (f"64 of {shape[0]} filters" in feet[0]) == (shape[0] > 64)
+    assert (f"64 of {shape[1]} input channels" in feet[0]) == (shape[1] > 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chosen": [999]}, "there is no filter 999: there are 20"),
+        ({"chosen": [-1]}, "there is no filter -1"),
+        ({"chosen": []}, "no filter to draw"),
+        ({"inputs": [130]}, "there is no input channel 130"),
+        ({"top": 0}, "top must be .* at least 1, not 0"),
+        ({"top": -1}, "top must be .* at least 1, not -1"),
+        ({"columns": 0}, "columns must be .* at least 1, not 0"),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 130])
+def test_filters_that_are_not_there_are_told(channels, options, words):
+    kernels = tvc.Filters("conv", torch.randn(20, channels, 3, 3), None)
+    with pytest.raises(InputError, match=words):
+        kernels.picture(**options)
+
+
+@pytest.mark.parametrize(
+    "shape", [(512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3), (4, 130, 1, 5)]
+)
+def test_large_layers_show_their_strongest_filters_and_input_channels(monkeypatch, shape):
+    """Which of them, and in which order, as NumPy finds them."""
+    drawn = []
+    monkeypatch.setattr(
+        render_room, "filters", lambda weight, **options: drawn.append((weight, options))
+    )
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=draw) * torch.rand(shape[:2], generator=draw)[..., None, None]  # fmt: skip
     kernels = tvc.Filters("conv", weight, None)
-    picture = kernels.picture(scale="layer")
-    assert picture.width < 2600
-    assert picture.height < 2600
-    explicit = kernels.picture(scale="layer", top=2)
-    assert explicit.height < picture.height or shape[0] <= 4
+    squares = weight.double().numpy() ** 2
+    strongest = np.argsort(-squares.sum((1, 2, 3)), kind="stable").tolist()
+    for top, most in ((None, 64 if shape[1] > 1 else 10**9), (2, 2)):
+        kernels.picture(top=top)
+        given, options = drawn.pop()
+        assert given is weight
+        chosen = options["chosen"]
+        shown = min(most, shape[0])
+        assert (chosen or list(range(shape[0]))) == (
+            strongest[:shown] if shown < shape[0] else list(range(shape[0]))
+        )
+        rows = squares if chosen is None else squares[chosen]
+        best = np.argsort(-rows.sum((0, 2, 3)), kind="stable")[:64]
+        assert options["inputs"] == (sorted(best.tolist()) if shape[1] > 64 else None)
 
 
 def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):
@@ -796,4 +993,4 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
     ],
 )
 def test_which_outputs_have_their_channels_last(shape, size, widths, last):
-    assert _channels_last(shape, size, widths) is last
+    assert channels_last(shape, size, widths) is last

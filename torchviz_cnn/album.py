@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from torchviz_cnn.attribution import Align, Attribution, PixelAttribution, Windo
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.files import file_name
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.head import run
+from torchviz_cnn.head import NoScores, of_both_classes, run
 from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.methods.together import explained_by
 from torchviz_cnn.models import Model
@@ -49,17 +48,16 @@ def predict(model: Model, inputs: Tensor, count: int = 5) -> list[list[Predictio
         count: at most this many classes an image.
 
     Raises:
-        InputError: for bad inputs, or an output that is not ``(N, classes)``.
+        InputError: for bad inputs, or names of another number of classes.
+        NoScores: for an output that is not ``(N, classes)``.
     """
     module = module_of(model)
     inputs = check_inputs(model, module, inputs)
     with misfits_explained(module, inputs), undisturbed(module, inputs):
         chances = run(module, inputs, sure=True).probabilities()
-    if chances.ndim == 1 or chances.shape[1] == 1:
-        chances = chances.reshape(-1, 1)
-        chances = torch.cat([1 - chances, chances], 1)
+    chances = of_both_classes(chances)
     if chances.ndim != 2:
-        raise InputError(f"the network is no classifier: its output is {tuple(chances.shape)}")
+        raise NoScores(f"the network is no classifier: its output is {tuple(chances.shape)}")
     top = chances.topk(min(count, chances.shape[1]), 1)
     known = model.classes
     if known is not None and len(known) != chances.shape[1]:
@@ -166,7 +164,7 @@ def map_picture(heatmap: np.ndarray, *, gray: bool) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Overlays:
     """How explanations are drawn.
 
     Attributes:
@@ -203,7 +201,7 @@ def explanation_pictures(
     *,
     title: str,
     target: int,
-    drawing: Drawing,
+    drawing: Overlays,
 ) -> Iterator[tuple[str, Image.Image]]:
     """Every picture of one image's explanations: overlays, masks, probabilities, and a sheet.
 
@@ -244,7 +242,7 @@ def explanation_pictures(
 
 
 def _overlay_scale(
-    result: Attribution, heatmap: np.ndarray, target: int, drawing: Drawing
+    result: Attribution, heatmap: np.ndarray, target: int, drawing: Overlays
 ) -> Image.Image:
     """What the colours of an overlay mean, in the unit of the values."""
     peak = float(np.abs(result.one_map(0, target, cast("Align", drawing.align))).max())
@@ -270,11 +268,4 @@ def probability_picture(
         colormap="viridis",
         span=(low, high),
     )
-    return figure_picture(figure)
-
-
-def figure_picture(figure: Any, dpi: int = 100) -> Image.Image:
-    """A matplotlib figure as an image."""
-    figure.set_dpi(dpi)
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    return render.figure_picture(figure)

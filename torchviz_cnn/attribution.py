@@ -16,8 +16,9 @@ from torch import Tensor
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
-from torchviz_cnn.head import Kind, is_single, probabilities
+from torchviz_cnn.head import Kind, of_both_classes, probabilities
 from torchviz_cnn.resample import at_places, spread, upsample
+from torchviz_cnn.targets import class_label
 from torchviz_cnn.version import __version__
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ class Attribution:
         def name(index: Any) -> Any:
             if isinstance(index, list):
                 return [name(each) for each in index]
-            known = self.classes[index] if self.classes else str(index)
-            return index if known == str(index) else f"{index} {known}"
+            label = class_label(index, self.classes)
+            return index if label == str(index) else label
 
         return [name(index) for index in self.target.tolist()]
 
@@ -439,9 +440,7 @@ class WindowAttribution(Attribution):
             raise InputError("pass all_scores=True to occlusion to keep the scores of all classes")
         n, rows, columns, classes = self.scores.shape
         flat = self.scores.reshape(-1, classes)
-        chances = probabilities(flat, self.kind)
-        if is_single(flat):
-            chances = torch.cat([1 - chances, chances], 1)
+        chances = of_both_classes(probabilities(flat, self.kind))
         chances = chances.reshape(n, rows, columns, -1)
         target = self.target if self.target.ndim == 2 else self.target[:, None]
         wanted = target[:, None, None, :].expand(n, rows, columns, -1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -221,7 +222,7 @@ def _explanations(
 ) -> Section:
     plates = []
     for name, result in results.items():
-        figure = album.figure_picture(_figure(result, view, align))
+        figure = render.figure_picture(_figure(result, view, align))
         words = summary(name)
         if isinstance(result, CellAttribution) and align == "receptive_field":
             words += " Each cell is drawn at the middle of what it sees."
@@ -253,7 +254,7 @@ def _explanations(
     )
 
 
-def _figure(result: Attribution, view: Image.Image, align: Align) -> object:
+def _figure(result: Attribution, view: Image.Image, align: Align) -> Figure:
     return render.attribution_figure(
         result.one_map(align=align), picture=view, title=result.title(), unit=result.unit
     )

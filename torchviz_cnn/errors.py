@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -19,6 +21,34 @@ class NotApplicable(InputError):  # noqa: N818 - it is a finding about a network
     Other methods may still answer; a question that is wrong for all of them is an
     :class:`InputError` proper.
     """
+
+
+def check_counts(**counts: object) -> None:
+    """Refuse what is no number of things; ``None`` is as many as there are.
+
+    Raises:
+        InputError: with the name of the first that is none.
+
+    Example:
+        >>> check_counts(columns=4, top=None)
+        >>> check_counts(columns=-1)
+        Traceback (most recent call last):
+        torchviz_cnn.errors.InputError: columns must be a whole number of at least 1, not -1
+    """
+    for name, value in counts.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):  # type: ignore[operator]
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def is_real(value: object) -> bool:
+    """Whether it is a number that can be reckoned with: neither NaN nor infinite, no truth value.
+
+    Example:
+        >>> [is_real(value) for value in (2, 0.5, float("nan"), True, "1")]
+        [True, True, False, False, False]
+    """
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -24,6 +24,11 @@ from torchviz_cnn.errors import InputError
 
 Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
+
+class NoScores(InputError):  # noqa: N818 - nothing is wrong with a network that is no classifier
+    """What a network puts out are no scores of classes."""
+
+
 _KINDS: dict[Callable[..., Any], Kind] = {
     F.softmax: "softmax",
     torch.softmax: "softmax",
@@ -280,6 +285,19 @@ def is_single(output: Tensor) -> bool:
     return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 
 
+def of_both_classes(chances: Tensor) -> Tensor:
+    """``(N, 2)`` from the probabilities of class 1; those of several classes as they are.
+
+    Example:
+        >>> of_both_classes(torch.tensor([0.25, 1.0])).tolist()
+        [[0.75, 0.25], [0.0, 1.0]]
+    """
+    if not is_single(chances):
+        return chances
+    chances = chances.reshape(-1)
+    return torch.stack([1 - chances, chances], 1)
+
+
 # How the last run of a network ended. Watching costs some microseconds an operator, so it is left
 # out where it is known to find nothing; a wrong memory is noticed, and costs one run more.
 _Ending = Literal["watched", "plain", "looks watched"]
@@ -320,7 +338,7 @@ def run(
         through: computes what the network would, in another way.
 
     Raises:
-        InputError: when the network returns no tensor, or not one row an image.
+        NoScores: when the network returns no tensor, or not one row an image.
 
     Warns:
         UserWarning: once a network, where its outputs are probabilities of which it cannot be seen
@@ -381,7 +399,7 @@ def _are_probabilities(raw: Tensor) -> bool:
 def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None:
     """Refuse an output that has not one row an image, or is not made of real numbers."""
     if not raw.is_floating_point():
-        raise InputError(
+        raise NoScores(
             f"the network puts out {raw.dtype} numbers; scores are floating-point numbers"
         )
     if raw.ndim and raw.shape[0] == inputs.shape[0]:
@@ -390,7 +408,7 @@ def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None
         return  # squeeze() of a batch of one took its axis, too
     images = inputs if variants_of is None else variants_of
     variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
-    raise InputError(
+    raise NoScores(
         f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
         f"{_described(images)}; it must return one row an image, and inputs must have a batch "
         "axis: (N, C, H, W)"
@@ -411,7 +429,7 @@ def tensor_in(output: object) -> Tensor:
             return found
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise InputError(
+    raise NoScores(
         f"the network returned a {type(output).__name__} without a tensor of class scores in it; "
         "wrap it in a module that returns (N, classes)"
     )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn import render
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.guard import check_ready
 from torchviz_cnn.naming import display_name, module_of, resolve_one
+from torchviz_cnn.render.kernels import picked
 from torchviz_cnn.report import write_picture
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ class Filters:
             InputError: for a filter or channel that is not there, or a bad option.
         """
         count, channels = self.weight.shape[:2]
+        check_counts(top=top)
+        if chosen is not None:
+            chosen = picked(chosen, count, "filter")
         in_colour = channels == 3 if options.get("rgb") is None else bool(options["rgb"])
         if chosen is None:
             most = count if in_colour or channels == 1 else self._rows_shown(inputs)
-            shown = count if top is None and count <= most else min(top or most, count)
+            shown = min(count, most if top is None else top)
             if shown < count:
                 chosen = self.norms.argsort(descending=True, stable=True)[:shown].tolist()
         if inputs is None and not in_colour and channels > MOST_IN_A_ROW:

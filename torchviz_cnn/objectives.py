@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.head import Output
 from torchviz_cnn.naming import resolve_one
-from torchviz_cnn.targets import OneTarget, Question, ScoreKind
+from torchviz_cnn.targets import OneTarget, Question, ScoreKind, class_label
 
 Cell = tuple[int, int] | Literal["middle"] | None
 
@@ -94,10 +95,8 @@ class _Class:
     @property
     def label(self) -> str:
         index = self._question(1).indexes
-        name = str(self.target if index is None else int(index[0]))
-        if self.classes is None or self.classes[int(name)] == name:
-            return f"class {name}"
-        return f"class {name} {self.classes[int(name)]}"
+        assert index is not None
+        return f"class {class_label(int(index[0]), self.classes)}"
 
     def value(self, _seen: Mapping[str, Tensor], output: Output | None) -> Tensor:
         assert output is not None
@@ -156,11 +155,17 @@ class Objective:
     def __mul__(self, factor: float) -> Objective:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
+        if not is_real(factor):
+            raise InputError(f"an objective's weight is a finite number, not {factor!r}")
         return Objective(tuple((factor * weight, term) for weight, term in self.terms))
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float) -> Objective:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        if factor == 0:
+            raise InputError("an objective cannot be divided by 0")
         return self * (1 / factor)
 
     @property
@@ -227,7 +232,15 @@ def target(
         target: an index, or a name where class names are known.
         score: ``"logit"`` or ``"probability"``.
         classes: class names by index, where the model does not know them.
+
+    Raises:
+        InputError: for what is neither.
     """
+    if isinstance(target, bool) or not isinstance(target, int | np.integer | str):
+        raise InputError(
+            f"a class is an index or a name, not {target!r}; a function of the network's output is "
+            "an objective by itself"
+        )
     return Objective(((1.0, _Class(target, score, classes)),))
 
 

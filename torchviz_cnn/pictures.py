@@ -70,13 +70,16 @@ def read_with_remarks(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # phones' photographs and TIFF hold several that stand
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
 def _remarks(image: Image.Image) -> tuple[str, ...]:
     """What an opened picture is besides plain RGB, and what is done about it."""
+    several = getattr(image, "n_frames", 1) > 1
     found = {
-        "an animation: its first frame is used": getattr(image, "n_frames", 1) > 1,
+        "an animation: its first frame is used": several and image.format in _MOVING,
+        "several pictures in one file: the first is used": several and image.format not in _MOVING,
         "CMYK: converted to RGB": image.mode == "CMYK",
         "gray: used as red, green and blue alike": image.mode in ("L", "LA", "La", "1"),
         "more than 8 bits deep: scaled to 8": image.mode.startswith(("I", "F")),

@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchviz_cnn import render
-from torchviz_cnn.album import figure_picture
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
@@ -54,10 +53,8 @@ class Drawing:
         render.check_colormap(self.colormap)
         if self.by not in _RANKS:
             raise InputError(f"channels are ranked by {', '.join(_RANKS)}, not by {self.by!r}")
-        for name in ("top", "columns"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+        render.check_scale(self.scale)
+        check_counts(top=self.top, columns=self.columns)
         if self.over and not self.channels:
             raise InputError("only single channels are drawn over the picture: say which channels")
 
@@ -163,32 +160,35 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
     values, before = step.units, step.units_before
     assert values is not None
     title, colormap = _headline(step), drawing.colormap
-    labels = list(classes) if classes is not None and len(classes) == len(values) else None
-    if classes is not None and len(classes) == 2 and len(values) == 1:
-        labels = [classes[1]]  # one sigmoid: the probability of the second class
-    named = labels is not None and len(values) > MOST_SCORES
+    pair = step.kind == "activation" and before is not None and before.shape == values.shape
+    names = _class_names(step, classes, pair=pair)
+    named = names is not None and len(values) > MOST_SCORES
     top = drawing.top or (MOST_SCORES if named else None)
-    if step.kind == "activation" and before is not None and before.shape == values.shape:
-        if top is None and len(values) > MOST_BARS and _are_chances(values):
-            top = MOST_SCORES
-        if named or top is not None:
-            few = torch.topk(values, min(top or len(values), len(values))).indices
-            title += f"; the {len(few)} strongest"
-            names = [_name(int(i), labels) for i in few]
-            return render.units_before_and_after(
-                before[few], values[few], colormap, names=names, title=title
-            )
-        return render.units_before_and_after(before, values, colormap, labels=labels, title=title)
-    return render.units(values, colormap, labels=labels, top=top, title=title)
+    if not pair or before is None:
+        return render.units(values, colormap, names=names, top=top, title=title)
+    if top is None and len(values) > MOST_BARS and _are_chances(values):
+        top = MOST_SCORES
+    if top is not None:
+        few = torch.topk(values, min(top, len(values))).indices
+        title += f"; the {len(few)} strongest"
+        names = [str(int(i)) if names is None else names[int(i)] for i in few]
+        before, values = before[few], values[few]
+    return render.units_before_and_after(before, values, colormap, names=names, title=title)
+
+
+def _class_names(step: Step, classes: Sequence[str] | None, *, pair: bool) -> list[str] | None:
+    """What stands beside each bar of the network's answer; of other layers only their numbers."""
+    if classes is None or step.answer is None or step.units is None:
+        return None
+    if (len(classes), len(step.units)) == (2, 1):  # one sigmoid: its unit 0 is about class 1
+        about = f"score of {classes[1]}" if step.answer == "score" else f"P({classes[1]})"
+        return [classes[1] if pair else about]
+    return render.numbered(classes) if len(classes) == len(step.units) else None
 
 
 def _are_chances(values: Tensor) -> bool:
     """What a softmax puts out: beside its scores on one scale it would all be dark."""
     return bool((values >= 0).all()) and abs(float(values.double().sum()) - 1) < 1e-3
-
-
-def _name(index: int, labels: Sequence[str] | None) -> str:
-    return str(index) if labels is None else f"{index} {labels[index]}"
 
 
 def _headline(step: Step) -> str:
@@ -310,11 +310,13 @@ def sparsity_picture(walk: Walk) -> Image.Image | None:
     figure = render.shares_figure(
         [each.name for each in walk.sparsity], shares, title=sparsity_words(walk)
     )
-    return figure_picture(figure)
+    return render.figure_picture(figure)
 
 
 def sparsity_words(walk: Walk) -> str:
     """Whether sparsity increases with depth, in a sentence."""
+    if not walk.to_the_end:
+        return "the walk ended before the network did, so nothing is known of sparsity over depth"
     if not walk.sparsity:
         return "no activation of this network puts out exact zeros"
     first, last = walk.sparsity[0], walk.sparsity[-1]

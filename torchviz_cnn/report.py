@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -61,6 +62,10 @@ def write_picture(folder: str | Path, file: str, image: Image.Image) -> Path:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The HTML of a page; its pictures are files beside it."""
+
+    def address(plate: Plate) -> str:
+        return escape(quote(plate.file, safe="@"), quote=True)
+
     links = " ".join(
         f'<a href="#s{number}">{escape(section.title)}</a>'
         for number, section in enumerate(sections)
@@ -73,8 +78,8 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
             body.append(f"<pre>{escape(section.listing)}</pre>")
         body.append('<div class="row">')
         body += [
-            f'<figure><a href="{escape(plate.file, quote=True)}">'
-            f'<img src="{escape(plate.file, quote=True)}" alt="{escape(plate.caption, quote=True)}"'
+            f'<figure><a href="{address(plate)}">'
+            f'<img src="{address(plate)}" alt="{escape(plate.caption, quote=True)}"'
             f' width="{plate.image.width}" height="{plate.image.height}" loading="lazy"></a>'
             f"<figcaption>{escape(plate.caption)}</figcaption></figure>"
             for plate in section.plates

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.fields import Box, Cell, ReceptiveField, receptive_field
 from torchviz_cnn.methods.examine import batch_of
 from torchviz_cnn.naming import module_of, resolve_one
@@ -201,15 +201,15 @@ def patches(
             "patches needs a Model, which knows how pictures are prepared: models.load gives one, "
             "or build Model(network, preprocess, input_size)"
         )
-    if count < 1:
-        raise InputError(f"count must be at least 1, not {count}")
+    check_counts(count=count)
     name = resolve_one(module_of(model), layer)
     key = name.key(name.call or 0)
     in_folder = isinstance(pictures, str | Path)
     files = pictures_in(pictures) if in_folder else [Path(path) for path in pictures]  # type: ignore[arg-type, union-attr]
     if not files:
         raise InputError("no pictures were given")
-    seen = receptive_field(model, layer)
+    # A field's name without a number means the last run, a layer's its first.
+    seen = receptive_field(model, f"{name.name}@{name.call or 0}")
     like = torch.empty(1, *model.input_size, device=model.device)
     number = batch_of(like, batch_size, cpu=8)
     channels = list(channel) if isinstance(channel, Sequence) else [channel]

@@ -56,6 +56,17 @@ def class_index(name: str, classes: Sequence[str] | None) -> int:
     return hits[0]
 
 
+def class_label(index: int, classes: Sequence[str] | None) -> str:
+    """A class's index, and its name where that says more.
+
+    Example:
+        >>> class_label(1, ["cat", "dog"]), class_label(1, ["0", "1"]), class_label(1, None)
+        ('1 dog', '1', '1')
+    """
+    name = classes[index] if classes else str(index)
+    return name if name == str(index) else f"{index} {name}"
+
+
 @dataclass(frozen=True)
 class Explained:
     """The scores to explain and the classes they belong to.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from torchviz_cnn.axes import channels_first, widths_of
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import check_inputs
-from torchviz_cnn.naming import display_name, module_of
-from torchviz_cnn.observe import activations
+from torchviz_cnn.naming import display_name, module_of, resolve, split_call
+from torchviz_cnn.observe import LayerChoice, activations
 from torchviz_cnn.summary import is_row
 from torchviz_cnn.tracing import remembered
 
@@ -30,7 +30,8 @@ def gram_matrix(maps: Tensor) -> Tensor:
         maps: ``(N, C, h, w)``.
 
     Returns:
-        ``(N, C, C)``, symmetric; not divided by anything.
+        ``(N, C, C)``, symmetric; not divided by anything. Of half precision in single: sums over
+        the cells of a map are beyond its largest number.
 
     Raises:
         InputError: for maps of another number of axes.
@@ -46,7 +47,8 @@ def gram_matrix(maps: Tensor) -> Tensor:
     """
     if maps.ndim != 4:
         raise InputError(f"feature maps are (N, C, h, w), not {tuple(maps.shape)}")
-    flat = maps.flatten(2)
+    half = maps.dtype in (torch.float16, torch.bfloat16)
+    flat = (maps.float() if half else maps).flatten(2)
     return flat @ flat.transpose(1, 2)
 
 
@@ -125,8 +127,9 @@ class StyleComparison:
         grams: the Gram matrices of both pictures by layer, each ``(N, C, C)`` and divided by the
             number of cells, so that pictures of different sizes can be compared.
         distance: ``(N, L)``, Gatys' style loss of each layer, before its weight.
-        relative: ``(N, L)``, ``‖G − A‖ / (‖G‖ + ‖A‖)`` in Frobenius norms: 0 for the same style, at
-            most 1; comparable between layers.
+        relative: ``(N, L)``, ``‖G − A‖ / √(‖G‖² + ‖A‖²)`` in Frobenius norms: 0 for the same style, 1
+            where no two channels are active together in both pictures, and never more, as no two
+            Gram matrices have a negative product; comparable between layers.
     """
 
     layers: tuple[str, ...]
@@ -206,7 +209,7 @@ def style_distance(
     model: nn.Module | Model,
     first: Tensor,
     second: Tensor,
-    layers: str | Iterable[str | nn.Module] | None = None,
+    layers: LayerChoice | None = None,
 ) -> StyleComparison:
     """Which layers see two pictures made of the same texture, and which do not.
 
@@ -216,10 +219,11 @@ def style_distance(
     Args:
         model: any network; comes back as it was.
         first, second: ``(N, C, H, W)`` or ``(N, H, W)``, as many in each.
-        layers: names, globs or modules; by default :func:`style_layers`.
+        layers: names, globs or modules, or one of them; by default :func:`style_layers`.
 
     Returns:
-        A :class:`StyleComparison`; its numbers stay on the inputs' device and dtype.
+        A :class:`StyleComparison`; its numbers stay on the inputs' device and dtype, of half
+        precision in single.
 
     Raises:
         InputError: for bad inputs, other numbers of pictures, or a layer that puts out no maps.
@@ -241,31 +245,46 @@ def style_distance(
         raise InputError(
             f"{len(pair[0])} pictures are to be compared with {len(pair[1])}; give as many in each"
         )
-    wanted: Any = style_layers(model, first) if layers is None else layers
-    seen = [activations(model, each, wanted) for each in pair]
+    if layers is None:
+        layers = style_layers(model, first)
+    wanted = [layers] if isinstance(layers, str | nn.Module) else list(layers)
+    by_name = {layer.name for layer in resolve(module, wanted) if layer.explicit}
+    widths = widths_of(module)
+    seen = [
+        {
+            name: channels_first(maps, tuple(each.shape[-2:]), widths)
+            for name, maps in activations(model, each, wanted).items()
+        }
+        for each in pair
+    ]
     names = [name for name in seen[0] if name in seen[1]]
-    glob = isinstance(wanted, str) or all(isinstance(each, str) for each in wanted)
     grams, distances, relatives, shapes = [], [], [], []
     kept = []
     for name in names:
         maps = [each[name] for each in seen]
         if maps[0].ndim != 4:
-            if glob and _is_glob(wanted):
+            if split_call(module, name)[0] not in by_name:
                 continue
             raise InputError(
                 f"the layer {name!r} puts out {tuple(maps[0].shape)}, not maps (N, C, h, w), and "
                 "has no Gram matrix"
             )
         g, a = (gram_matrix(each) / each[0, 0].numel() for each in maps)
+        if not bool(g.isfinite().all() & a.isfinite().all()):
+            raise InputError(
+                f"the layer {name!r} puts out NaN or infinite numbers; look at its weights"
+            )
         channels = g.shape[1]
         distances.append((g - a).pow(2).sum((1, 2)) / (4 * channels**2))
-        size = _norm(g) + _norm(a)
+        size = torch.hypot(_norm(g), _norm(a))
         relatives.append(torch.where(size > 0, _norm(g - a) / size, torch.zeros_like(size)))
         grams.append((g, a))
         shapes.append((channels, *maps[0].shape[2:]))
         kept.append(name)
     if not kept:
-        raise InputError(f"no layer that {wanted!r} matches puts out maps (N, C, h, w)")
+        raise InputError(
+            f"no layer that {', '.join(map(repr, wanted))} matches puts out maps (N, C, h, w)"
+        )
     return StyleComparison(
         tuple(kept),
         tuple(shapes),
@@ -277,8 +296,3 @@ def style_distance(
 
 def _norm(matrices: Tensor) -> Tensor:
     return matrices.pow(2).sum((1, 2)).sqrt()
-
-
-def _is_glob(wanted: str | Sequence[str]) -> bool:
-    texts = [wanted] if isinstance(wanted, str) else list(wanted)
-    return any(character in text for text in texts for character in "*?[")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
@@ -30,7 +31,7 @@ from torchviz_cnn.observe import (
     refuse_not_run,
 )
 from torchviz_cnn.summary import layers as layer_table
-from torchviz_cnn.targets import Target
+from torchviz_cnn.targets import Target, class_label
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +49,8 @@ Kind = Literal[
     "dense",
     "other",
 ]
+
+Answer = Literal["score", "probability"]
 
 _ATEN = torch.ops.aten
 
@@ -88,6 +91,12 @@ _POOLINGS = {
 }
 # What these put out can be exactly 0: of them it can be said how sparse they are.
 _RECTIFIERS = {"relu", "hardtanh", "threshold", "clamp", "clamp_min", "hardswish", "hardsigmoid"}
+# What makes scores of classes to be put out of it.
+_CLOSING: dict[str, Answer] = {
+    "softmax": "probability",
+    "log_softmax": "score",
+    "sigmoid": "probability",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +113,8 @@ class Step:
             flattening; ``None`` of the others.
         channels_last: the output is ``(h, w, C)``, as in Swin transformers.
         weights: how much each channel speaks for the class asked for, where one was.
+        answer: these numbers are what the network says of its classes, their scores or their
+            probabilities; ``None`` of every other step.
     """
 
     name: str
@@ -113,6 +124,7 @@ class Step:
     before: Tensor | None = None
     channels_last: bool = False
     weights: Tensor | None = None
+    answer: Answer | None = None
 
     @property
     def maps(self) -> Tensor | None:
@@ -212,11 +224,13 @@ class Walk(Sequence[Step]):
         network: what was walked through, in words.
         input: the picture as the network got it, ``(C, H, W)`` or ``(H, W)``.
         steps: the layers.
-        sparsity: of every activation that can put out zeros, drawn or not, over depth.
+        sparsity: of every activation that can put out zeros, drawn or not, over depth; empty
+            where the walk ended before the network did.
         classes: class names by index, where known.
         picture: what the network saw, as a picture, where one was given.
         target: the class the steps' ``weights`` are about.
         notes: what should be known of the network, such as that its weights are random.
+        to_the_end: whether the network ran to its end, and not only to the last layer asked for.
     """
 
     network: str
@@ -228,6 +242,7 @@ class Walk(Sequence[Step]):
     target: str | None = None
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = field(default=(), repr=False)
+    to_the_end: bool = True
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -409,7 +424,8 @@ def walk_through(
     if whole and not isinstance(layers, str | nn.Module):  # every run of each
         layers = [f"{layer}@*" for layer in layers]
     chosen = resolve(module, layers)
-    passage = _Passage(module, chosen, whole=whole)
+    classes = known(model, "classes")
+    passage = _Passage(module, chosen, tuple(one.shape[-2:]), classes, whole=whole)
     with ExitStack() as stack:
         stack.enter_context(misfits_explained(module, one))
         stack.enter_context(undisturbed(module, one))
@@ -417,10 +433,10 @@ def walk_through(
         for handle in passage.attach():
             stack.callback(handle.remove)
         with suppress(Enough), passage:
-            module(one.clone())
+            passage.ended(module(one.clone()))
     if not whole:
         refuse_not_run(chosen, passage.seen, passage.calls)
-    steps = passage.finished(tuple(one.shape[-2:]))
+    steps = passage.finished()
     label = None
     if target is not None:
         steps, label = _weighed(model, one, target, steps, passage.functions)
@@ -429,12 +445,13 @@ def walk_through(
         network=known(model, "source") or type(module).__name__,
         input=one[0],
         steps=tuple(steps),
-        sparsity=tuple(passage.sparsity),
-        classes=known(model, "classes"),
+        sparsity=tuple(passage.sparsity) if passage.at_the_end else (),
+        classes=classes,
         picture=None if picture is None else _seen(picture, view),
         target=label,
         notes=known(model, "notes") or (),
-        unseen=tuple(passage.unseen),
+        unseen=tuple(dict.fromkeys(passage.unseen)),
+        to_the_end=passage.at_the_end,
     )
 
 
@@ -480,9 +497,7 @@ def _weighed(
 
 
 def _label(target: Tensor | None, classes: Sequence[str] | None) -> str:
-    number = 0 if target is None else int(target.flatten()[0])
-    name = classes[number] if classes else str(number)
-    return name if name == str(number) else f"{number} {name}"
+    return class_label(0 if target is None else int(target.flatten()[0]), classes)
 
 
 @dataclass
@@ -512,10 +527,20 @@ class _Frame:
 class _Passage(TorchDispatchMode):
     """Watches one forward pass: modules by hooks, functions without a module as operators."""
 
-    def __init__(self, module: nn.Module, chosen: list[Layer], *, whole: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        chosen: list[Layer],
+        size: tuple[int, ...],
+        classes: Sequence[str] | None,
+        *,
+        whole: bool,
+    ) -> None:
         super().__init__()
         self.root = module
         self.whole = whole
+        self.size = size
+        self.classes = classes
         self.by_module: dict[nn.Module, list[Layer]] = {}
         for layer in chosen:
             self.by_module.setdefault(layer.module, []).append(layer)
@@ -526,11 +551,15 @@ class _Passage(TorchDispatchMode):
         self.running: list[_Frame] = []
         self.steps: list[Step] = []
         self.sparsity: list[Sparsity] = []
-        self.widths: set[int] = set()
+        self.widths = widths_of(module)
         self.functions: set[str] = set()  # names of steps that are no modules
         self.seen: set[str] = set()
         self.unseen: list[str] = []
+        self.uncounted: list[str] = []  # of sparsity over depth
         self.latest = "the input"
+        self.last: _Event | None = None
+        self.at_the_end = False
+        self.answers: list[tuple[Tensor, Answer]] = []
 
     # ---- modules --------------------------------------------------------------------------------
 
@@ -553,9 +582,6 @@ class _Passage(TorchDispatchMode):
         given = first_tensor(inputs)
         if given is not None and frame.wanted is not None and _looks_back(kind_of(module)):
             frame.before = given.detach().clone()
-        if given is not None and given.ndim == 4 and type(module) in (nn.LayerNorm, nn.Linear):
-            self.widths.add(given.shape[-1])
-            self.widths.add(getattr(module, "out_features", given.shape[-1]))
         self.running.append(frame)
 
     def leave(self, module: nn.Module, _inputs: object, output: object) -> None:
@@ -578,10 +604,7 @@ class _Passage(TorchDispatchMode):
                     f"the layer {explicit[0]!r} puts out a {type(output).__name__}, not a tensor"
                 )
         elif tensor.ndim == 0 or len(tensor) != 1:
-            self.unseen.append(
-                f"{frame.name} is not drawn: of one picture it makes "
-                f"{'×'.join(map(str, tensor.shape))}, no batch of one"
-            )
+            self.unseen.append(f"{frame.name} is not drawn: {_no_batch(tensor)}")
             self.seen.update(layer.key(frame.call) for layer in wanted)
         else:
             self.seen.update(layer.key(frame.call) for layer in wanted)
@@ -589,8 +612,15 @@ class _Passage(TorchDispatchMode):
             if self.whole and (step := self.closing_activation(frame, tensor)):
                 self.steps.append(step)
         self.pending -= {(layer.name, layer.call) for layer in wanted}
-        if not self.endless and not self.pending:
+        if not self.endless and not self.pending and not self.may_answer():
             raise Enough
+
+    def may_answer(self) -> bool:
+        """Whether a step is a row as long as there are classes: what the network puts out tells."""
+        if self.classes is None:
+            return False
+        counts = (len(self.classes), 1 if len(self.classes) == 2 else None)
+        return any(each.units is not None and len(each.units) in counts for each in self.steps)
 
     def step(self, frame: _Frame, tensor: Tensor) -> Step:
         kind = kind_of(frame.module)
@@ -626,17 +656,36 @@ class _Passage(TorchDispatchMode):
         before = args[0].detach().clone()
         out = func(*args, **kwargs)
         after = first_tensor(out)
-        if after is not None and after.is_floating_point() and len(after) == len(before):
-            self.note(*found, before, after.detach())
+        if after is not None and after.is_floating_point():
+            if isinstance(args[0], nn.Parameter):
+                self.pass_over(*found, "it is computed of weights, not of the picture")
+            elif before.ndim and after.ndim and len(before) == len(after) == 1:
+                self.note(*found, before, after.detach())
+            else:
+                self.pass_over(*found, _no_batch(after))
         return out
 
-    def note(self, function: str, kind: Kind, before: Tensor, after: Tensor) -> None:
+    def name_of(self, function: str, kind: Kind) -> tuple[str, nn.Module | None]:
+        """What a function is called, and the module whose function it is, where there is one."""
         inside = self.running[-1] if self.running else None
-        part = inside.module if inside is not None and kind_of(inside.module) == kind else None
-        name = f"{function} after {self.latest}" if part is None or inside is None else inside.name
-        event = _Event(function, kind, before, after.clone(), name, part)
+        if inside is not None and kind_of(inside.module) == kind:
+            return inside.name, inside.module
+        return f"{function} after {self.latest}", None
+
+    def pass_over(self, function: str, kind: Kind, why: str) -> None:
+        """Tell what is left out that would have been drawn, or counted."""
+        name, _ = self.name_of(function, kind)
+        if self.whole and not any(frame.wanted is not None for frame in self.running):
+            self.unseen.append(f"{name} is not drawn: {why}")
+        elif function in _RECTIFIERS:
+            self.uncounted.append(f"{name} is not counted: {why}")
+
+    def note(self, function: str, kind: Kind, before: Tensor, after: Tensor) -> None:
+        name, part = self.name_of(function, kind)
+        event = self.last = _Event(function, kind, before, after.clone(), name, part)
         if kind == "activation" and function in _RECTIFIERS:
-            self.sparsity.append(_sparsity(name, event.after[0]))
+            last = channels_last(tuple(after.shape[1:]), self.size, self.widths)
+            self.sparsity.append(_sparsity(name, event.after[0], last=last))
         walked = [frame for frame in self.running if frame.wanted is not None]
         for frame in walked:
             frame.last = event
@@ -653,14 +702,47 @@ class _Passage(TorchDispatchMode):
 
     # ---- afterwards -----------------------------------------------------------------------------
 
-    def finished(self, size: tuple[int, ...]) -> list[Step]:
-        """The steps, with their channels' axis found: some networks have it last."""
+    def ended(self, output: object) -> None:
+        """The network ran to its end and put this out."""
+        self.at_the_end = True
+        self.unseen += self.uncounted
+        tensor = first_tensor(output)
+        if tensor is None:
+            return
+        tensor, event = tensor.detach().flatten(), self.last
+        kind: Answer = "score"
+        closes = event is not None and event.function in _CLOSING
+        if closes and event is not None and _same(event.after.flatten(), tensor):
+            self.answers.append((event.before.flatten(), "score"))
+            kind = _CLOSING[event.function]
+        self.answers.append((tensor, kind))
+
+    def finished(self) -> list[Step]:
+        """The steps, with their channels' axis found, and those that are the network's answer."""
         return [
-            replace(step, channels_last=True)
-            if _channels_last(tuple(step.output.shape), size, self.widths)
-            else step
+            replace(
+                step,
+                channels_last=channels_last(tuple(step.output.shape), self.size, self.widths),
+                answer=self.answer_in(step),
+            )
             for step in self.steps
         ]
+
+    def answer_in(self, step: Step) -> Answer | None:
+        units = step.units
+        if units is None:
+            return None
+        return next((kind for each, kind in self.answers if _same(each, units)), None)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers are the same, in whichever precision they went on."""
+    return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
+
+
+def _no_batch(tensor: Tensor) -> str:
+    size = "×".join(map(str, tensor.shape)) or "a single number"
+    return f"of one picture it makes {size}, no batch of one"
 
 
 def _function(
@@ -683,29 +765,11 @@ def _function(
     return None
 
 
-def _sparsity(name: str, output: Tensor) -> Sparsity:
+def _sparsity(name: str, output: Tensor, *, last: bool) -> Sparsity:
     silent = output == 0
-    dead = None
-    if output.ndim == 3 and output.shape[1:] != (1, 1):
-        dead = float(silent.flatten(1).all(1).double().mean())
+    maps = _as_maps(silent, last=last)
+    dead = None if maps is None else float(maps.flatten(1).all(1).double().mean())
     return Sparsity(name, float(silent.double().mean()), dead)
-
-
-def _channels_last(shape: tuple[int, ...], size: tuple[int, ...], widths: set[int]) -> bool:
-    """Whether an output is ``(h, w, C)``: its first two axes have the picture's shape, its last two
-    have not, and some layer works along its last axis.
-    """
-
-    def like_the_picture(height: int, width: int) -> bool:
-        expected = height * size[1] / size[0]
-        return abs(width - expected) <= max(1.0, 0.1 * expected)
-
-    return (
-        len(shape) == 3
-        and shape[2] in widths
-        and like_the_picture(shape[0], shape[1])
-        and not like_the_picture(shape[1], shape[2])
-    )
 
 
 _LOOK_BACK = {"activation", "pooling", "normalisation", "dropout", "flatten"}

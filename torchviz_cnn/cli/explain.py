@@ -140,7 +140,7 @@ def explain_command(
       torchviz-cnn explain cat.jpg -m resnet50 --method layer_cam --layer layer2 --layer layer4
     """
     names, skip = _methods(method or ["grad_cam"])
-    drawing = album.Drawing(colormap, alpha, keep, align or "stretch")
+    drawing = album.Overlays(colormap, alpha, keep, align or "stretch")
     drawing.check()
     options = {
         "layer": layer or None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchviz_cnn import album, models, parity, render
+from torchviz_cnn import models, parity, render
 from torchviz_cnn.cli.options import Device, InputSize, PreprocessMode, shape_of, size_of
 from torchviz_cnn.cli.speech import note, tell
 from torchviz_cnn.errors import InputError, NotApplicable
@@ -141,7 +141,7 @@ def _write_comparison(
                 bounds=[(1e-4, "same"), (1e-3, "differs")],
                 title=f"{each.file}: the imported network beside {each.reference}",
             )
-            write_picture(staging, f"{name}.png", album.figure_picture(figure))
+            write_picture(staging, f"{name}.png", render.figure_picture(figure))
 
 
 def export_keras_command(

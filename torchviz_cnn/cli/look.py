@@ -29,6 +29,7 @@ from torchviz_cnn.cli.speech import load_model, note, stems, tell
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import fields_table, receptive_fields
 from torchviz_cnn.files import all_or_nothing, check_folder, file_name
+from torchviz_cnn.head import NoScores
 from torchviz_cnn.kernels import filters as find_filters
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
@@ -128,7 +129,11 @@ def activations_command(
     names = layers or layers_to_walk(network)
     for path, stem, picture in zip(images, stems(images), pictures, strict=True):
         inputs = network.prepare(picture)
-        tell(f"{path}\n{album.predictions_table(album.predict(network, inputs)[0])}")
+        tell(str(path))
+        try:
+            tell(album.predictions_table(album.predict(network, inputs)[0]))
+        except NoScores as reason:  # its layers can be looked at all the same
+            note(f"no classes are told: {reason}")
         seen = walk_through(
             network, inputs, names, whole=layers is None, picture=picture, target=target
         )

@@ -126,7 +126,7 @@ def maximize_command(
             tell(f"{result.labels[index]}: from {first:.4g} to {last:.4g}")
             if guesses is not None:
                 tell(album.predictions_table(guesses[index]))
-        sheet = album.figure_picture(result.figure())
+        sheet = render.figure_picture(result.figure())
         write_picture(staging, "maximize_objective.png", sheet)
         if len(result) > 1:
             write_picture(staging, "maximize_sheet.png", result.sheet())
@@ -219,6 +219,6 @@ def style_command(
     figure = found.figure((views[0], views[1]), names=(first.name, second.name))
     names = "_".join(stems([first, second]))
     with all_or_nothing(out) as staging:
-        write_picture(staging, f"style_{names}.png", album.figure_picture(figure, 120))
+        write_picture(staging, f"style_{names}.png", render.figure_picture(figure, 120))
     if not as_json:
         tell(f"style_{names}.png in {out}")

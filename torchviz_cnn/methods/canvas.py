@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real
 
 Parametrization = Literal["fourier", "pixels"]
 
@@ -129,12 +129,12 @@ class Moves:
     rotate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.jitter < 0 or self.jitter != int(self.jitter):
+        if not is_real(self.jitter) or self.jitter < 0 or self.jitter != int(self.jitter):
             raise InputError(f"jitter is a whole number of pixels from 0, not {self.jitter!r}")
         low, high = self.scale
-        if not 0 < low <= high or not math.isfinite(high):
+        if not (is_real(low) and is_real(high) and 0 < low <= high):
             raise InputError(f"scale is two factors above 0, the lower first, not {self.scale!r}")
-        if not 0 <= self.rotate <= 180:
+        if not (is_real(self.rotate) and 0 <= self.rotate <= 180):
             raise InputError(f"rotate is an angle of 0 to 180 degrees, not {self.rotate!r}")
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable, check_counts
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import known, module_of
@@ -94,8 +94,7 @@ def batch_of(images: Tensor, wish: int | None, cpu: int, cuda: int = 64) -> int:
     if wish is None:
         pixels = (cuda if images.is_cuda else cpu) * 224 * 224
         return min(256, max(1, pixels // (images.shape[-2] * images.shape[-1])))
-    if wish < 1:
-        raise InputError(f"batch_size must be at least 1, not {wish}")
+    check_counts(batch_size=wish)
     return wish
 
 

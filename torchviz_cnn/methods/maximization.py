@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.axes import channels_first, widths_of
+from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.head import run
+from torchviz_cnn.head import Output, run
 from torchviz_cnn.inputs import batch_axis_required, checked_size, misfits_explained, place_and_kind
 from torchviz_cnn.methods import canvas
 from torchviz_cnn.methods.canvas import Moves, Parametrization
@@ -166,11 +166,17 @@ class Maximization:
 def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evaluate]:
     """How much of its objective each picture of a batch has, running no more than is needed."""
     names = list(dict.fromkeys(str(name) for each in wanted for name in each.layers))
+    widths = widths_of(module)
 
-    def values(seen: Any, output: Any, part: Sequence[Objective]) -> Tensor:
+    def values(
+        seen: Mapping[str, Tensor], inputs: Tensor, output: Output | None, part: Sequence[Objective]
+    ) -> Tensor:
+        maps = {
+            name: channels_first(seen[name], tuple(inputs.shape[-2:]), widths) for name in names
+        }
         found = []
         for row, objective in enumerate(part):
-            own = {name: seen[name][row : row + 1] for name in names}
+            own = {name: each[row : row + 1] for name, each in maps.items()}
             found.append(
                 objective.value(own, None if output is None else output.rows(row, row + 1))
             )
@@ -178,10 +184,12 @@ def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evalu
 
     if any(each.needs_output for each in wanted):
         with capture(module, names, gradients=True) as seen:
-            yield lambda inputs, part: values(seen, run(module, inputs, variants_of=inputs), part)
+            yield lambda inputs, part: values(
+                seen, inputs, run(module, inputs, variants_of=inputs), part
+            )
         return
     with running_to(module, resolve(module, names), gradients=True) as look:
-        yield lambda inputs, part: values(look(inputs), None, part)
+        yield lambda inputs, part: values(look(inputs), inputs, None, part)
 
 
 # What suits each parametrisation: pixels need more against the chequered noise they end in.
@@ -214,15 +222,16 @@ class _Recipe:
         """
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a whole number from 1, not {self.steps!r}")
-        if not 0 < self.learning_rate < math.inf:
+        if not (is_real(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate!r}")
-        if not 0 <= self.decay <= 4:
+        if not (is_real(self.decay) and 0 <= self.decay <= 4):
             raise InputError(f"decay must lie between 0 and 4, not {self.decay!r}")
-        if not 1 < self.power < math.inf:
+        if not (is_real(self.power) and self.power > 1):
             raise InputError(f"power must be above 1, not {self.power!r}")
         for name in ("l2", "lp", "total_variation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a weight from 0, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (is_real(value) and value >= 0):
+                raise InputError(f"{name} must be a weight from 0, not {value!r}")
 
     @property
     def start(self) -> Tensor:
@@ -290,20 +299,9 @@ def _ascend(
     history = []
     redirected = torch.zeros(len(part), dtype=torch.long)
     for step in range(recipe.steps):
-        with torch.enable_grad():
-            colors = board.colors()
-            shown = colors
-            if not recipe.moves.none:
-                shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
-            value = evaluate(shown)
-            penalty = recipe.penalty(colors)
-        slope, silent = _uphill(value, board.numbers)
-        _check_progress(value, slope, part, step)
-        if penalty.requires_grad:
-            against = _slope(penalty, board.numbers, more=False)
-            slope = slope - _rows(value.detach().abs(), slope) * against
+        value, slope, silent = _look_uphill(board, part, evaluate, recipe, draws, step)
         redirected += silent.cpu()
-        history.append(value.detach())
+        history.append(value)
         # All steps of one size: Adam remembers sizes for a thousand steps, and a redirected slope,
         # or the first one past a ReLU, may be many times as large or small as those to come.
         size = slope.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
@@ -312,6 +310,34 @@ def _ascend(
         board.clip()
         bar.update()
     return torch.stack(history, 1), redirected
+
+
+def _look_uphill(
+    board: canvas.Canvas,
+    part: Sequence[Objective],
+    evaluate: Callable[[Tensor], Tensor],
+    recipe: _Recipe,
+    draws: Sequence[torch.Generator],
+    step: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of each picture, its slope less the penalties', and for which it was redirected.
+
+    Nothing of the graph leaves it: two steps' graphs at once would take twice the memory.
+    """
+    with torch.enable_grad():
+        colors = board.colors()
+        shown = colors
+        if not recipe.moves.none:
+            shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
+        value = evaluate(shown)
+        penalty = recipe.penalty(colors)
+    slope, silent = _uphill(value, board.numbers)
+    value = value.detach()
+    _check_progress(value, slope, part, step)
+    if penalty.requires_grad:
+        against = _slope(penalty, board.numbers, more=False)
+        slope = slope - _rows(value.abs(), slope) * against
+    return value, slope, silent
 
 
 def _check_progress(value: Tensor, slope: Tensor, part: Sequence[Objective], step: int) -> None:
@@ -597,7 +623,7 @@ def _objectives(
 
 
 def _pair(scale: Any) -> tuple[float, float]:
-    if isinstance(scale, list | tuple) and len(scale) == 2:
+    if isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_real, scale)):
         return float(scale[0]), float(scale[1])
     raise InputError(f"scale is two factors, the lower first, not {scale!r}")
 
@@ -617,13 +643,16 @@ def _several(given: Any) -> list[Any]:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    given = _several(seed)
+    if not all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**63 for each in given
+    ):
+        raise InputError(f"a seed is a whole number from 0, not {seed!r}")
+    seeds = given * count if isinstance(seed, int) else given
     if len(seeds) != count:
         raise InputError(
             f"{len(seeds)} seeds were given for {count} pictures; give one for all, or one each"
         )
-    if not all(isinstance(each, int) and 0 <= each < 2**63 for each in seeds):
-        raise InputError(f"a seed is a whole number from 0, not {seed!r}")
     return seeds
 
 

@@ -1,6 +1,6 @@
 """Arrays to pictures: colour maps, grids, overlays, figures. Knows nothing of networks."""
 
-from torchviz_cnn.render.bars import units, units_before_and_after
+from torchviz_cnn.render.bars import numbered, units, units_before_and_after
 from torchviz_cnn.render.boxes import boxes
 from torchviz_cnn.render.charts import confusion_matrix, training_curves
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
@@ -11,12 +11,14 @@ from torchviz_cnn.render.figures import (
     attribution_figure,
     color_scale,
     errors_figure,
+    figure_picture,
     shares_figure,
     sheet,
 )
 from torchviz_cnn.render.grids import (
     Scale,
     before_and_after,
+    check_scale,
     feature_map,
     feature_maps,
     strongest,
@@ -32,6 +34,7 @@ __all__ = [
     "before_and_after",
     "boxes",
     "check_colormap",
+    "check_scale",
     "color_scale",
     "colorize",
     "colormap_for",
@@ -41,8 +44,10 @@ __all__ = [
     "errors_figure",
     "feature_map",
     "feature_maps",
+    "figure_picture",
     "filters",
     "masked",
+    "numbered",
     "overlay",
     "shares_figure",
     "sheet",

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import colorize
+from torchviz_cnn.render.lost import LOST, lost, told
 from torchviz_cnn.render.paper import framed
 from torchviz_cnn.render.text import INK, PAPER, fit, font, number, text_width
 
@@ -22,6 +23,7 @@ def units(
     colormap: str = "viridis",
     *,
     labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     top: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
@@ -30,33 +32,37 @@ def units(
     Args:
         values: ``(units,)``.
         colormap: of the strip, any matplotlib name.
-        labels: a name for each unit.
+        labels: what each unit is about, printed after its number.
+        names: what stands beside each bar instead of its number and label.
         top: only so many, those with the largest values, the largest first; as bars.
         title: a line above.
 
     Raises:
-        InputError: for values that are not one-dimensional, or labels of another length.
+        InputError: for values that are not one-dimensional, or names or labels of another number.
 
     Example:
         >>> import numpy as np
         >>> units(np.arange(10.0)).mode
         'RGB'
     """
+    check_counts(top=top)
     array = _as_units(values)
     order = np.argsort(-array, kind="stable")
-    names = _names(len(array), labels)
-    low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
+    beside = _names(len(array), labels, names)
+    low, high = _span(array)
+    gone = told(lost(array), "units", "are")
     if top is not None and top < len(array):
         words = f"length is the unit's output; the {top} largest of {len(array)}"
         few = order[:top]
-        body = _bars(array[few], [names[i] for i in few])
-        return framed(body, title, words)[0]
+        body = _bars(array[few], [beside[i] for i in few])
+        return framed(body, title, "; ".join([words, *gone]))[0]
     if len(array) <= MOST_BARS:
-        return framed(_bars(array, names), title, "length is the unit's output")[0]
+        words = "; ".join(["length is the unit's output", *gone])
+        return framed(_bars(array, beside), title, words)[0]
     body, columns = _strip(array, colormap, low, high)
-    first = ", ".join(f"{fit(names[i], 180, 11)} ({number(array[i])})" for i in order[:5])
+    first = ", ".join(f"{fit(beside[i], 180, 11)} ({number(array[i])})" for i in order[:5])
     words = f"{len(array)} units, {columns} in a row; strongest: {first}"
-    return framed(body, title, words, (low, high, colormap))[0]
+    return framed(body, title, "; ".join([words, *gone]), (low, high, colormap))[0]
 
 
 def units_before_and_after(
@@ -88,28 +94,48 @@ def units_before_and_after(
     a, b = _as_units(before), _as_units(after)
     if len(a) != len(b):
         raise InputError(f"{len(a)} units before and {len(b)} after are no pairs")
-    if names is None:
-        names = _names(len(a), labels)
-    elif len(names) != len(a):
-        raise InputError(f"{len(names)} names were given for {len(a)} units")
+    beside = _names(len(a), labels, names)
     if len(a) <= MOST_BARS:
         # Each with a scale of its own: a score of 12 and a probability of 0.9 have no common one.
-        bodies, foot, bar = [_bars(a, names), _bars(b, names)], "each scaled to its own range", None
+        bodies, foot, bar = (
+            [_bars(a, beside), _bars(b, beside)],
+            "each scaled to its own range",
+            None,
+        )
     else:
-        low, high = min(0.0, a.min(), b.min()), max(0.0, a.max(), b.max())
+        low, high = _span(np.concatenate([a, b]))
         strips = [_strip(each, colormap, low, high) for each in (a, b)]
         bodies = [body for body, _ in strips]
         foot = f"{len(a)} units, {strips[0][1]} in a row, one scale for both"
-        bar = (float(low), float(high), colormap)
+        bar = (low, high, colormap)
+    foot = "; ".join([foot, *told(lost(a) | lost(b), "units", "are")])
     return framed(_stacked(bodies, words), title, foot, bar)[0]
 
 
-def _names(count: int, labels: Sequence[str] | None) -> list[str]:
-    """The number of each unit, and its label where it says more."""
+def _span(array: np.ndarray) -> tuple[float, float]:
+    """The least and the largest number, or 0 where that lies beyond them."""
+    finite = array[~lost(array)]
+    return float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
+
+
+def _names(count: int, labels: Sequence[str] | None, names: Sequence[str] | None) -> list[str]:
+    """The number of each unit, and its label where it says more; or the names as given."""
+    if names is not None and len(names) != count:
+        raise InputError(f"{len(names)} names were given for {count} units")
+    if names is not None:
+        return list(names)
     if labels is not None and len(labels) != count:
         raise InputError(f"{len(labels)} labels were given for {count} units")
-    if labels is None:
-        return [str(i) for i in range(count)]
+    return [str(i) for i in range(count)] if labels is None else numbered(labels)
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """The number of each unit, and its label where it says more.
+
+    Example:
+        >>> numbered(["cat", "1"])
+        ['0 cat', '1']
+    """
     return [label if label == str(i) else f"{i} {label}" for i, label in enumerate(labels)]
 
 
@@ -147,13 +173,14 @@ def _strip(array: np.ndarray, colormap: str, low: float, high: float) -> tuple[n
     padded = np.full(rows * columns, np.nan, np.float32)
     padded[: len(array)] = array
     colors = colorize(padded, colormap, low, high)
+    colors[: len(array)][lost(array)] = LOST
     colors[len(array) :] = PAPER
     return colors.reshape(rows, columns, 3).repeat(cell, 0).repeat(cell, 1), columns
 
 
 def _bars(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     row, length = 18, 320
-    low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
+    low, high = _span(array)
     left = min(240, max(text_width(name, 11) for name in names)) + 8
     span = (high - low) or 1.0
     zero = left + round(-low / span * length)
@@ -162,6 +189,9 @@ def _bars(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     for index, (value, name) in enumerate(zip(array.tolist(), names, strict=True)):
         y = index * row
         draw.text((0, y + 2), fit(name, left - 8, 11), fill=INK, font=font(11))
+        if not math.isfinite(value):
+            draw.text((zero + 5, y + 2), number(value), fill=LOST, font=font(11))
+            continue
         end = zero + round(value / span * length)
         color = (49, 104, 142) if value >= 0 else (178, 60, 60)
         draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
+from torchviz_cnn.render.enlarge import fitted
 from torchviz_cnn.render.text import INK, PAPER, font, wrap
 
 _LINE = 16
@@ -41,8 +42,7 @@ def contact_sheet(
     """
     if not pictures or len(pictures) != len(captions):
         raise InputError(f"{len(captions)} captions were given for {len(pictures)} pictures")
-    if columns is not None and columns < 1:
-        raise InputError(f"columns must be at least 1, not {columns}")
+    check_counts(columns=columns)
     columns = min(columns or min(5, math.ceil(math.sqrt(len(pictures)))), len(pictures))
     words = [
         [part for line in text.split("\n") for part in wrap(line, cell, 12)] for text in captions
@@ -60,17 +60,10 @@ def contact_sheet(
     for row, height in zip(rows, heights, strict=True):
         for place, index in enumerate(row):
             x = _GAP + place * (cell + _GAP)
-            picture = _fitted(pictures[index], cell)
+            # A patch of a few pixels keeps them visible.
+            picture = fitted(pictures[index], cell, square_from=6)
             canvas.paste(picture, (x, y + cell - picture.height))
             for below, text in enumerate(words[index]):
                 draw.text((x, y + cell + 3 + _LINE * below), text, fill=INK, font=font(12))
         y += height + _GAP
     return canvas
-
-
-def _fitted(picture: Image.Image, cell: int) -> Image.Image:
-    factor = cell / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    # A patch of a few pixels keeps them visible; larger ones are smoothed.
-    how = Image.Resampling.NEAREST if factor >= 6 else Image.Resampling.LANCZOS
-    return picture.convert("RGB").resize(size, how)

@@ -26,3 +26,22 @@ def viewable(image: Image.Image, least: int = 336, most: int = 1024) -> Image.Im
     times = max(1, round(least / longer))
     size = (image.width * times, image.height * times)
     return image if times == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def fitted(picture: Image.Image, cell: int, *, square_from: float) -> Image.Image:
+    """A picture scaled so that its longer side is ``cell`` pixels; others are averaged.
+
+    Args:
+        picture: any.
+        cell: in pixels.
+        square_from: magnified so many times or more, its pixels stay squares.
+
+    Example:
+        >>> from PIL import Image
+        >>> fitted(Image.new("L", (28, 14)), 224, square_from=2).size
+        (224, 112)
+    """
+    factor = cell / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    how = Image.Resampling.NEAREST if factor >= square_from else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, how)

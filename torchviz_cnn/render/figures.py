@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for, limits
+from torchviz_cnn.render.enlarge import fitted
 from torchviz_cnn.render.overlays import overlay
 from torchviz_cnn.render.text import INK, PAPER, font, number, text_width, wrap
 
@@ -143,7 +144,8 @@ def sheet(
     if row_titles and len(row_titles) != len(rows):
         raise InputError(f"{len(row_titles)} row titles were given for {len(rows)} rows")
     gap, line = 10, 17
-    scaled = [[_scaled(picture, cell) for picture in row] for row in rows]
+    # Small maps keep their square cells.
+    scaled = [[fitted(picture, cell, square_from=2) for picture in row] for row in rows]
     heights = [max(picture.height for picture in row) for row in scaled]
     total = width * (cell + gap) + gap
     head = wrap(title, total - 2 * gap, 15) if title else []
@@ -170,12 +172,12 @@ def sheet(
     return canvas
 
 
-def _scaled(picture: Image.Image, cell: int) -> Image.Image:
-    factor = cell / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    # Small maps keep their square cells; large pictures are averaged.
-    how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
-    return picture.convert("RGB").resize(size, how)
+def figure_picture(figure: Figure, dpi: int = 100) -> Image.Image:
+    """A matplotlib figure as an image."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def errors_figure(

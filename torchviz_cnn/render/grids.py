@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts, is_real
 from torchviz_cnn.pictures import Picture, to_image
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.enlarge import viewable
+from torchviz_cnn.render.lost import LOST, lost, sound, told
 from torchviz_cnn.render.overlays import overlay
 from torchviz_cnn.render.paper import MARGIN, framed
 from torchviz_cnn.render.text import INK, PAPER, font, text_width
@@ -53,7 +54,8 @@ def feature_maps(
 
     Returns:
         An RGB image. Every cell shows its map in the same whole magnification; a channel that is
-        the same everywhere is crossed out, twice where it is 0: a dead channel.
+        the same everywhere is crossed out, twice where it is 0: a dead channel. NaN and infinite
+        numbers are magenta, and counted below.
 
     Raises:
         InputError: for maps that are not three-dimensional, a channel that is not there, a bad
@@ -64,13 +66,15 @@ def feature_maps(
         >>> feature_maps(np.random.default_rng(0).random((32, 26, 26)), columns=8).mode
         'RGB'
     """
-    array, shown = _chosen(maps, channels)
+    check_counts(columns=columns)
+    given, shown = _chosen(maps, channels)
+    array = sound(given)
     low, high, words = _limits(array, scale)
-    dead, constant = _silent(array)
+    dead, constant = _silent(given)
     shrunk, factor, thin = _fit_cells(array, columns)
-    cells = enlarged(colorize(_unit(shrunk, low, high), colormap), factor)
+    cells = enlarged(_colors(shrunk, lost(given), thin, (low, high), colormap), factor)
     body, places = grid(cells, [str(c) for c in shown] if numbers else None, columns)
-    foot = [_scale_words(words, thin), *_silent_words(dead, constant)]
+    foot = [_scale_words(words, thin), *_silent_words(dead, constant), *_lost_words(given)]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
     _cross_out(canvas, top, places, cells[0].shape[:2], dead, constant)
     return canvas
@@ -111,8 +115,10 @@ def before_and_after(
         >>> before_and_after(maps, np.maximum(maps, 0)).mode
         'RGB'
     """
-    left, shown = _chosen(before, channels)
-    right, _ = _chosen(after, channels)
+    check_counts(columns=columns)
+    given_left, shown = _chosen(before, channels)
+    given_right, _ = _chosen(after, channels)
+    left, right = sound(given_left), sound(given_right)
     count = len(_as_maps(before))
     if count != len(_as_maps(after)):
         raise InputError(
@@ -121,12 +127,15 @@ def before_and_after(
     if notes is not None and len(notes) != count:
         raise InputError(f"{len(notes)} notes were given for {count} channels")
     low, high, said = _limits_of_both(left, right, scale)
-    dead, constant = _silent(right)
+    dead, constant = _silent(given_right)
     if columns is None:
         columns = max(1, _layout(len(shown), None, (left.shape[1], 2 * left.shape[2]))[1])
     a, factor, thin = _fit_cells(left, 2 * columns)
-    b, *_ = _fit_cells(right, None, (factor, thin))
-    halves = [enlarged(colorize(_unit(x, low, high), colormap), factor) for x in (a, b)]
+    b, _, thin_b = _fit_cells(right, None, (factor, thin))
+    halves = [
+        enlarged(_colors(x, lost(given), cells_of, (low, high), colormap), factor)
+        for x, given, cells_of in ((a, given_left, thin), (b, given_right, thin_b))
+    ]
     cells = _side_by_side(*halves)
     labels = [str(c) if notes is None else f"{c}  {notes[c]}" for c in shown]
     body, places = grid(cells, labels, columns, gap=12)  # pairs apart, their halves together
@@ -134,6 +143,7 @@ def before_and_after(
         f"left: {words[0]}, {_size(left)}; right: {words[1]}, {_size(right)}",
         _scale_words(said, thin),
         *_silent_words(dead, constant),
+        *_lost_words(given_left, given_right),
     ]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
     offset = halves[0].shape[2] + _BETWEEN
@@ -171,6 +181,7 @@ def feature_map(
     array = np.asarray(array, dtype=np.float32)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"one feature map is (h, w), not {array.shape}")
+    gone, array = lost(array), sound(array[None])[0]
     low, high = float(array.min()), float(array.max())
     unit = _unit(array, low, high)
     if picture is None:
@@ -178,6 +189,10 @@ def feature_map(
     else:
         drawn = overlay(viewable(to_image(picture), 448), unit, colormap, alpha)
     words = f"{_size(array[None])}, from its minimum to its maximum"
+    if gone.any():
+        words += f"; {told(gone.ravel(), 'cells', 'are')[0]}"
+        mask = Image.fromarray(gone).resize(drawn.size, Image.Resampling.NEAREST)
+        drawn.paste(LOST, mask=mask)
     return framed(np.asarray(drawn), title, words, (low, high, colormap))[0]
 
 
@@ -205,6 +220,7 @@ def strongest(
         >>> strongest(np.array([[[1.0, 1.0]], [[0.0, 4.0]], [[3.0, 3.0]]]), 2, "max")
         [1, 2]
     """
+    check_counts(top=top)
     array = _as_maps(maps).astype(np.float64)
     if isinstance(by, str):
         if by not in ("mean", "max", "variance"):
@@ -242,7 +258,21 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}×{array.shape[2]}"
 
 
+def check_scale(scale: object) -> None:
+    """Say before any work that a scale is none.
+
+    Raises:
+        InputError: with what would be one.
+    """
+    if scale in ("channel", "layer"):
+        return
+    pair = isinstance(scale, tuple | list) and len(scale) == 2 and all(map(is_real, scale))
+    if not pair or not scale[0] < scale[1]:  # type: ignore[index]
+        raise InputError(f"scale must be 'channel', 'layer' or (low, high), not {scale!r}")
+
+
 def _limits(array: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
+    check_scale(scale)
     if scale == "channel":
         return (
             array.min((1, 2), keepdims=True),
@@ -251,9 +281,7 @@ def _limits(array: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
         )
     if scale == "layer":
         return float(array.min()), float(array.max()), "one scale for all channels"
-    if isinstance(scale, tuple | list) and len(scale) == 2 and scale[0] < scale[1]:
-        return float(scale[0]), float(scale[1]), "one scale for all channels, clipped"
-    raise InputError(f"scale must be 'channel', 'layer' or (low, high), not {scale!r}")
+    return float(scale[0]), float(scale[1]), "one scale for all channels, clipped"
 
 
 def _limits_of_both(left: np.ndarray, right: np.ndarray, scale: Scale) -> tuple[Limit, Limit, str]:
@@ -301,6 +329,18 @@ def _fit_cells(
     return array, factor, 1
 
 
+def _colors(
+    shrunk: np.ndarray, gone: np.ndarray, thin: int, span: tuple[Limit, Limit], colormap: str
+) -> np.ndarray:
+    """Maps as colours; pixels that any lost number went into are marked."""
+    colors = colorize(_unit(shrunk, *span), colormap)
+    if gone.any():
+        count, height, width = shrunk.shape
+        gone = gone[:, : height * thin, : width * thin]
+        colors[gone.reshape(count, height, thin, width, thin).any((2, 4))] = LOST
+    return colors
+
+
 def enlarged(cells: np.ndarray, factor: int) -> np.ndarray:
     """Cells ``(…, h, w, 3)`` magnified by a whole number.
 
@@ -315,8 +355,6 @@ def _layout(count: int, columns: int | None, cell: tuple[int, int]) -> tuple[int
         columns = 2 ** math.ceil(math.log2(max(1.0, math.sqrt(count * cell[0] / cell[1]))))
         if count > 32:
             columns = max(columns, 8)
-    if columns < 1:
-        raise InputError(f"columns must be at least 1, not {columns}")
     columns = min(columns, count)
     return math.ceil(count / columns), columns
 
@@ -362,6 +400,11 @@ def _silent(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = array.reshape(len(array), -1)
     constant = flat.max(1) == flat.min(1)
     return constant & (flat[:, 0] == 0), constant
+
+
+def _lost_words(*maps: np.ndarray) -> list[str]:
+    gone = [lost(each).any((1, 2)) for each in maps]
+    return told(np.any(gone, 0), "channels", "hold")
 
 
 def _silent_words(dead: np.ndarray, constant: np.ndarray) -> list[str]:

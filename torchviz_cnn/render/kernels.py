@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import DIVERGING, colorize
 from torchviz_cnn.render.grids import enlarged, grid
 from torchviz_cnn.render.paper import framed
@@ -71,13 +71,19 @@ def filters(
         raise InputError(
             f"the kernels of a convolution are (filters, channels, h, w), not {array.shape}"
         )
+    if not np.isfinite(array).all():
+        broken = int((~np.isfinite(array)).any((1, 2, 3)).sum())
+        raise InputError(
+            f"{broken} of {len(array)} filters hold NaN or infinite weights, which cannot be drawn"
+        )
     if scale not in ("filter", "layer"):
         raise InputError(f"scale must be 'filter' or 'layer', not {scale!r}")
+    check_counts(columns=columns)
     in_colour = array.shape[1] == 3 if rgb is None else rgb
     if in_colour and array.shape[1] != 3:
         raise InputError(f"colours need 3 input channels, and these kernels have {array.shape[1]}")
-    rows = _picked(chosen, array.shape[0], "filter")
-    seen = _picked(inputs, array.shape[1], "input channel")
+    rows = picked(chosen, array.shape[0], "filter")
+    seen = picked(inputs, array.shape[1], "input channel")
     if in_colour and len(seen) != 3:
         raise InputError(f"colours need 3 input channels, not {len(seen)}")
     norms = np.sqrt((array[rows] ** 2).sum((1, 2, 3)))
@@ -130,13 +136,18 @@ def _words(
     return "; ".join(words)
 
 
-def _picked(wish: Sequence[int] | None, count: int, what: str) -> list[int]:
-    picked = list(range(count)) if wish is None else list(wish)
-    if wrong := [i for i in picked if not 0 <= i < count]:
+def picked(wish: Sequence[int] | None, count: int, what: str) -> list[int]:
+    """The numbers wished, or all.
+
+    Raises:
+        InputError: for one that is not there, or for none.
+    """
+    found = list(range(count)) if wish is None else list(wish)
+    if wrong := [i for i in found if not 0 <= i < count]:
         raise InputError(f"there is no {what} {wrong[0]}: there are {count}, from 0")
-    if not picked:
+    if not found:
         raise InputError(f"no {what} to draw")
-    return picked
+    return found
 
 
 def _enlarged(cells: np.ndarray, side: int) -> np.ndarray:

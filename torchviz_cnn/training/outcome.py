@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from torchviz_cnn import render
-from torchviz_cnn.album import figure_picture
 from torchviz_cnn.errors import NotApplicable
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import is_single, run
@@ -18,6 +17,7 @@ from torchviz_cnn.methods import grad_cam
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.render.figures import figure_picture
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
