@@ -18,12 +18,14 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
+from torch import nn
 
 import torchviz_cnn as tvc
 from torchviz_cnn import checkpoints, cli
 from torchviz_cnn.files import CannotWrite
-from torchviz_cnn.training import Settings, fit
+from torchviz_cnn.training import Settings, fit, outcome
 from torchviz_cnn.training.augment import Augmentation, warped
+from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.folders import find
 from torchviz_cnn.training.idx import mnist_files, read_idx
 from torchviz_cnn.training.outcome import Judgement
@@ -814,6 +816,45 @@ def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(trai
     model = tvc.models.load("own_nets:two", tmp_path / "run" / "best.safetensors")
     assert model.classes == ("cats", "dogs")
     assert model.input_size == (3, 32, 32)
+
+
+def test_squeezenets_scores_come_out_of_a_relu_and_both_classes_are_learnt(tmp_path):
+    """One score that is never below 0 could only ever say the second class."""
+    draw = np.random.default_rng(0)
+    labels = torch.arange(24) % 2
+    pixels = torch.from_numpy(draw.integers(0, 60, (24, 3, 64, 64), dtype=np.uint8))
+    for number, label in enumerate(labels.tolist()):
+        pixels[number, 2 * label] += 150  # red against blue
+    pictures = in_memory(pixels, labels, "plate")
+    begin = start("squeezenet1_1", 2, input_size=(3, 64, 64), seed=1)
+    assert begin.architecture.outputs == 2
+    settings = replace(SHORT, epochs=6, batch_size=8)
+    run = fit(begin, ("red", "blue"), pictures, pictures, tmp_path / "run", settings)
+    found = outcome.judge(run.model, pictures)
+    assert found.confusion().tolist() == [[12, 0], [0, 12]]
+    assert tvc.models.load(str(tmp_path / "run")).classes == ("red", "blue")
+    assert start("resnet18", 2, input_size=(3, 64, 64)).architecture.outputs == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (nn.AdaptiveMaxPool2d(1), nn.ReLU(inplace=True), nn.Flatten(0), nn.Sigmoid()),
+        (nn.ReLU6(), nn.AvgPool2d(6), nn.Dropout(), nn.Flatten()),
+        (nn.Threshold(0, 0), nn.MaxPool2d(6), nn.Flatten(1), nn.Identity()),
+        (nn.AvgPool2d(6), nn.Flatten(), nn.Softplus()),
+    ],
+)
+def test_one_score_out_of_a_relu_is_refused(last):
+    network = nn.Sequential(nn.Conv2d(3, 1, 3), *last)
+    with pytest.raises(tvc.InputError, match="comes out of a ReLU: it is never below 0"):
+        ending_of(network, (3, 8, 8), 2)
+    network.insert(1, nn.ReLU())
+    network.insert(2, nn.Conv2d(1, 1, 1))
+    free = nn.Sequential(*network[:3], nn.AdaptiveAvgPool2d(1), nn.Hardtanh(), nn.Flatten())
+    assert ending_of(free, (3, 8, 8), 2) is None
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
 
 
 def test_splits_hold_out_a_share_and_lose_nothing():

@@ -12,6 +12,7 @@ from torchviz_cnn.checkpoints import Architecture
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import Model
 from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.training.ending import never_negative
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def start(
 ) -> Start:
     """A network by name with as many outputs as a number of classes calls for.
 
-    Two classes are told apart by one output, more by one each.
+    Two classes are told apart by one output, or by two where scores come out of a ReLU
+    (SqueezeNet's): a score that is never below 0 cannot say both. More have one output each.
 
     Args:
         name: one of :func:`torchviz_cnn.models.names`, or ``"package.module:factory"``, whose
@@ -85,6 +87,9 @@ def start(
         scaled = bool(getattr(source and source.module, "transform_input", False))
         architecture = replace(architecture, transform_input=scaled)
     module = models.build(architecture, seed)
+    if classes == 2 and never_negative(module, size):
+        architecture = replace(architecture, outputs=2)
+        module = models.build(architecture, seed)
     taken = _filled(module, state, given)
     return Start(module, architecture, preprocess, size, *_kept(module, taken, freeze, given))
 
