@@ -302,6 +302,33 @@ def test_a_run_taken_up_again_is_the_run_that_never_stopped(tmp_path):
         fit(mnist_start(), classes, pictures, pictures, tmp_path / "a", whole)
 
 
+def test_a_run_is_not_taken_up_with_another_network_size_or_preprocessing(tmp_path):
+    pictures = noise(4, 2, (3, 64, 64))
+    begin = start("squeezenet1_1", 2, input_size=(3, 64, 64))
+    once = replace(SHORT, epochs=1)
+    fit(begin, ("a", "b"), pictures, pictures, tmp_path / "run", once)
+    look, built = begin.preprocess, begin.architecture
+    for other, sentence in (
+        (
+            replace(begin, input_size=(3, 64, 96)),
+            r"its input size is \[3, 64, 64\], not \[3, 64, 96",
+        ),
+        (
+            replace(begin, preprocess=replace(look, std=(1.0,))),
+            r"its preprocess is .*'std': \[0.229",
+        ),
+        (replace(begin, architecture=replace(built, outputs=1)), "its outputs is 2, not 1"),
+        (
+            replace(begin, architecture=replace(built, transform_input=True)),
+            "its transform input is False, not True",
+        ),
+    ):
+        with pytest.raises(tvc.InputError, match=sentence):
+            fit(other, ("a", "b"), pictures, pictures, tmp_path / "run", once, resume=True)
+    run = fit(begin, ("a", "b"), pictures, pictures, tmp_path / "run", once, resume=True)
+    assert len(run.history) == 1
+
+
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(train, tmp_path):
     words = ["digits", "--steps", "6", "--batch-size", "16", "--validation-steps", "2"]
     command = [sys.executable, "-c", "from torchviz_cnn.cli import main; main()", "train"]

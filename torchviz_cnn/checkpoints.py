@@ -69,14 +69,13 @@ class Description:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        look = vars(self.preprocess) | {"interpolation": self.preprocess.interpolation.value}
         return json.dumps(
             {
                 "format": _VERSION,
                 "architecture": vars(self.architecture),
                 "classes": self.classes,
                 "input_size": self.input_size,
-                "preprocess": look,
+                "preprocess": plain(self.preprocess),
                 "metrics": dict(self.metrics),
                 **self.about,
                 "versions": {
@@ -89,6 +88,11 @@ class Description:
             indent=1,
             ensure_ascii=False,
         )
+
+
+def plain(preprocess: Preprocess) -> dict[str, Any]:
+    """From a picture to what a network takes, in values that JSON has."""
+    return vars(preprocess) | {"interpolation": preprocess.interpolation.value}
 
 
 def write(path: str | Path, state: Mapping[str, Tensor], description: Description) -> Path:

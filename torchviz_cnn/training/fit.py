@@ -133,7 +133,7 @@ def fit(
     device = torch.device(device)
     check_run(folder, resume)
     recipe_type = _recipe()
-    settled = fingerprint(settings, start.architecture, classes, start.frozen, (train, validation))
+    settled = fingerprint(settings, start, classes, (train, validation))
     resumed = load_state(folder, settled) if resume else None
     if settings.precision != "32" and device.type != "cuda":
         raise InputError(f"the precision {settings.precision} needs CUDA; on the CPU it is 32")
