@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 from torch import nn
@@ -720,6 +721,41 @@ def test_frozen_weights_stay_and_the_new_last_layer_is_trained(pets, tmp_path):
         start("resnet18", 2, freeze=True)
     with pytest.raises(tvc.InputError, match="none of the weights"):
         start("vgg11", 2, weights=str(tmp_path / "given.pth"))
+
+
+def test_weights_from_a_file_keep_their_scaling_of_pictures(tmp_path, monkeypatch):
+    """Published weights (1000 classes) were trained on −1…1: so must they be trained further."""
+    torch.manual_seed(0)
+    name, make = "googlenet", torchvision.models.googlenet
+    published = make(weights=None, init_weights=False, aux_logits=True, transform_input=True)
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    own = make(weights=None, init_weights=False, num_classes=3, aux_logits=False)
+    begin = start(name, 2, weights=str(tmp_path / "published.pth"))
+    assert begin.architecture.transform_input is True
+    assert any("transform_input=True" in note for note in begin.notes)
+    for other in ("googlenet", "inception_v3", "resnet18"):
+        for classes in (1000, 3):
+            last = {"fc.weight": torch.zeros(classes, 2), "fc.bias": torch.zeros(classes)}
+            rescales, notes = tvc.models.transforms_input(other, last, "x.pth")
+            assert rescales is bool(notes) is (classes == 1000 and other != "resnet18")
+    loaded = tvc.models.load(name, tmp_path / "published.pth").module.eval()
+    image = torch.rand(1, *begin.input_size)
+    heads = {module: nn.Identity() for module in (loaded, begin.module)}
+    features = []
+    for module, nothing in heads.items():
+        monkeypatch.setattr(module, "fc", nothing)
+        with torch.no_grad():
+            features.append(module.eval()(image))
+    assert torch.equal(*features)
+
+    # What was trained here says so itself, in whatever number of classes.
+    kept = checkpoints.Description(
+        replace(begin.architecture, outputs=3), ("a", "b", "c"), begin.input_size, begin.preprocess
+    )
+    file = checkpoints.write(tmp_path / "kept.safetensors", own.state_dict(), kept)
+    assert tvc.models.load(str(file)).module.transform_input is True
+    assert tvc.models.load(name, file).module.transform_input is True
+    assert start(name, 5, weights=str(file)).architecture.transform_input is True
 
 
 def test_what_was_trained_is_loaded_with_everything_that_was_known(tmp_path):

@@ -80,18 +80,19 @@ def start(
     architecture = Architecture(name, 1 if classes == 2 else classes)
     preprocess, size = bare.preprocess, bare.input_size
     state: dict[str, Tensor] = {}
+    assumed: tuple[str, ...] = ()
     if given is not None:
         published = given == "default"
-        source = models.load(name, given) if published else None
-        state = source.module.state_dict() if source else models.read_state(given)
-        scaled = bool(getattr(source and source.module, "transform_input", False))
-        architecture = replace(architecture, transform_input=scaled)
+        state = models.load(name).module.state_dict() if published else models.read_state(given)
+        rescales, assumed = models.transforms_input(name, state, given)
+        architecture = replace(architecture, transform_input=rescales)
     module = models.build(architecture, seed)
     if classes == 2 and never_negative(module, size):
         architecture = replace(architecture, outputs=2)
         module = models.build(architecture, seed)
     taken = _filled(module, state, given)
-    return Start(module, architecture, preprocess, size, *_kept(module, taken, freeze, given))
+    frozen, notes = _kept(module, taken, freeze, given)
+    return Start(module, architecture, preprocess, size, frozen, assumed + notes)
 
 
 def _own_code(
