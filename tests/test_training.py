@@ -1,5 +1,6 @@
 """Training: the tutorials' recipe against NumPy, what is learnt, and runs that are cut off."""
 
+import errno
 import gzip
 import itertools
 import json
@@ -10,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -388,8 +390,8 @@ def test_ctrl_c_leaves_the_last_good_epoch_and_says_how_to_go_on(train, tmp_path
     assert tvc.models.load(str(tmp_path / "d")).input_size == (1, 28, 28)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
-    """Files may not grow beyond a limit: the writes fail as on a full disk."""
+def test_files_that_may_not_grow_leave_the_last_good_checkpoint(tmp_path):
+    """The system refuses to write beyond a limit, as on a full disk: the first write fails."""
     pictures = noise(8, 10, (1, 28, 28))
     folder = tmp_path / "run"
     fit(mnist_start(), "0123456789", pictures, pictures, folder, replace(SHORT, epochs=1))
@@ -404,6 +406,180 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
     run = fit(mnist_start(), "0123456789", pictures, pictures, folder, SHORT, resume=True)
     assert len(run.history) == 2
+
+
+def best_of(folder):
+    """Which epoch's network the best file says it is, and its loss."""
+    found = checkpoints.read(folder / "best.safetensors")[1]
+    return found.about["epoch"], found.metrics["validation_loss"]
+
+
+def test_wherever_the_disk_gets_full_the_files_agree_when_the_run_is_taken_up_again(
+    tmp_path, monkeypatch
+):
+    """Two epochs write ten files: each of them in turn is the one that fails."""
+    pictures, classes = noise(8, 10, (1, 28, 28)), "0123456789"
+    rest = (classes, pictures, pictures)
+    whole = fit(mnist_start(), *rest, tmp_path / "whole", SHORT)
+    assert whole.best == 2  # both epochs write all their files
+    make, once = tempfile.mkstemp, replace(SHORT, epochs=1)
+    for failing in range(1, 11):
+        folder, written = tmp_path / f"full-{failing}", itertools.count(1)
+
+        def full(*args, written=written, failing=failing, **named):
+            if next(written) == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return make(*args, **named)
+
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+        with pytest.raises(CannotWrite):
+            fit(mnist_start(), *rest, folder, SHORT)
+        monkeypatch.setattr(tempfile, "mkstemp", make)
+        assert next(written) == failing + 1
+        if (folder / "best.safetensors").exists():  # of an epoch that can be gone on from
+            assert best_of(folder)[0] <= len(history(folder))
+        done = 1 if failing <= 6 else 2  # the sixth is the second epoch's first
+        run = fit(mnist_start(), *rest, folder, once, resume=True)
+        assert (len(run.history), run.best) == (done, done)
+        best = (done, run.history[done - 1]["validation_loss"])
+        assert best_of(folder) == best
+        assert json.loads((folder / "best.json").read_text())["epoch"] == done
+        assert same(weights(folder), weights(folder, "best.safetensors"))
+        run = fit(mnist_start(), *rest, folder, SHORT, resume=True)
+        assert run.history == whole.history
+        for name in ("last.safetensors", "best.safetensors", "resume.safetensors"):
+            assert same(weights(tmp_path / "whole", name), weights(folder, name)), (failing, name)
+
+
+def test_a_run_without_its_best_network_is_not_taken_up_silently(tmp_path):
+    pictures = noise(8, 2, (1, 28, 28))
+    opposite = replace(pictures, labels=1 - pictures.labels)
+    settings = replace(SHORT, epochs=4, patience=1)
+    rest = ("0123456789", pictures, opposite, tmp_path / "run", settings)
+    run = fit(mnist_start(), *rest)
+    assert run.best < len(run.history)
+    best = tmp_path / "run" / "best.safetensors"
+    best.write_bytes((tmp_path / "run" / "last.safetensors").read_bytes())
+    with pytest.raises(tvc.InputError, match=rf"the best epoch, {run.best}, should be in .* not"):
+        fit(mnist_start(), *rest, resume=True)
+    best.unlink()
+    with pytest.raises(tvc.InputError, match="it was removed or replaced"):
+        fit(mnist_start(), *rest, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("optimizer/first/square_avg", None),
+        ("optimizer/1", None),
+        ("momentum/1/x", None),
+        (None, {"history": [], "scaler": {}}),
+        (None, {"history": [{"epoch": 1}], "scaler": {}}),
+        (None, {"history": 3, "scaler": {}}),
+        (None, {"history": [{"epoch": 1, "validation_loss": 0.5}], "scaler": 7}),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_called_damaged(tmp_path, key, words):
+    pictures = noise(4, 10, (1, 28, 28))
+    rest = ("0123456789", pictures, pictures, tmp_path, replace(SHORT, epochs=1))
+    fit(mnist_start(), *rest)
+    tensors, kept = checkpoints.read_tensors(tmp_path / "resume.safetensors")
+    found = json.loads(kept["resume"]) | (words or {})
+    tensors |= {} if key is None else {key: torch.zeros(2)}
+    checkpoints.write_tensors(
+        tmp_path / "resume.safetensors", tensors, {"resume": json.dumps(found)}
+    )
+    with pytest.raises(tvc.InputError, match=r"resume\.safetensors' is damaged"):
+        fit(mnist_start(), *rest, resume=True)
+
+
+# -- what will not go is said at once
+
+
+def test_what_cannot_run_is_refused_before_a_picture_is_decoded(train, pets, monkeypatch, tmp_path):
+    from torchviz_cnn.training import tasks
+
+    (pets / "train" / "cats" / "letter.jpg").write_text("Dear cat")
+    words = ("cat-dog", "--data", pets, *QUICK, "--device", "cpu", "--out", "run")
+    decoded = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *_, **__: pytest.fail("pictures were decoded"))
+    for wrong, sentence in (
+        (("--precision", "16-mixed"), "the precision 16-mixed needs CUDA"),
+        (("--devices", 2), "2 devices means GPUs; on the CPU it is 1"),
+        (("--model", "own_nets:three", "--input-size", "3x32x32"), "puts out 3 numbers"),
+    ):
+        (tmp_path / "own_nets.py").write_text(
+            "from torch import nn\ndef three(): return nn.Sequential(nn.Conv2d(3, 3, 3), "
+            "nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        )
+        code, _, err = train(*words, *wrong)
+        assert (code, sentence in err) == (2, True), err
+        assert "Traceback" not in err
+        assert not Path("run").exists()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "lightning", None)
+        without.delitem(sys.modules, "torchviz_cnn.training.recipe", raising=False)
+        for name in [each for each in sys.modules if each.startswith("lightning.")]:
+            without.setitem(sys.modules, name, None)
+        code, _, err = train(*words)
+        assert (code, 'install "torchviz-cnn[train]"' in err) == (2, True), err
+        assert not Path("run").exists()
+
+    monkeypatch.setattr(tasks, "load", decoded)
+    code, _, err = train(*words)
+    assert code == 0, err
+    kept = (Path("run") / "pictures.txt").read_bytes()
+    assert b"letter.jpg" in kept
+    (pets / "train" / "cats" / "note.jpg").write_text("Dear dog")
+    monkeypatch.setattr(tasks, "load", lambda *_, **__: pytest.fail("pictures were decoded"))
+    for again in (("--resume", "--seed", 1), ()):
+        code, _, err = train(*words, *again)
+        assert code == 2
+        assert "the run in 'run' was another one: its seed is 0" in err or "--resume" in err
+    monkeypatch.setattr(tasks, "load", decoded)
+    (pets / "train" / "cats" / "0.png").unlink()
+    code, _, err = train(*words, "--resume")  # seen only when the pictures are read
+    assert (code, "its pictures is '6 + 6" in err) == (2, True), err
+    assert (Path("run") / "pictures.txt").read_bytes() == kept
+
+
+def test_more_gpus_than_there_are_or_than_pictures_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    pictures = noise(4, 10, (1, 28, 28))
+    rest = ("0123456789", pictures, pictures.part([0, 1]), tmp_path / "run")
+    shared = replace(SHORT, batch_size=12)
+    with pytest.raises(tvc.InputError, match="4 GPUs are asked for, and 3 can be used here"):
+        fit(mnist_start(), *rest, replace(shared, devices=4), device="cuda")
+    with pytest.raises(tvc.InputError, match="3 devices cannot share 2 pictures to validate on"):
+        fit(mnist_start(), *rest, replace(shared, devices=3), device="cuda")
+    with pytest.raises(tvc.InputError, match="2 devices means GPUs; on the CPU it is 1"):
+        fit(mnist_start(), *rest, replace(shared, devices=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
+    colour((30, 40)).save(tmp_path / "seven.png")
+    words = ("digits", "--steps", 2, "--validation-steps", 1, "--out", "d")
+    strip, page = tmp_path / "d" / "watch.png", tmp_path / "d" / "index.html"
+
+    def frames():
+        return sorted(path.stem for path in (tmp_path / "d" / "watch").iterdir())
+
+    assert train(*words, "--epochs", 1)[0] == 0
+    assert not strip.exists()
+    assert "watch.png" not in page.read_text(encoding="utf-8")
+    code, _, err = train(*words, "--epochs", 1, "--resume", "--watch", "seven.png")
+    assert code == 0, err  # nothing was left to train: the network as it is
+    assert frames() == ["epoch_0001"]
+    assert "watch.png" in page.read_text(encoding="utf-8")
+    code, _, err = train(*words, "--epochs", 2, "--resume", "--watch", "seven.png")
+    assert code == 0, err
+    assert frames() == ["epoch_0001", "epoch_0002"]
+    before = strip.read_bytes()
+    code, _, err = train(*words, "--epochs", 2, "--resume")
+    assert code == 0, err
+    assert "watch.png" in page.read_text(encoding="utf-8")  # what was watched is not lost
+    assert strip.read_bytes() == before
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_what_was_good(tmp_path):

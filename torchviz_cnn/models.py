@@ -230,13 +230,13 @@ def _is_trained(name: str, weights: str) -> bool:
     """Whether a file of weights says that it is a named network, trained here."""
     if not weights.lower().endswith(checkpoints.SUFFIX):
         return False
-    description = checkpoints.read(weights)[1]
+    description = checkpoints.describe(weights)
     return description is not None and description.architecture.name == name
 
 
 def _as_described(model: Model, path: str) -> Model:
     """A network whose weights say how they were trained: with their classes and preprocessing."""
-    description = checkpoints.read(path)[1]
+    description = checkpoints.describe(path)
     if description is None:
         return model
     return replace(
@@ -366,7 +366,7 @@ def transforms_input(
     """
     if name not in _RESCALING:
         return False, ()
-    described = checkpoints.read(path)[1] if path.lower().endswith(checkpoints.SUFFIX) else None
+    described = checkpoints.describe(path) if path.lower().endswith(checkpoints.SUFFIX) else None
     if described is not None and described.architecture.name == name:
         return described.architecture.transform_input, ()
     if _class_count(state) != IMAGENET_CLASSES:

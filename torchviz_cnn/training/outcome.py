@@ -21,6 +21,7 @@ from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
+from torchviz_cnn.training.watch import STRIP
 
 WORST = 12
 CELL = 168
@@ -108,7 +109,7 @@ def sections(
         run: that is over.
         found: what its network says of the held-out pictures.
         pictures: these.
-        watched: whether a strip of one picture lies in the folder already.
+        watched: whether a strip of one picture that lies in the folder is of this run.
     """
     names = list(run.model.classes or ())
     curves = figure_picture(render.training_curves(run.history, best=run.best))
@@ -126,14 +127,14 @@ def sections(
             [Plate("confusion.png", figure_picture(table), "Right ones lie on the diagonal.")],
         ),
     ]
-    if watched:
-        with Image.open(run.folder / "watch.png") as strip:
+    if watched and (run.folder / STRIP).exists():
+        with Image.open(run.folder / STRIP) as strip:
             shown.append(
                 Section(
                     "What it learnt over time",
                     "One picture after every epoch: where Grad-CAM says the network looks, and "
                     "what the first channels of some of its layers put out.",
-                    [Plate("watch.png", strip.copy(), "0 is before the first epoch.")],
+                    [Plate(STRIP, strip.copy(), "0 is before the first epoch.")],
                 )
             )
     return [*shown, _worst(run.model, found, pictures)]

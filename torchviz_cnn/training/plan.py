@@ -155,8 +155,12 @@ def save_state(folder: Path, resumed: Resumed, settled: Mapping[str, Any]) -> No
     checkpoints.write_tensors(folder / STATE, tensors, {"resume": json.dumps(words)})
 
 
-def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
-    """Where the run in a folder stopped; ``None`` before its first epoch was done.
+def check_state(folder: Path, settled: Mapping[str, Any]) -> dict[str, Any] | None:
+    """That the run in a folder can be taken up again: its words; ``None`` where none was begun.
+
+    Args:
+        folder: of the run.
+        settled: what must be the same, or a part of it, see :func:`fingerprint`.
 
     Raises:
         InputError: when the file is damaged, or the run was another one.
@@ -164,12 +168,16 @@ def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
     path = folder / STATE
     if not path.exists():
         return None
-    tensors, words = checkpoints.read_tensors(path)
+    words = checkpoints.read_words(path)
     try:
-        found = json.loads(words["resume"])
-        history, scaler, run = found["history"], found["scaler"], found["run"]
+        found: dict[str, Any] = json.loads(words["resume"])
+        run = dict(found["run"])
+        if not found["history"]:
+            raise ValueError("it holds no epoch")
+        best_epoch(found["history"])
+        dict(found["scaler"])
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{str(path)!r} is damaged: {error}") from None
+        raise _damaged(path, error) from None
     for key, value in settled.items():
         if key not in run or run[key] != value:
             was = repr(run[key]) if key in run else "not known"
@@ -177,12 +185,30 @@ def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
                 f"the run in {str(folder)!r} was another one: its {key.replace('_', ' ')} is "
                 f"{was}, not {value!r}; go on with the same, or name another folder"
             )
+    return found
+
+
+def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
+    """Where the run in a folder stopped; ``None`` before its first epoch was done.
+
+    Raises:
+        InputError: when the file is damaged, or the run was another one.
+    """
+    found = check_state(folder, settled)
+    if found is None:
+        return None
     network, optimizer = {}, dict[int, dict[str, Tensor]]()
-    for key, tensor in tensors.items():
+    for key, tensor in checkpoints.read_tensors(folder / STATE)[0].items():
         kind, _, rest = key.partition("/")
+        number, _, name = rest.partition("/")
         if kind == "network":
             network[rest] = tensor
-        else:
-            number, _, name = rest.partition("/")
+        elif kind == "optimizer" and number.isdecimal() and name:
             optimizer.setdefault(int(number), {})[name] = tensor
-    return Resumed(history, network, optimizer, scaler)
+        else:
+            raise _damaged(folder / STATE, KeyError(key))
+    return Resumed(found["history"], network, optimizer, found["scaler"])
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}")
