@@ -35,6 +35,7 @@ from torchviz_cnn.training.outcome import Judgement
 from torchviz_cnn.training.plan import best_epoch
 from torchviz_cnn.training.sets import Order, in_memory, split
 from torchviz_cnn.training.start import start
+from torchviz_cnn.training.watch import Watch, shown_columns
 
 ROOT = Path(__file__).parents[1]
 SHORT = Settings(epochs=2, batch_size=4, learning_rate=1e-3, steps=None, validation_steps=None)
@@ -303,6 +304,33 @@ def test_a_run_taken_up_again_is_the_run_that_never_stopped(tmp_path):
         fit(mnist_start(), classes, pictures, pictures, tmp_path / "a", other, resume=True)
     with pytest.raises(tvc.InputError, match="holds a trained network already"):
         fit(mnist_start(), classes, pictures, pictures, tmp_path / "a", whole)
+
+
+def test_pictures_read_by_other_processes_train_the_same_run_and_resume_it(pets, tmp_path):
+    """Files read as they are needed, by two workers, cut off and taken up; beside all in memory."""
+    from torchviz_cnn.training.folders import load
+
+    begin = start("cat_dog_small", 2)
+    first = {key: value.clone() for key, value in begin.module.state_dict().items()}
+    changed = Augmentation(flip=True, rotate=20)
+    settings = replace(SHORT, workers=2, batch_size=2, augmentation=changed)
+    folders, histories = [], []
+    for memory, parts in ((1 << 30, (2,)), (0, (1, 2))):
+        begin.module.load_state_dict(first)
+        train, validation, _ = load(find(pets), begin.preprocess, memory=memory)
+        assert (train.kept is None) == (memory == 0)
+        folders.append(tmp_path / f"run-{memory}")
+        for epochs in parts:
+            run = fit(
+                *(begin, ("cats", "dogs"), train, validation, folders[-1]),
+                replace(settings, epochs=epochs),
+                resume=epochs > parts[0],
+            )
+        histories.append(run.history)
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 2
+    for name in ("last.safetensors", "resume.safetensors"):
+        assert same(*(weights(folder, name) for folder in folders)), name
 
 
 def test_a_run_is_not_taken_up_with_another_network_size_or_preprocessing(tmp_path):
@@ -575,11 +603,35 @@ def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
     code, _, err = train(*words, "--epochs", 2, "--resume", "--watch", "seven.png")
     assert code == 0, err
     assert frames() == ["epoch_0001", "epoch_0002"]
+    assert "Epochs 1, 2; 0 is before the first." in page.read_text(encoding="utf-8")
     before = strip.read_bytes()
     code, _, err = train(*words, "--epochs", 2, "--resume")
     assert code == 0, err
     assert "watch.png" in page.read_text(encoding="utf-8")  # what was watched is not lost
     assert strip.read_bytes() == before
+
+
+def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):
+    """Each column in a grey of its own, as wide as it is tall: the strip tells which they are."""
+    seen = Watch(colour(), tmp_path)
+    (tmp_path / "watch").mkdir()
+    for epoch in range(200):
+        Image.new("RGB", (2, 3), (epoch,) * 3).save(tmp_path / "watch" / f"epoch_{epoch:04d}.png")
+
+    def epochs_of(strip):
+        assert strip.height == 3
+        return [strip.getpixel((x, 0))[0] for x in range(0, strip.width, 2)]
+
+    assert epochs_of(seen.strip(5)) == [0, 1, 2, 3, 4, 5]
+    assert epochs_of(seen.strip(23)) == list(range(24))
+    for last in (24, 100, 199):
+        shown = epochs_of(seen.strip(last))
+        assert shown == list(shown_columns(tmp_path, last))
+        assert len(shown) == 24
+        assert (shown[0], shown[-1]) == (0, last)
+        steps = np.diff(shown)
+        assert steps.max() - steps.min() <= 1
+        assert steps.min() >= 1
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_what_was_good(tmp_path):
@@ -688,6 +740,20 @@ def test_what_can_be_read_of_a_folder_is_what_explain_gives_the_network(pets):
             assert [
                 Path(name).parent.name == "dogs" for name in part.names
             ] == part.labels.bool().tolist()
+
+
+def test_pictures_kept_in_memory_are_not_copied_to_leave_one_out(pets):
+    from torchviz_cnn.training.folders import load
+
+    (pets / "train" / "cats" / "1.png").write_bytes(b"no picture")
+    begin = start("cat_dog_small", 2)
+    train, _, remarks = load(find(pets), begin.preprocess)
+    assert len(remarks.skipped) == 1
+    left = [f"{Path(name).parent.name}/{Path(name).stem}" for name in train.names]
+    assert left == ["cats/0", "cats/2", "dogs/0", "dogs/1", "dogs/2"]
+    for number, name in enumerate(train.names):
+        assert torch.equal(train.kept[number], begin.preprocess.pixels(Path(name)))
+    assert train.kept.untyped_storage().nbytes() == 6 * 3 * 150 * 150  # the room of all six
 
 
 @pytest.mark.parametrize(
@@ -1036,6 +1102,30 @@ def test_confusions_and_the_most_wrong():
     assert found.accuracy == pytest.approx(0.4)
 
 
+def test_curves_are_drawn_of_every_number_or_the_missing_one_is_named():
+    epochs = [
+        {
+            "epoch": number,
+            "loss": 1 / number,
+            "accuracy": 0.5,
+            "validation_loss": 2 / number,
+            "validation_accuracy": number / 4,
+        }
+        for number in (1, 2, 3)
+    ]
+    loss, accuracy = tvc.render.training_curves(epochs, best=2).axes
+    drawn = {line.get_label(): line.get_ydata() for line in loss.lines}
+    np.testing.assert_allclose(drawn["training"], [1, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(drawn["held out"], [2, 1, 2 / 3])
+    drawn = {line.get_label(): line.get_ydata() for line in accuracy.lines}
+    np.testing.assert_allclose(drawn["held out"], [25, 50, 75])  # per cent
+    del epochs[1]["validation_loss"]
+    with pytest.raises(tvc.InputError, match="epoch 2 of the history has no validation_loss"):
+        tvc.render.training_curves(epochs)
+    with pytest.raises(tvc.InputError, match="there are no epochs"):
+        tvc.render.training_curves([])
+
+
 def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(train, tmp_path, pets):
     (tmp_path / "own_nets.py").write_text(
         "from torch import nn\n"
@@ -1096,8 +1186,21 @@ def test_one_score_out_of_a_relu_is_refused(last):
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
 
 
-def test_splits_hold_out_a_share_and_lose_nothing():
-    for count in (2, 3, 10, 101):
-        own, held = split(count, 0.2, seed=4)
-        assert sorted(own + held) == list(range(count))
-        assert len(held) == max(1, round(0.2 * count))
+@pytest.mark.parametrize(
+    ("count", "share", "held_out"),
+    [
+        (2, 0.2, 1),  # never none
+        (3, 0.2, 1),
+        (10, 0.2, 2),
+        (10, 0.25, 2),
+        (101, 0.2, 20),
+        (4, 0.5, 2),
+        (4, 0.9, 3),  # never all: something must be left to train on
+        (2, 0.99, 1),
+        (1000, 0.001, 1),
+    ],
+)
+def test_splits_hold_out_a_share_and_lose_nothing(count, share, held_out):
+    own, held = split(count, share, seed=4)
+    assert len(held) == held_out
+    assert sorted(own + held) == list(range(count))

@@ -21,7 +21,7 @@ from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
-from torchviz_cnn.training.watch import STRIP
+from torchviz_cnn.training.watch import STRIP, shown_columns
 
 WORST = 12
 CELL = 168
@@ -76,7 +76,30 @@ def _numbers(model: Model, pictures: Labelled, indexes: list[int]) -> Tensor:
 
 
 def judge(model: Model, pictures: Labelled, batch_size: int = 64) -> Judgement:
-    """What a network says of every picture of a set."""
+    """What a network says of every picture of a set.
+
+    Args:
+        model: whose ``preprocess`` is a :class:`~torchviz_cnn.preprocess.Preprocess`; one output is
+            taken for the logit of class 1.
+        pictures: ``N`` of them, of the size the network takes.
+        batch_size: how many are run at once.
+
+    Returns:
+        Probabilities ``(N, classes)``, on the CPU, beside the labels ``(N,)``. The model is left as
+        it was.
+
+    Raises:
+        InputError: for a network that cannot be run as it is, see
+            :func:`~torchviz_cnn.guard.undisturbed`; for outputs that are not one row a picture.
+
+    Example:
+        >>> from torchviz_cnn import models
+        >>> from torchviz_cnn.training.sets import in_memory
+        >>> bytes_ = torch.zeros(2, 3, 150, 150, dtype=torch.uint8)
+        >>> two = in_memory(bytes_, torch.tensor([0, 1]), "black picture")
+        >>> judge(models.load("cat_dog_small"), two).probabilities.shape
+        torch.Size([2, 2])
+    """
     module = module_of(model)
     found = []
     with undisturbed(module):
@@ -128,13 +151,15 @@ def sections(
         ),
     ]
     if watched and (run.folder / STRIP).exists():
+        epochs = ", ".join(map(str, shown_columns(run.folder, len(run.history))))
+        told = f"Epochs {epochs}; 0 is before the first. Every epoch's column is in watch."
         with Image.open(run.folder / STRIP) as strip:
             shown.append(
                 Section(
                     "What it learnt over time",
                     "One picture after every epoch: where Grad-CAM says the network looks, and "
                     "what the first channels of some of its layers put out.",
-                    [Plate(STRIP, strip.copy(), "0 is before the first epoch.")],
+                    [Plate(STRIP, strip.copy(), told)],
                 )
             )
     return [*shown, _worst(run.model, found, pictures)]

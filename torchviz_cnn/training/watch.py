@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 from torch import Tensor, nn
@@ -18,8 +19,11 @@ from torchviz_cnn.observe import activations
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.summary import layers
 
+T = TypeVar("T")
+
 CELL = 168
 STRIP = "watch.png"
+MOST = 24  # columns in a strip: as many as can be looked at, however long the run
 _FRAMES = "watch"
 _LAYERS = 3
 _SIDE = 3  # channels in a row and in a column
@@ -30,7 +34,7 @@ class Watch:
     """Looks at one picture through a network in training.
 
     Every epoch's column is kept in ``OUT/watch``, so that a run that is taken up again has all of
-    them; ``OUT/watch.png`` is made of them anew after each.
+    them; ``OUT/watch.png`` is made of them anew after each, of evenly chosen ones where they are many.
 
     Attributes:
         picture: to look at.
@@ -41,7 +45,16 @@ class Watch:
     folder: Path
 
     def __call__(self, model: Model, epoch: int) -> None:
-        """Draw the column of an epoch, and the strip so far."""
+        """Draw the column of an epoch, and the strip so far.
+
+        Args:
+            model: the network as it is, which takes the prepared picture, ``(1, C, H, W)`` or
+                ``(1, H, W)``; it is left as it was.
+            epoch: how many are done.
+
+        Raises:
+            CannotWrite: an ``OSError``, when the disk is full or the folder cannot be written.
+        """
         names = watched_layers(model)
         column = self._column(model, names)
         says = predict(model, model.prepare(self.picture), 1)[0][0]
@@ -55,12 +68,11 @@ class Watch:
         write_picture(self.folder, STRIP, self.strip(epoch))
 
     def strip(self, last: int) -> Image.Image:
-        """The columns of all epochs so far, side by side."""
+        """The columns of the epochs so far, side by side: at most ``MOST`` of them."""
         frames: list[Image.Image] = []
-        for path in sorted((self.folder / _FRAMES).glob("epoch_*.png")):
-            if int(path.stem.removeprefix("epoch_")) <= last:  # not of a run that was here before
-                with Image.open(path) as file:
-                    frames.append(file.convert("RGB"))
+        for path in shown_columns(self.folder, last).values():
+            with Image.open(path) as file:
+                frames.append(file.convert("RGB"))
         height = max(frame.height for frame in frames)
         canvas = Image.new("RGB", (sum(frame.width for frame in frames), height), "white")
         left = 0
@@ -78,6 +90,28 @@ class Watch:
             overlay = view
         seen = activations(model, inputs, names)
         return [overlay, *(_mosaic(seen[name][0]) for name in names)]
+
+
+def shown_columns(folder: Path, last: int) -> dict[int, Path]:
+    """The columns a strip is made of, by their epoch: the first, the last, and evenly between.
+
+    Args:
+        folder: OUT.
+        last: the epoch of the last one; what a run that was here before left beyond it is not shown.
+    """
+    kept = {
+        epoch: path
+        for path in sorted((folder / _FRAMES).glob("epoch_*.png"))
+        if (epoch := int(path.stem.removeprefix("epoch_"))) <= last
+    }
+    return {epoch: kept[epoch] for epoch in _evenly(sorted(kept), MOST)}
+
+
+def _evenly(items: list[T], most: int) -> list[T]:
+    """At most so many of a list, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def _mosaic(maps: Tensor) -> Image.Image:
@@ -102,9 +136,7 @@ def watched_layers(model: Model) -> list[str]:
     with_maps = [
         row.name for row in layers(model) if row.calls and _has_convolution(model, row.name)
     ]
-    if len(with_maps) <= _LAYERS:
-        return with_maps
-    return [with_maps[round(i * (len(with_maps) - 1) / (_LAYERS - 1))] for i in range(_LAYERS)]
+    return _evenly(with_maps, _LAYERS)
 
 
 def _has_convolution(model: Model, name: str) -> bool:
