@@ -249,7 +249,7 @@ def test_shapes_are_learnt_and_grad_cam_lies_on_them(train, shapes, tmp_path):
         heat = tvc.grad_cam(model, model.prepare(path), target).heatmap()[0].numpy()
         gains.append(heat[mask].sum() / max(heat.sum(), 1e-9) / mask.mean())
     assert np.median(gains) >= 2
-    frames = sorted(path.name for path in (tmp_path / "run" / "watch").iterdir())
+    frames = sorted(path.name for path in (tmp_path / "run" / "watch").glob("*.png"))
     assert frames == ["epoch_0000.png", "epoch_0001.png", "epoch_0002.png"]
     with Image.open(tmp_path / "run" / "watch.png") as strip:
         with Image.open(tmp_path / "run" / "watch" / frames[0]) as frame:
@@ -591,7 +591,7 @@ def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
     strip, page = tmp_path / "d" / "watch.png", tmp_path / "d" / "index.html"
 
     def frames():
-        return sorted(path.stem for path in (tmp_path / "d" / "watch").iterdir())
+        return sorted(path.stem for path in (tmp_path / "d" / "watch").glob("*.png"))
 
     assert train(*words, "--epochs", 1)[0] == 0
     assert not strip.exists()
@@ -605,6 +605,9 @@ def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
     assert frames() == ["epoch_0001", "epoch_0002"]
     assert "Epochs 1, 2; 0 is before the first." in page.read_text(encoding="utf-8")
     before = strip.read_bytes()
+    colour((30, 40), seed=1).save(tmp_path / "eight.png")
+    code, _, err = train(*words, "--epochs", 3, "--resume", "--watch", "eight.png")
+    assert (code, "shows another picture over time" in err) == (2, True)
     code, _, err = train(*words, "--epochs", 2, "--resume")
     assert code == 0, err
     assert "watch.png" in page.read_text(encoding="utf-8")  # what was watched is not lost
@@ -962,7 +965,7 @@ def test_frozen_weights_stay_and_the_new_last_layer_is_trained(pets, tmp_path):
     with pytest.raises(tvc.InputError, match="keeps weights as they are: give some"):
         start("resnet18", 2, freeze=True)
     with pytest.raises(tvc.InputError, match="none of the weights"):
-        start("vgg11", 2, weights=str(tmp_path / "given.pth"))
+        start("squeezenet1_1", 2, weights=str(tmp_path / "given.pth"), input_size=(3, 64, 64))
 
 
 def test_weights_from_a_file_keep_their_scaling_of_pictures(tmp_path, monkeypatch):

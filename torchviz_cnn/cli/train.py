@@ -140,7 +140,7 @@ def train_command(
     )
     place = models.choose_device(device)
     check_run(out, resume, settings, place)
-    watched = None if watch is None else read_picture(watch)
+    watched = None if watch is None else Watch(read_picture(watch), out)
     begin = start(
         model or TASKS[task].model,
         len(known.classes),
@@ -172,7 +172,7 @@ def train_command(
             device=place,
             progress=True,
             tell=tell,
-            watch=None if watched is None else Watch(watched, out),
+            watch=watched,
             remarks=remarks.lines(None),
         )
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from torchviz_cnn import render
 from torchviz_cnn.album import predict
-from torchviz_cnn.errors import NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.files import write_atomically
 from torchviz_cnn.methods import grad_cam
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
@@ -25,6 +27,7 @@ CELL = 168
 STRIP = "watch.png"
 MOST = 24  # columns in a strip: as many as can be looked at, however long the run
 _FRAMES = "watch"
+_PICTURE = "picture.sha256"
 _LAYERS = 3
 _SIDE = 3  # channels in a row and in a column
 
@@ -39,10 +42,26 @@ class Watch:
     Attributes:
         picture: to look at.
         folder: OUT.
+
+    Raises:
+        InputError: where columns of another picture are in the folder.
     """
 
     picture: Image.Image
     folder: Path
+
+    def __post_init__(self) -> None:
+        known = self.folder / _FRAMES / _PICTURE
+        if known.exists() and known.read_text(encoding="ascii", errors="replace") != self._digest():
+            raise InputError(
+                f"{str(self.folder / _FRAMES)!r} shows another picture over time, and one strip is of "
+                "one picture; watch that one again, or move that folder away"
+            )
+
+    def _digest(self) -> str:
+        """What tells the picture from others, whatever file it came from."""
+        image = self.picture.convert("RGB")
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
     def __call__(self, model: Model, epoch: int) -> None:
         """Draw the column of an epoch, and the strip so far.
@@ -64,6 +83,8 @@ class Watch:
             ["Grad-CAM", *names],
             cell=CELL,
         )
+        digest = self._digest().encode()
+        write_atomically(self.folder / _FRAMES / _PICTURE, lambda file: file.write(digest))
         write_picture(self.folder / _FRAMES, f"epoch_{epoch:04d}.png", frame)
         write_picture(self.folder, STRIP, self.strip(epoch))
 
