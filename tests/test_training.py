@@ -173,10 +173,10 @@ def test_three_steps_are_those_of_the_tutorials_rmsprop_and_cross_entropy(tmp_pa
 
 
 def test_digits_are_learnt_from_the_command_line(train, tmp_path):
-    code, out, err = train("digits", "--epochs", 5, "--out", "d")
+    code, out, err = train("digits", "--epochs", 4, "--out", "d")
     assert code == 0, err
     shares = [float(each) for each in re.findall(r"validation: .*accuracy ([\d.]+) %", out)]
-    assert len(shares) == 5
+    assert len(shares) == 4
     best = float(re.search(r"([\d.]+) % of 360 held-out pictures are right", out)[1])
     assert best >= 97
     assert best in shares
@@ -235,8 +235,8 @@ def shapes(tmp_path_factory):
 def test_shapes_are_learnt_and_grad_cam_lies_on_them(train, shapes, tmp_path):
     folder, masks = shapes
     code, out, err = train(
-        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 12, "--learning-rate", 3e-4),
-        *("--watch", next(iter(masks)), "--out", "run"),
+        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 8, "--batch-size", 16),
+        *("--learning-rate", 4e-4, "--watch", next(iter(masks)), "--out", "run"),
     )
     assert code == 0, err
     assert "cat_dog: 3,453,121 parameters; 320 pictures to train on, 80 to validate on" in out
@@ -534,9 +534,9 @@ def test_what_cannot_run_is_refused_before_a_picture_is_decoded(train, pets, mon
     for wrong, sentence in (
         (("--precision", "16-mixed"), "the precision 16-mixed needs CUDA"),
         (("--devices", 2), "2 devices means GPUs; on the CPU it is 1"),
-        (("--model", "own_nets:three", "--input-size", "3x32x32"), "puts out 3 numbers"),
+        (("--model", "short_of_one:three", "--input-size", "3x32x32"), "puts out 3 numbers"),
     ):
-        (tmp_path / "own_nets.py").write_text(
+        (tmp_path / "short_of_one.py").write_text(
             "from torch import nn\ndef three(): return nn.Sequential(nn.Conv2d(3, 3, 3), "
             "nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
         )
