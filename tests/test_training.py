@@ -1,5 +1,6 @@
 """Training: the tutorials' recipe against NumPy, what is learnt, and runs that are cut off."""
 
+import errno
 import gzip
 import itertools
 import json
@@ -10,26 +11,31 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
+from torch import nn
 
 import torchviz_cnn as tvc
 from torchviz_cnn import checkpoints, cli
 from torchviz_cnn.files import CannotWrite
-from torchviz_cnn.training import Settings, fit
+from torchviz_cnn.training import Settings, fit, outcome
 from torchviz_cnn.training.augment import Augmentation, warped
+from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.folders import find
 from torchviz_cnn.training.idx import mnist_files, read_idx
 from torchviz_cnn.training.outcome import Judgement
 from torchviz_cnn.training.plan import best_epoch
 from torchviz_cnn.training.sets import Order, in_memory, split
 from torchviz_cnn.training.start import start
+from torchviz_cnn.training.watch import Watch, shown_columns
 
 ROOT = Path(__file__).parents[1]
 SHORT = Settings(epochs=2, batch_size=4, learning_rate=1e-3, steps=None, validation_steps=None)
@@ -167,10 +173,10 @@ def test_three_steps_are_those_of_the_tutorials_rmsprop_and_cross_entropy(tmp_pa
 
 
 def test_digits_are_learnt_from_the_command_line(train, tmp_path):
-    code, out, err = train("digits", "--epochs", 5, "--out", "d")
+    code, out, err = train("digits", "--epochs", 4, "--out", "d")
     assert code == 0, err
     shares = [float(each) for each in re.findall(r"validation: .*accuracy ([\d.]+) %", out)]
-    assert len(shares) == 5
+    assert len(shares) == 4
     best = float(re.search(r"([\d.]+) % of 360 held-out pictures are right", out)[1])
     assert best >= 97
     assert best in shares
@@ -229,8 +235,8 @@ def shapes(tmp_path_factory):
 def test_shapes_are_learnt_and_grad_cam_lies_on_them(train, shapes, tmp_path):
     folder, masks = shapes
     code, out, err = train(
-        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 12, "--learning-rate", 3e-4),
-        *("--watch", next(iter(masks)), "--out", "run"),
+        *("cat-dog", "--data", folder, "--epochs", 2, "--steps", 8, "--batch-size", 16),
+        *("--learning-rate", 4e-4, "--watch", next(iter(masks)), "--out", "run"),
     )
     assert code == 0, err
     assert "cat_dog: 3,453,121 parameters; 320 pictures to train on, 80 to validate on" in out
@@ -243,7 +249,7 @@ def test_shapes_are_learnt_and_grad_cam_lies_on_them(train, shapes, tmp_path):
         heat = tvc.grad_cam(model, model.prepare(path), target).heatmap()[0].numpy()
         gains.append(heat[mask].sum() / max(heat.sum(), 1e-9) / mask.mean())
     assert np.median(gains) >= 2
-    frames = sorted(path.name for path in (tmp_path / "run" / "watch").iterdir())
+    frames = sorted(path.name for path in (tmp_path / "run" / "watch").glob("*.png"))
     assert frames == ["epoch_0000.png", "epoch_0001.png", "epoch_0002.png"]
     with Image.open(tmp_path / "run" / "watch.png") as strip:
         with Image.open(tmp_path / "run" / "watch" / frames[0]) as frame:
@@ -298,6 +304,60 @@ def test_a_run_taken_up_again_is_the_run_that_never_stopped(tmp_path):
         fit(mnist_start(), classes, pictures, pictures, tmp_path / "a", other, resume=True)
     with pytest.raises(tvc.InputError, match="holds a trained network already"):
         fit(mnist_start(), classes, pictures, pictures, tmp_path / "a", whole)
+
+
+def test_pictures_read_by_other_processes_train_the_same_run_and_resume_it(pets, tmp_path):
+    """Files read as they are needed, by two workers, cut off and taken up; beside all in memory."""
+    from torchviz_cnn.training.folders import load
+
+    begin = start("cat_dog_small", 2)
+    first = {key: value.clone() for key, value in begin.module.state_dict().items()}
+    changed = Augmentation(flip=True, rotate=20)
+    settings = replace(SHORT, workers=2, batch_size=2, augmentation=changed)
+    folders, histories = [], []
+    for memory, parts in ((1 << 30, (2,)), (0, (1, 2))):
+        begin.module.load_state_dict(first)
+        train, validation, _ = load(find(pets), begin.preprocess, memory=memory)
+        assert (train.kept is None) == (memory == 0)
+        folders.append(tmp_path / f"run-{memory}")
+        for epochs in parts:
+            run = fit(
+                *(begin, ("cats", "dogs"), train, validation, folders[-1]),
+                replace(settings, epochs=epochs),
+                resume=epochs > parts[0],
+            )
+        histories.append(run.history)
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 2
+    for name in ("last.safetensors", "resume.safetensors"):
+        assert same(*(weights(folder, name) for folder in folders)), name
+
+
+def test_a_run_is_not_taken_up_with_another_network_size_or_preprocessing(tmp_path):
+    pictures = noise(4, 2, (3, 64, 64))
+    begin = start("squeezenet1_1", 2, input_size=(3, 64, 64))
+    once = replace(SHORT, epochs=1)
+    fit(begin, ("a", "b"), pictures, pictures, tmp_path / "run", once)
+    look, built = begin.preprocess, begin.architecture
+    for other, sentence in (
+        (
+            replace(begin, input_size=(3, 64, 96)),
+            r"its input size is \[3, 64, 64\], not \[3, 64, 96",
+        ),
+        (
+            replace(begin, preprocess=replace(look, std=(1.0,))),
+            r"its preprocess is .*'std': \[0.229",
+        ),
+        (replace(begin, architecture=replace(built, outputs=1)), "its outputs is 2, not 1"),
+        (
+            replace(begin, architecture=replace(built, transform_input=True)),
+            "its transform input is False, not True",
+        ),
+    ):
+        with pytest.raises(tvc.InputError, match=sentence):
+            fit(other, ("a", "b"), pictures, pictures, tmp_path / "run", once, resume=True)
+    run = fit(begin, ("a", "b"), pictures, pictures, tmp_path / "run", once, resume=True)
+    assert len(run.history) == 1
 
 
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(train, tmp_path):
@@ -358,8 +418,8 @@ def test_ctrl_c_leaves_the_last_good_epoch_and_says_how_to_go_on(train, tmp_path
     assert tvc.models.load(str(tmp_path / "d")).input_size == (1, 28, 28)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
-    """Files may not grow beyond a limit: the writes fail as on a full disk."""
+def test_files_that_may_not_grow_leave_the_last_good_checkpoint(tmp_path):
+    """The system refuses to write beyond a limit, as on a full disk: the first write fails."""
     pictures = noise(8, 10, (1, 28, 28))
     folder = tmp_path / "run"
     fit(mnist_start(), "0123456789", pictures, pictures, folder, replace(SHORT, epochs=1))
@@ -374,6 +434,207 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
     run = fit(mnist_start(), "0123456789", pictures, pictures, folder, SHORT, resume=True)
     assert len(run.history) == 2
+
+
+def best_of(folder):
+    """Which epoch's network the best file says it is, and its loss."""
+    found = checkpoints.read(folder / "best.safetensors")[1]
+    return found.about["epoch"], found.metrics["validation_loss"]
+
+
+def test_wherever_the_disk_gets_full_the_files_agree_when_the_run_is_taken_up_again(
+    tmp_path, monkeypatch
+):
+    """Two epochs write ten files: each of them in turn is the one that fails."""
+    pictures, classes = noise(8, 10, (1, 28, 28)), "0123456789"
+    rest = (classes, pictures, pictures)
+    whole = fit(mnist_start(), *rest, tmp_path / "whole", SHORT)
+    assert whole.best == 2  # both epochs write all their files
+    make, once = tempfile.mkstemp, replace(SHORT, epochs=1)
+    for failing in range(1, 11):
+        folder, written = tmp_path / f"full-{failing}", itertools.count(1)
+
+        def full(*args, written=written, failing=failing, **named):
+            if next(written) == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return make(*args, **named)
+
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+        with pytest.raises(CannotWrite):
+            fit(mnist_start(), *rest, folder, SHORT)
+        monkeypatch.setattr(tempfile, "mkstemp", make)
+        assert next(written) == failing + 1
+        if (folder / "best.safetensors").exists():  # of an epoch that can be gone on from
+            assert best_of(folder)[0] <= len(history(folder))
+        done = 1 if failing <= 6 else 2  # the sixth is the second epoch's first
+        run = fit(mnist_start(), *rest, folder, once, resume=True)
+        assert (len(run.history), run.best) == (done, done)
+        best = (done, run.history[done - 1]["validation_loss"])
+        assert best_of(folder) == best
+        assert json.loads((folder / "best.json").read_text())["epoch"] == done
+        assert same(weights(folder), weights(folder, "best.safetensors"))
+        run = fit(mnist_start(), *rest, folder, SHORT, resume=True)
+        assert run.history == whole.history
+        for name in ("last.safetensors", "best.safetensors", "resume.safetensors"):
+            assert same(weights(tmp_path / "whole", name), weights(folder, name)), (failing, name)
+
+
+def test_a_run_without_its_best_network_is_not_taken_up_silently(tmp_path):
+    pictures = noise(8, 2, (1, 28, 28))
+    opposite = replace(pictures, labels=1 - pictures.labels)
+    settings = replace(SHORT, epochs=4, patience=1)
+    rest = ("0123456789", pictures, opposite, tmp_path / "run", settings)
+    run = fit(mnist_start(), *rest)
+    assert run.best < len(run.history)
+    best = tmp_path / "run" / "best.safetensors"
+    best.write_bytes((tmp_path / "run" / "last.safetensors").read_bytes())
+    with pytest.raises(tvc.InputError, match=rf"the best epoch, {run.best}, should be in .* not"):
+        fit(mnist_start(), *rest, resume=True)
+    best.unlink()
+    with pytest.raises(tvc.InputError, match="it was removed or replaced"):
+        fit(mnist_start(), *rest, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("optimizer/first/square_avg", None),
+        ("optimizer/1", None),
+        ("momentum/1/x", None),
+        (None, {"history": [], "scaler": {}}),
+        (None, {"history": [{"epoch": 1}], "scaler": {}}),
+        (None, {"history": 3, "scaler": {}}),
+        (None, {"history": [{"epoch": 1, "validation_loss": 0.5}], "scaler": 7}),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_called_damaged(tmp_path, key, words):
+    pictures = noise(4, 10, (1, 28, 28))
+    rest = ("0123456789", pictures, pictures, tmp_path, replace(SHORT, epochs=1))
+    fit(mnist_start(), *rest)
+    tensors, kept = checkpoints.read_tensors(tmp_path / "resume.safetensors")
+    found = json.loads(kept["resume"]) | (words or {})
+    tensors |= {} if key is None else {key: torch.zeros(2)}
+    checkpoints.write_tensors(
+        tmp_path / "resume.safetensors", tensors, {"resume": json.dumps(found)}
+    )
+    with pytest.raises(tvc.InputError, match=r"resume\.safetensors' is damaged"):
+        fit(mnist_start(), *rest, resume=True)
+
+
+# -- what will not go is said at once
+
+
+def test_what_cannot_run_is_refused_before_a_picture_is_decoded(train, pets, monkeypatch, tmp_path):
+    from torchviz_cnn.training import tasks
+
+    (pets / "train" / "cats" / "letter.jpg").write_text("Dear cat")
+    words = ("cat-dog", "--data", pets, *QUICK, "--device", "cpu", "--out", "run")
+    decoded = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *_, **__: pytest.fail("pictures were decoded"))
+    for wrong, sentence in (
+        (("--precision", "16-mixed"), "the precision 16-mixed needs CUDA"),
+        (("--devices", 2), "2 devices means GPUs; on the CPU it is 1"),
+        (("--model", "short_of_one:three", "--input-size", "3x32x32"), "puts out 3 numbers"),
+    ):
+        (tmp_path / "short_of_one.py").write_text(
+            "from torch import nn\ndef three(): return nn.Sequential(nn.Conv2d(3, 3, 3), "
+            "nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        )
+        code, _, err = train(*words, *wrong)
+        assert (code, sentence in err) == (2, True), err
+        assert "Traceback" not in err
+        assert not Path("run").exists()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "lightning", None)
+        without.delitem(sys.modules, "torchviz_cnn.training.recipe", raising=False)
+        for name in [each for each in sys.modules if each.startswith("lightning.")]:
+            without.setitem(sys.modules, name, None)
+        code, _, err = train(*words)
+        assert (code, 'install "torchviz-cnn[train]"' in err) == (2, True), err
+        assert not Path("run").exists()
+
+    monkeypatch.setattr(tasks, "load", decoded)
+    code, _, err = train(*words)
+    assert code == 0, err
+    kept = (Path("run") / "pictures.txt").read_bytes()
+    assert b"letter.jpg" in kept
+    (pets / "train" / "cats" / "note.jpg").write_text("Dear dog")
+    monkeypatch.setattr(tasks, "load", lambda *_, **__: pytest.fail("pictures were decoded"))
+    for again in (("--resume", "--seed", 1), ()):
+        code, _, err = train(*words, *again)
+        assert code == 2
+        assert "the run in 'run' was another one: its seed is 0" in err or "--resume" in err
+    monkeypatch.setattr(tasks, "load", decoded)
+    (pets / "train" / "cats" / "0.png").unlink()
+    code, _, err = train(*words, "--resume")  # seen only when the pictures are read
+    assert (code, "its pictures is '6 + 6" in err) == (2, True), err
+    assert (Path("run") / "pictures.txt").read_bytes() == kept
+
+
+def test_more_gpus_than_there_are_or_than_pictures_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    pictures = noise(4, 10, (1, 28, 28))
+    rest = ("0123456789", pictures, pictures.part([0, 1]), tmp_path / "run")
+    shared = replace(SHORT, batch_size=12)
+    with pytest.raises(tvc.InputError, match="4 GPUs are asked for, and 3 can be used here"):
+        fit(mnist_start(), *rest, replace(shared, devices=4), device="cuda")
+    with pytest.raises(tvc.InputError, match="3 devices cannot share 2 pictures to validate on"):
+        fit(mnist_start(), *rest, replace(shared, devices=3), device="cuda")
+    with pytest.raises(tvc.InputError, match="2 devices means GPUs; on the CPU it is 1"):
+        fit(mnist_start(), *rest, replace(shared, devices=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
+    colour((30, 40)).save(tmp_path / "seven.png")
+    words = ("digits", "--steps", 2, "--validation-steps", 1, "--out", "d")
+    strip, page = tmp_path / "d" / "watch.png", tmp_path / "d" / "index.html"
+
+    def frames():
+        return sorted(path.stem for path in (tmp_path / "d" / "watch").glob("*.png"))
+
+    assert train(*words, "--epochs", 1)[0] == 0
+    assert not strip.exists()
+    assert "watch.png" not in page.read_text(encoding="utf-8")
+    code, _, err = train(*words, "--epochs", 1, "--resume", "--watch", "seven.png")
+    assert code == 0, err  # nothing was left to train: the network as it is
+    assert frames() == ["epoch_0001"]
+    assert "watch.png" in page.read_text(encoding="utf-8")
+    code, _, err = train(*words, "--epochs", 2, "--resume", "--watch", "seven.png")
+    assert code == 0, err
+    assert frames() == ["epoch_0001", "epoch_0002"]
+    assert "Epochs 1, 2; 0 is before the first." in page.read_text(encoding="utf-8")
+    before = strip.read_bytes()
+    colour((30, 40), seed=1).save(tmp_path / "eight.png")
+    code, _, err = train(*words, "--epochs", 3, "--resume", "--watch", "eight.png")
+    assert (code, "shows another picture over time" in err) == (2, True)
+    code, _, err = train(*words, "--epochs", 2, "--resume")
+    assert code == 0, err
+    assert "watch.png" in page.read_text(encoding="utf-8")  # what was watched is not lost
+    assert strip.read_bytes() == before
+
+
+def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):
+    """Each column in a grey of its own, as wide as it is tall: the strip tells which they are."""
+    seen = Watch(colour(), tmp_path)
+    (tmp_path / "watch").mkdir()
+    for epoch in range(200):
+        Image.new("RGB", (2, 3), (epoch,) * 3).save(tmp_path / "watch" / f"epoch_{epoch:04d}.png")
+
+    def epochs_of(strip):
+        assert strip.height == 3
+        return [strip.getpixel((x, 0))[0] for x in range(0, strip.width, 2)]
+
+    assert epochs_of(seen.strip(5)) == [0, 1, 2, 3, 4, 5]
+    assert epochs_of(seen.strip(23)) == list(range(24))
+    for last in (24, 100, 199):
+        shown = epochs_of(seen.strip(last))
+        assert shown == list(shown_columns(tmp_path, last))
+        assert len(shown) == 24
+        assert (shown[0], shown[-1]) == (0, last)
+        steps = np.diff(shown)
+        assert steps.max() - steps.min() <= 1
+        assert steps.min() >= 1
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_what_was_good(tmp_path):
@@ -482,6 +743,20 @@ def test_what_can_be_read_of_a_folder_is_what_explain_gives_the_network(pets):
             assert [
                 Path(name).parent.name == "dogs" for name in part.names
             ] == part.labels.bool().tolist()
+
+
+def test_pictures_kept_in_memory_are_not_copied_to_leave_one_out(pets):
+    from torchviz_cnn.training.folders import load
+
+    (pets / "train" / "cats" / "1.png").write_bytes(b"no picture")
+    begin = start("cat_dog_small", 2)
+    train, _, remarks = load(find(pets), begin.preprocess)
+    assert len(remarks.skipped) == 1
+    left = [f"{Path(name).parent.name}/{Path(name).stem}" for name in train.names]
+    assert left == ["cats/0", "cats/2", "dogs/0", "dogs/1", "dogs/2"]
+    for number, name in enumerate(train.names):
+        assert torch.equal(train.kept[number], begin.preprocess.pixels(Path(name)))
+    assert train.kept.untyped_storage().nbytes() == 6 * 3 * 150 * 150  # the room of all six
 
 
 @pytest.mark.parametrize(
@@ -690,7 +965,42 @@ def test_frozen_weights_stay_and_the_new_last_layer_is_trained(pets, tmp_path):
     with pytest.raises(tvc.InputError, match="keeps weights as they are: give some"):
         start("resnet18", 2, freeze=True)
     with pytest.raises(tvc.InputError, match="none of the weights"):
-        start("vgg11", 2, weights=str(tmp_path / "given.pth"))
+        start("squeezenet1_1", 2, weights=str(tmp_path / "given.pth"), input_size=(3, 64, 64))
+
+
+def test_weights_from_a_file_keep_their_scaling_of_pictures(tmp_path, monkeypatch):
+    """Published weights (1000 classes) were trained on −1…1: so must they be trained further."""
+    torch.manual_seed(0)
+    name, make = "googlenet", torchvision.models.googlenet
+    published = make(weights=None, init_weights=False, aux_logits=True, transform_input=True)
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    own = make(weights=None, init_weights=False, num_classes=3, aux_logits=False)
+    begin = start(name, 2, weights=str(tmp_path / "published.pth"))
+    assert begin.architecture.transform_input is True
+    assert any("transform_input=True" in note for note in begin.notes)
+    for other in ("googlenet", "inception_v3", "resnet18"):
+        for classes in (1000, 3):
+            last = {"fc.weight": torch.zeros(classes, 2), "fc.bias": torch.zeros(classes)}
+            rescales, notes = tvc.models.transforms_input(other, last, "x.pth")
+            assert rescales is bool(notes) is (classes == 1000 and other != "resnet18")
+    loaded = tvc.models.load(name, tmp_path / "published.pth").module.eval()
+    image = torch.rand(1, *begin.input_size)
+    heads = {module: nn.Identity() for module in (loaded, begin.module)}
+    features = []
+    for module, nothing in heads.items():
+        monkeypatch.setattr(module, "fc", nothing)
+        with torch.no_grad():
+            features.append(module.eval()(image))
+    assert torch.equal(*features)
+
+    # What was trained here says so itself, in whatever number of classes.
+    kept = checkpoints.Description(
+        replace(begin.architecture, outputs=3), ("a", "b", "c"), begin.input_size, begin.preprocess
+    )
+    file = checkpoints.write(tmp_path / "kept.safetensors", own.state_dict(), kept)
+    assert tvc.models.load(str(file)).module.transform_input is True
+    assert tvc.models.load(name, file).module.transform_input is True
+    assert start(name, 5, weights=str(file)).architecture.transform_input is True
 
 
 def test_what_was_trained_is_loaded_with_everything_that_was_known(tmp_path):
@@ -795,6 +1105,30 @@ def test_confusions_and_the_most_wrong():
     assert found.accuracy == pytest.approx(0.4)
 
 
+def test_curves_are_drawn_of_every_number_or_the_missing_one_is_named():
+    epochs = [
+        {
+            "epoch": number,
+            "loss": 1 / number,
+            "accuracy": 0.5,
+            "validation_loss": 2 / number,
+            "validation_accuracy": number / 4,
+        }
+        for number in (1, 2, 3)
+    ]
+    loss, accuracy = tvc.render.training_curves(epochs, best=2).axes
+    drawn = {line.get_label(): line.get_ydata() for line in loss.lines}
+    np.testing.assert_allclose(drawn["training"], [1, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(drawn["held out"], [2, 1, 2 / 3])
+    drawn = {line.get_label(): line.get_ydata() for line in accuracy.lines}
+    np.testing.assert_allclose(drawn["held out"], [25, 50, 75])  # per cent
+    del epochs[1]["validation_loss"]
+    with pytest.raises(tvc.InputError, match="epoch 2 of the history has no validation_loss"):
+        tvc.render.training_curves(epochs)
+    with pytest.raises(tvc.InputError, match="there are no epochs"):
+        tvc.render.training_curves([])
+
+
 def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(train, tmp_path, pets):
     (tmp_path / "own_nets.py").write_text(
         "from torch import nn\n"
@@ -816,8 +1150,60 @@ def test_a_network_that_does_not_fit_the_classes_is_refused_before_training(trai
     assert model.input_size == (3, 32, 32)
 
 
-def test_splits_hold_out_a_share_and_lose_nothing():
-    for count in (2, 3, 10, 101):
-        own, held = split(count, 0.2, seed=4)
-        assert sorted(own + held) == list(range(count))
-        assert len(held) == max(1, round(0.2 * count))
+def test_squeezenets_scores_come_out_of_a_relu_and_both_classes_are_learnt(tmp_path):
+    """One score that is never below 0 could only ever say the second class."""
+    draw = np.random.default_rng(0)
+    labels = torch.arange(24) % 2
+    pixels = torch.from_numpy(draw.integers(0, 60, (24, 3, 64, 64), dtype=np.uint8))
+    for number, label in enumerate(labels.tolist()):
+        pixels[number, 2 * label] += 150  # red against blue
+    pictures = in_memory(pixels, labels, "plate")
+    begin = start("squeezenet1_1", 2, input_size=(3, 64, 64), seed=1)
+    assert begin.architecture.outputs == 2
+    settings = replace(SHORT, epochs=6, batch_size=8)
+    run = fit(begin, ("red", "blue"), pictures, pictures, tmp_path / "run", settings)
+    found = outcome.judge(run.model, pictures)
+    assert found.confusion().tolist() == [[12, 0], [0, 12]]
+    assert tvc.models.load(str(tmp_path / "run")).classes == ("red", "blue")
+    assert start("resnet18", 2, input_size=(3, 64, 64)).architecture.outputs == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (nn.AdaptiveMaxPool2d(1), nn.ReLU(inplace=True), nn.Flatten(0), nn.Sigmoid()),
+        (nn.ReLU6(), nn.AvgPool2d(6), nn.Dropout(), nn.Flatten()),
+        (nn.Threshold(0, 0), nn.MaxPool2d(6), nn.Flatten(1), nn.Identity()),
+        (nn.AvgPool2d(6), nn.Flatten(), nn.Softplus()),
+    ],
+)
+def test_one_score_out_of_a_relu_is_refused(last):
+    network = nn.Sequential(nn.Conv2d(3, 1, 3), *last)
+    with pytest.raises(tvc.InputError, match="comes out of a ReLU: it is never below 0"):
+        ending_of(network, (3, 8, 8), 2)
+    network.insert(1, nn.ReLU())
+    network.insert(2, nn.Conv2d(1, 1, 1))
+    free = nn.Sequential(*network[:3], nn.AdaptiveAvgPool2d(1), nn.Hardtanh(), nn.Flatten())
+    assert ending_of(free, (3, 8, 8), 2) is None
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held_out"),
+    [
+        (2, 0.2, 1),  # never none
+        (3, 0.2, 1),
+        (10, 0.2, 2),
+        (10, 0.25, 2),
+        (101, 0.2, 20),
+        (4, 0.5, 2),
+        (4, 0.9, 3),  # never all: something must be left to train on
+        (2, 0.99, 1),
+        (1000, 0.001, 1),
+    ],
+)
+def test_splits_hold_out_a_share_and_lose_nothing(count, share, held_out):
+    own, held = split(count, share, seed=4)
+    assert len(held) == held_out
+    assert sorted(own + held) == list(range(count))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,10 @@ BEST, LAST = f"best{SUFFIX}", f"last{SUFFIX}"
 _KEY = "torchviz_cnn"
 _VERSION = 1
 _MOST_OUTPUTS = 100_000
+# What a description says in words of its own; the rest is what somebody thought worth keeping.
+_OWN_WORDS = {
+    *("format", "architecture", "classes", "input_size", "preprocess", "metrics", "versions"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,13 @@ class Description:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        look = vars(self.preprocess) | {"interpolation": self.preprocess.interpolation.value}
         return json.dumps(
             {
                 "format": _VERSION,
                 "architecture": vars(self.architecture),
                 "classes": self.classes,
                 "input_size": self.input_size,
-                "preprocess": look,
+                "preprocess": plain(self.preprocess),
                 "metrics": dict(self.metrics),
                 **self.about,
                 "versions": {
@@ -91,6 +95,11 @@ class Description:
         )
 
 
+def plain(preprocess: Preprocess) -> dict[str, Any]:
+    """From a picture to what a network takes, in values that JSON has."""
+    return vars(preprocess) | {"interpolation": preprocess.interpolation.value}
+
+
 def write(path: str | Path, state: Mapping[str, Tensor], description: Description) -> Path:
     """Write weights with their description, atomically; the description beside them as ``.json``.
 
@@ -99,9 +108,9 @@ def write(path: str | Path, state: Mapping[str, Tensor], description: Descriptio
         InputError: when safetensors is not installed.
     """
     words = description.to_json()
-    write_tensors(path, state, {_KEY: words})
+    # The copy first: where the weights are in place, all of it is.
     write_atomically(Path(path).with_suffix(".json"), lambda file: file.write(words.encode()))
-    return Path(path)
+    return write_tensors(path, state, {_KEY: words})
 
 
 def write_tensors(path: str | Path, state: Mapping[str, Tensor], words: dict[str, str]) -> Path:
@@ -117,12 +126,28 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: when the file is missing or damaged, or safetensors is not installed.
     """
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+
+
+def read_words(path: str | Path) -> dict[str, str]:
+    """The words of a safetensors file alone, however large its tensors are.
+
+    Raises:
+        InputError: when the file is missing or damaged, or safetensors is not installed.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     package = _safetensors()
     if Path(path).is_dir():
         raise InputError(f"{str(path)!r} is a folder, not a weights file")
     try:
         with package.safe_open(str(path), "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+            yield file
     except FileNotFoundError:
         raise InputError(f"there is no weights file {str(path)!r}") from None
     except (package.SafetensorError, OSError, ValueError) as error:
@@ -171,6 +196,16 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], Description | None]:
     return state, _description(words[_KEY], str(path)) if _KEY in words else None
 
 
+def describe(path: str | Path) -> Description | None:
+    """What weights belong to, without reading them; ``None`` where the file does not say.
+
+    Raises:
+        InputError: when the file is missing, damaged, or its description makes no sense.
+    """
+    words = read_words(path)
+    return _description(words[_KEY], str(path)) if _KEY in words else None
+
+
 def _description(words: str, path: str) -> Description:
     """Checked field by field: a file comes from anywhere."""
     try:
@@ -186,6 +221,7 @@ def _description(words: str, path: str) -> Description:
             checked_size(found["input_size"]),
             _preprocess(**found["preprocess"]),
             {str(key): float(value) for key, value in found["metrics"].items()},
+            {key: value for key, value in found.items() if key not in _OWN_WORDS},
         )
     except InputError:
         raise

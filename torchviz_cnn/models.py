@@ -33,6 +33,7 @@ T = TypeVar("T")
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError)
 
 IMAGENET_CLASSES = 1000
+_RESCALING = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,13 @@ def _is_trained(name: str, weights: str) -> bool:
     """Whether a file of weights says that it is a named network, trained here."""
     if not weights.lower().endswith(checkpoints.SUFFIX):
         return False
-    description = checkpoints.read(weights)[1]
+    description = checkpoints.describe(weights)
     return description is not None and description.architecture.name == name
 
 
 def _as_described(model: Model, path: str) -> Model:
     """A network whose weights say how they were trained: with their classes and preprocessing."""
-    description = checkpoints.read(path)[1]
+    description = checkpoints.describe(path)
     if description is None:
         return model
     return replace(
@@ -267,7 +268,7 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     if name not in names():
         raise InputError(f"there is no network {name!r}{closest(name, names())}")
     options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
-    if name in ("googlenet", "inception_v3"):
+    if name in _RESCALING:
         options |= {"aux_logits": False, "transform_input": architecture.transform_input}
         options["init_weights"] = True
     return _random(lambda: torchvision.models.get_model(name, weights=None, **options), seed)
@@ -326,20 +327,16 @@ def _from_torchvision(name: str, weights: str | None) -> Model:
     notes: tuple[str, ...] = ()
     classes = tuple(best.meta["categories"]) if best else None
     if weights == "none":
-        module = _random(lambda: _build(name, {}))
+        module = _random(lambda: _build(name, {}, False))
         notes = (f"{name} has random weights: its maps show the architecture, nothing learnt",)
     elif weights in (None, "default"):
         module = _published(name, best)
     else:
         state = read_state(str(weights))
-        module = _build(name, state)
+        rescales, notes = transforms_input(name, state, str(weights))
+        module = _build(name, state, rescales)
         load_state(module, state, str(weights))
         count = _class_count(state)
-        if getattr(module, "transform_input", False):
-            notes = (
-                f"{name} has {IMAGENET_CLASSES} classes, so its weights are taken for published "
-                "ones, which scale pictures to −1…1 (transform_input=True)",
-            )
         if classes is not None and count != len(classes):
             classes = None
     return Model(module, _torchvision_preprocess(best), _size(best), classes, name, notes)
@@ -352,17 +349,45 @@ def _random(build: Callable[[], T], seed: int = 0) -> T:
         return build()
 
 
-def _build(name: str, state: Mapping[str, Tensor]) -> nn.Module:
+def transforms_input(
+    name: str, state: Mapping[str, Tensor], path: str
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether a network must scale pictures anew to suit its weights, and what was assumed.
+
+    The published weights of GoogLeNet and Inception, ported from TensorFlow, were trained on another
+    scaling of pictures than torchvision's. What was trained here says which it was; of other files,
+    those of 1000 classes are taken for published ones: whoever trained another number of classes did
+    so on the usual scaling.
+
+    Args:
+        name: of the network.
+        state: its weights.
+        path: their file, or ``"default"``.
+    """
+    if name not in _RESCALING:
+        return False, ()
+    described = checkpoints.describe(path) if path.lower().endswith(checkpoints.SUFFIX) else None
+    if described is not None and described.architecture.name == name:
+        return described.architecture.transform_input, ()
+    if _class_count(state) != IMAGENET_CLASSES:
+        return False, ()
+    if path == "default":
+        return True, ()
+    return True, (
+        f"{name} has {IMAGENET_CLASSES} classes, so its weights are taken for published "
+        "ones, which scale pictures to −1…1 (transform_input=True)",
+    )
+
+
+def _build(name: str, state: Mapping[str, Tensor], transform_input: bool) -> nn.Module:
     """The architecture with random weights, shaped to take a state dict."""
     options: dict[str, Any] = {}
     if state and (count := _class_count(state)):
         options["num_classes"] = count
-    if name in ("googlenet", "inception_v3"):
+    if name in _RESCALING:
         options["init_weights"] = False
         options["aux_logits"] = any(key.lower().startswith("aux") for key in state)
-        # The published weights of both, ported from TensorFlow, were trained on another scaling of
-        # pictures. Whoever trained another number of classes did so on the usual one.
-        options["transform_input"] = _class_count(state) == IMAGENET_CLASSES if state else False
+        options["transform_input"] = transform_input
     return torchvision.models.get_model(name, weights=None, **options)
 
 

@@ -10,17 +10,15 @@ import typer
 
 from torchviz_cnn import models
 from torchviz_cnn.cli.options import Device, InputSize, size_of
-from torchviz_cnn.files import write_atomically
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_page
 from torchviz_cnn.training import outcome
 from torchviz_cnn.training.augment import Augmentation
-from torchviz_cnn.training.fit import check_run, fit, is_first
+from torchviz_cnn.training.fit import check_network, check_run, fit, is_first
 from torchviz_cnn.training.start import start
 from torchviz_cnn.training.tasks import TASKS, pictures
 from torchviz_cnn.training.watch import Watch
 
-REMARKS = "pictures.txt"
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -140,9 +138,9 @@ def train_command(
         devices=devices,
         workers=workers,
     )
-    check_run(out, resume)
-    watched = None if watch is None else read_picture(watch)
     place = models.choose_device(device)
+    check_run(out, resume, settings, place)
+    watched = None if watch is None else Watch(read_picture(watch), out)
     begin = start(
         model or TASKS[task].model,
         len(known.classes),
@@ -151,13 +149,11 @@ def train_command(
         input_size=size_of(input_size),
         seed=seed,
     )
+    check_network(out, resume, settings, begin, known.classes)
     train, validation, remarks, notes = known.load(begin.preprocess, progress=True)
     tell = typer.echo if is_first() else _silent
     for line in (*begin.notes, *notes, *remarks.lines()):
         tell(f"note: {line}", err=True)
-    if remarks.lines() and is_first():
-        text = "\n".join(remarks.lines(None)) + "\n"
-        write_atomically(out / REMARKS, lambda file: file.write(text.encode()))
     parameters = sum(p.numel() for p in begin.module.parameters())
     tell(
         f"{begin.architecture.name}: {parameters:,} parameters; {len(train):,} pictures to train "
@@ -176,7 +172,8 @@ def train_command(
             device=place,
             progress=True,
             tell=tell,
-            watch=None if watched is None else Watch(watched, out),
+            watch=watched,
+            remarks=remarks.lines(None),
         )
     except KeyboardInterrupt:
         typer.echo("\nstopped; go on after the last finished epoch with --resume", err=True)
@@ -192,6 +189,6 @@ def train_command(
         out,
         f"What {begin.architecture.name} learnt",
         outcome.lead(run, found, len(train)),
-        outcome.sections(run, found, validation, watched=watched is not None),
+        outcome.sections(run, found, validation, watched=resume or watched is not None),
     )
     typer.echo(f"open {page}; look further with --model {out}")

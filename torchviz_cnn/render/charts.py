@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from torchviz_cnn.errors import InputError
 
+_MEASURED = ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy")
+
 
 def training_curves(history: Sequence[Mapping[str, float]], *, best: int | None = None) -> Figure:
     """Loss and accuracy over epochs, of training and held-out pictures, side by side.
@@ -24,10 +26,13 @@ def training_curves(history: Sequence[Mapping[str, float]], *, best: int | None 
         A figure of its own, not registered with pyplot.
 
     Raises:
-        InputError: for no epochs.
+        InputError: for no epochs, or one without those five numbers.
     """
     if not history:
         raise InputError("there are no epochs to draw curves of")
+    for number, each in enumerate(history, 1):
+        if missing := [name for name in _MEASURED if name not in each]:
+            raise InputError(f"epoch {number} of the history has no {', '.join(missing)}")
     figure = Figure(figsize=(10.0, 4.0))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")

@@ -17,8 +17,9 @@ import torch
 from torchviz_cnn import checkpoints, models
 from torchviz_cnn.checkpoints import BEST, LAST, Description
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.files import check_folder
+from torchviz_cnn.files import check_folder, write_atomically
 from torchviz_cnn.models import Model
+from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.plan import (
     STATE,
     Epoch,
@@ -26,6 +27,7 @@ from torchviz_cnn.training.plan import (
     Resumed,
     Settings,
     best_epoch,
+    check_state,
     fingerprint,
     load_state,
     save_state,
@@ -35,6 +37,9 @@ from torchviz_cnn.training.start import Start
 
 if TYPE_CHECKING:
     from torchviz_cnn.training.recipe import Recipe
+
+
+REMARKS = "pictures.txt"
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,18 @@ class Run:
     folder: Path
 
 
-def check_run(folder: Path, resume: bool) -> None:
-    """Say before any work that a folder holds another run already.
+def check_run(folder: Path, resume: bool, settings: Settings, device: torch.device) -> None:
+    """Say before any work, without having read a picture, what will not go.
+
+    Args:
+        folder: where the checkpoints go.
+        resume: whether the run in it is to be taken up again.
+        settings: how the run goes.
+        device: where.
 
     Raises:
-        InputError: unless that run is to be taken up again.
+        InputError: for a folder that holds another run, a precision or a number of GPUs that
+            cannot be had; when Lightning is not installed.
     """
     check_folder(folder)
     if not resume and any((folder / name).exists() for name in (STATE, BEST, LAST)):
@@ -66,6 +78,30 @@ def check_run(folder: Path, resume: bool) -> None:
             f"{str(folder)!r} holds a trained network already; go on with it (--resume), or name "
             "another folder (--out)"
         )
+    cuda = device.type == "cuda"
+    if settings.precision != "32" and not cuda:
+        raise InputError(f"the precision {settings.precision} needs CUDA; on the CPU it is 32")
+    if settings.devices > 1 and not cuda:
+        raise InputError(f"{settings.devices} devices means GPUs; on the CPU it is 1")
+    if cuda and settings.devices > torch.cuda.device_count():
+        raise InputError(
+            f"{settings.devices} GPUs are asked for, and {torch.cuda.device_count()} can be used here"
+        )
+    _recipe()
+
+
+def check_network(
+    folder: Path, resume: bool, settings: Settings, start: Start, classes: Sequence[str]
+) -> None:
+    """Say what will not go with a network, still without having read a picture.
+
+    Raises:
+        InputError: for a network that does not fit the classes, or another one than that of the run
+            that is to be taken up again.
+    """
+    ending_of(start.module, start.input_size, len(classes))
+    if resume:
+        check_state(folder, fingerprint(settings, start, classes))
 
 
 def is_first() -> bool:
@@ -102,12 +138,15 @@ def fit(
     progress: bool = False,
     tell: Callable[[str], None] = lambda _: None,
     watch: Callable[[Model, int], None] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Run:
     """Train a network, and keep the best and the last one.
 
-    After every epoch ``best.safetensors`` (if the validation loss is the lowest so far),
-    ``last.safetensors`` and ``resume.safetensors`` are replaced in the folder, each at once: whatever
-    stops the run, the files of the epoch before are whole. Torch's random state is left as it was.
+    After every epoch ``resume.safetensors``, ``last.safetensors`` and (if the validation loss is the
+    lowest so far) ``best.safetensors`` are replaced in the folder, each at once: whatever stops the
+    run, each file is whole. Where it stopped between them, the first, which holds what the others
+    are made of, makes them good when the run is taken up again. Torch's random state is left as it
+    was.
 
     Args:
         start: the network, see :func:`torchviz_cnn.training.start.start`; it is trained in place.
@@ -120,30 +159,33 @@ def fit(
         device: where it runs.
         progress: show a progress bar in a terminal.
         tell: is given a sentence about each epoch.
-        watch: is given the network, in eval mode, and the number of epochs done, before the first
-            and after every one.
+        watch: is given the network and the number of epochs done, before the first of this call
+            (which may have none to run) and after every one.
+        remarks: what was found out about the pictures, a line each; kept as ``pictures.txt`` once
+            everything else has been accepted.
 
     Raises:
         InputError: for a folder that holds another run, a network that does not fit the classes, a
-            loss that is no longer finite; when Lightning is not installed.
+            precision or GPUs that cannot be had, fewer pictures than GPUs, a loss that is no longer
+            finite; when Lightning is not installed.
         CannotWrite: an ``OSError``, when the disk is full.
         KeyboardInterrupt: on Ctrl-C, once everything is put away.
     """
     settings, folder = settings or Settings(), Path(folder)
     device = torch.device(device)
-    check_run(folder, resume)
-    recipe_type = _recipe()
-    settled = fingerprint(settings, start.architecture, classes, start.frozen, (train, validation))
+    check_run(folder, resume, settings, device)
+    for part in (train, validation):
+        if len(part) < settings.devices:
+            raise InputError(
+                f"{settings.devices} devices cannot share {len(part)} pictures to "
+                f"{'train' if part is train else 'validate'} on; ask for fewer"
+            )
+    settled = fingerprint(settings, start, classes, (train, validation))
     resumed = load_state(folder, settled) if resume else None
-    if settings.precision != "32" and device.type != "cuda":
-        raise InputError(f"the precision {settings.precision} needs CUDA; on the CPU it is 32")
     keeper = _Keeper(folder, classes, settings, settled, tell, watch)
     if resumed is not None:
         models.load_state(start.module, resumed.network, str(folder / STATE))
-        tell(f"going on after epoch {len(resumed.history)} of {settings.epochs}")
-    elif resume:
-        tell("no epoch was finished: starting from the beginning")
-    recipe = recipe_type(
+    recipe = _recipe()(
         start,
         len(classes),
         train,
@@ -153,12 +195,22 @@ def fit(
         after_epoch=keeper,
         progress=progress,
     )
-    if not settings.is_over(recipe.history):
-        gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus), _quiet():
-            if watch is not None and resumed is None and is_first():
-                start.module.to(device)
-                watch(keeper.model(recipe), 0)
+    if is_first():
+        if resumed is not None:
+            keeper.mend(recipe)
+        if remarks:
+            text = "\n".join(remarks) + "\n"
+            write_atomically(folder / REMARKS, lambda file: file.write(text.encode()))
+    if resumed is not None:
+        tell(f"going on after epoch {len(resumed.history)} of {settings.epochs}")
+    elif resume:
+        tell("no epoch was finished: starting from the beginning")
+    gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), _quiet():
+        if watch is not None and is_first():
+            start.module.to(device)
+            watch(keeper.model(recipe), len(recipe.history))
+        if not settings.is_over(recipe.history):
             _run(recipe, settings, device)
     return _outcome(folder, start, recipe.history)
 
@@ -240,16 +292,36 @@ class _Keeper:
         history, state = recipe.history, recipe.network.state_dict()
         epoch = history[-1]
         description = self._description(recipe.start, epoch)
-        if best_epoch(history) == len(history) - 1:
-            checkpoints.write(self.folder / BEST, state, description)
-        checkpoints.write(self.folder / LAST, state, description)
-        # Last of all: before it is there, the epoch is not done, and is run again.
         optimizer = recipe.optimizers(use_pl_optimizer=False).state_dict()["state"]  # type: ignore[union-attr]
         kept = Resumed(history, state, optimizer, recipe.scaler_state())
+        # First of all: the others can be made from it, and only from it.
         save_state(self.folder, kept, self.settled)
+        checkpoints.write(self.folder / LAST, state, description)
+        if best_epoch(history) == len(history) - 1:
+            checkpoints.write(self.folder / BEST, state, description)
         self.tell(sentence(epoch, self.settings.epochs))
         if self.watch is not None:
             self.watch(self.model(recipe), len(history))
+
+    def mend(self, recipe: Recipe) -> None:
+        """Make good what an interruption between two files left of the epoch before.
+
+        Raises:
+            InputError: when the best network is gone, and is not the last one.
+        """
+        history = recipe.history
+        for name, number in ((BEST, best_epoch(history)), (LAST, len(history) - 1)):
+            path, wanted = self.folder / name, int(history[number]["epoch"])
+            found = checkpoints.describe(path) if path.exists() else None
+            if found is not None and found.about.get("epoch") == wanted:
+                continue
+            if number < len(history) - 1:
+                raise InputError(
+                    f"the network of the best epoch, {wanted}, should be in {str(path)!r}, and is "
+                    "not: it was removed or replaced; train anew in another folder"
+                )
+            description = self._description(recipe.start, history[number])
+            checkpoints.write(path, recipe.network.state_dict(), description)
 
     def _description(self, start: Start, epoch: Epoch) -> Description:
         metrics = {name: value for name, value in epoch.items() if name != "epoch"}

@@ -231,9 +231,17 @@ def open_all(
                 remarks.converted.setdefault(words, []).append(str(path))
     paths = tuple(files[number][0] for number in good)
     if kept is not None and len(good) < len(files):
-        kept = kept[good]
+        kept = _moved_up(kept, good)
     labels = torch.tensor([files[number][1] for number in good], dtype=torch.long)
     return Labelled(tuple(map(str, paths)), labels, Reader(paths, preprocess), kept)
+
+
+def _moved_up(rows: Tensor, good: Sequence[int]) -> Tensor:
+    """Some rows, by their rising numbers, in the memory they are in: a copy may not fit."""
+    for place, number in enumerate(good):
+        if place != number:
+            rows[place] = rows[number]
+    return rows[: len(good)]
 
 
 def _in_threads(

@@ -21,6 +21,7 @@ from torchviz_cnn.render.figures import figure_picture
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
+from torchviz_cnn.training.watch import STRIP, shown_columns
 
 WORST = 12
 CELL = 168
@@ -75,7 +76,30 @@ def _numbers(model: Model, pictures: Labelled, indexes: list[int]) -> Tensor:
 
 
 def judge(model: Model, pictures: Labelled, batch_size: int = 64) -> Judgement:
-    """What a network says of every picture of a set."""
+    """What a network says of every picture of a set.
+
+    Args:
+        model: whose ``preprocess`` is a :class:`~torchviz_cnn.preprocess.Preprocess`; one output is
+            taken for the logit of class 1.
+        pictures: ``N`` of them, of the size the network takes.
+        batch_size: how many are run at once.
+
+    Returns:
+        Probabilities ``(N, classes)``, on the CPU, beside the labels ``(N,)``. The model is left as
+        it was.
+
+    Raises:
+        InputError: for a network that cannot be run as it is, see
+            :func:`~torchviz_cnn.guard.undisturbed`; for outputs that are not one row a picture.
+
+    Example:
+        >>> from torchviz_cnn import models
+        >>> from torchviz_cnn.training.sets import in_memory
+        >>> bytes_ = torch.zeros(2, 3, 150, 150, dtype=torch.uint8)
+        >>> two = in_memory(bytes_, torch.tensor([0, 1]), "black picture")
+        >>> judge(models.load("cat_dog_small"), two).probabilities.shape
+        torch.Size([2, 2])
+    """
     module = module_of(model)
     found = []
     with undisturbed(module):
@@ -108,7 +132,7 @@ def sections(
         run: that is over.
         found: what its network says of the held-out pictures.
         pictures: these.
-        watched: whether a strip of one picture lies in the folder already.
+        watched: whether a strip of one picture that lies in the folder is of this run.
     """
     names = list(run.model.classes or ())
     curves = figure_picture(render.training_curves(run.history, best=run.best))
@@ -126,14 +150,16 @@ def sections(
             [Plate("confusion.png", figure_picture(table), "Right ones lie on the diagonal.")],
         ),
     ]
-    if watched:
-        with Image.open(run.folder / "watch.png") as strip:
+    if watched and (run.folder / STRIP).exists():
+        epochs = ", ".join(map(str, shown_columns(run.folder, len(run.history))))
+        told = f"Epochs {epochs}; 0 is before the first. Every epoch's column is in watch."
+        with Image.open(run.folder / STRIP) as strip:
             shown.append(
                 Section(
                     "What it learnt over time",
                     "One picture after every epoch: where Grad-CAM says the network looks, and "
                     "what the first channels of some of its layers put out.",
-                    [Plate("watch.png", strip.copy(), "0 is before the first epoch.")],
+                    [Plate(STRIP, strip.copy(), told)],
                 )
             )
     return [*shown, _worst(run.model, found, pictures)]

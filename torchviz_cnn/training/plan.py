@@ -15,6 +15,7 @@ from torchviz_cnn import checkpoints
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.training.augment import Augmentation
 from torchviz_cnn.training.sets import Labelled
+from torchviz_cnn.training.start import Start
 
 Epoch = dict[str, float]
 History = list[Epoch]
@@ -114,22 +115,31 @@ class Resumed:
 
 def fingerprint(
     settings: Settings,
-    start: checkpoints.Architecture,
+    start: Start,
     classes: Sequence[str],
-    frozen: frozenset[str],
-    pictures: Sequence[Labelled],
+    pictures: Sequence[Labelled] | None = None,
 ) -> dict[str, Any]:
-    """What must be the same for a run to be taken up again, in plain values."""
-    digest = hashlib.sha256()
-    for part in pictures:
-        names = [Path(name).name for name in part.names]
-        digest.update(json.dumps([names, part.labels.tolist()]).encode())
+    """What must be the same for a run to be taken up again, in plain values.
+
+    Args:
+        settings: how the run goes.
+        start: its network.
+        classes: names by index.
+        pictures: to train and to validate on; ``None`` while they are not read yet.
+    """
     own = {key: value for key, value in asdict(settings).items() if key not in _FREE}
-    own |= {"network": start.name, "classes": list(classes), "frozen": sorted(frozen)}
-    own["pictures"] = (
-        f"{' + '.join(str(len(part)) for part in pictures)}, {digest.hexdigest()[:12]}"
-    )
-    return own
+    own |= {"network" if key == "name" else key: v for key, v in vars(start.architecture).items()}
+    own |= {"input_size": start.input_size, "preprocess": checkpoints.plain(start.preprocess)}
+    own |= {"classes": list(classes), "frozen": sorted(start.frozen)}
+    if pictures is not None:
+        digest = hashlib.sha256()
+        for part in pictures:
+            names = [Path(name).name for name in part.names]
+            digest.update(json.dumps([names, part.labels.tolist()]).encode())
+        counts = " + ".join(str(len(part)) for part in pictures)
+        own["pictures"] = f"{counts}, {digest.hexdigest()[:12]}"
+    found: dict[str, Any] = json.loads(json.dumps(own))  # as it will be read back
+    return found
 
 
 def save_state(folder: Path, resumed: Resumed, settled: Mapping[str, Any]) -> None:
@@ -145,8 +155,12 @@ def save_state(folder: Path, resumed: Resumed, settled: Mapping[str, Any]) -> No
     checkpoints.write_tensors(folder / STATE, tensors, {"resume": json.dumps(words)})
 
 
-def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
-    """Where the run in a folder stopped; ``None`` before its first epoch was done.
+def check_state(folder: Path, settled: Mapping[str, Any]) -> dict[str, Any] | None:
+    """That the run in a folder can be taken up again: its words; ``None`` where none was begun.
+
+    Args:
+        folder: of the run.
+        settled: what must be the same, or a part of it, see :func:`fingerprint`.
 
     Raises:
         InputError: when the file is damaged, or the run was another one.
@@ -154,24 +168,47 @@ def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
     path = folder / STATE
     if not path.exists():
         return None
-    tensors, words = checkpoints.read_tensors(path)
+    words = checkpoints.read_words(path)
     try:
-        found = json.loads(words["resume"])
-        history, scaler, run = found["history"], found["scaler"], found["run"]
+        found: dict[str, Any] = json.loads(words["resume"])
+        run = dict(found["run"])
+        if not found["history"]:
+            raise ValueError("it holds no epoch")
+        best_epoch(found["history"])
+        dict(found["scaler"])
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{str(path)!r} is damaged: {error}") from None
+        raise _damaged(path, error) from None
     for key, value in settled.items():
-        if run.get(key) != value:
+        if key not in run or run[key] != value:
+            was = repr(run[key]) if key in run else "not known"
             raise InputError(
                 f"the run in {str(folder)!r} was another one: its {key.replace('_', ' ')} is "
-                f"{run.get(key)!r}, not {value!r}; go on with the same, or name another folder"
+                f"{was}, not {value!r}; go on with the same, or name another folder"
             )
+    return found
+
+
+def load_state(folder: Path, settled: Mapping[str, Any]) -> Resumed | None:
+    """Where the run in a folder stopped; ``None`` before its first epoch was done.
+
+    Raises:
+        InputError: when the file is damaged, or the run was another one.
+    """
+    found = check_state(folder, settled)
+    if found is None:
+        return None
     network, optimizer = {}, dict[int, dict[str, Tensor]]()
-    for key, tensor in tensors.items():
+    for key, tensor in checkpoints.read_tensors(folder / STATE)[0].items():
         kind, _, rest = key.partition("/")
+        number, _, name = rest.partition("/")
         if kind == "network":
             network[rest] = tensor
-        else:
-            number, _, name = rest.partition("/")
+        elif kind == "optimizer" and number.isdecimal() and name:
             optimizer.setdefault(int(number), {})[name] = tensor
-    return Resumed(history, network, optimizer, scaler)
+        else:
+            raise _damaged(folder / STATE, KeyError(key))
+    return Resumed(found["history"], network, optimizer, found["scaler"])
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}")

@@ -19,36 +19,12 @@ from tqdm import tqdm
 
 from torchviz_cnn import head
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.inputs import blank, misfits_explained, place_and_kind
+from torchviz_cnn.inputs import place_and_kind
 from torchviz_cnn.training.augment import warped
+from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.plan import History, Resumed, Settings
 from torchviz_cnn.training.sets import Batch, Labelled, Loaded, Order, in_order, split
 from torchviz_cnn.training.start import Start
-
-
-def ending_of(module: nn.Module, input_size: tuple[int, ...], classes: int) -> head.Kind | None:
-    """The final softmax or sigmoid of a network, once it is known to fit a number of classes.
-
-    Raises:
-        InputError: when it does not: two classes take one output or two, more take one each.
-    """
-    pair = blank(module, input_size).repeat(2, *(1 for _ in input_size))
-    with misfits_explained(module, pair), undisturbed(module, pair):
-        output = head.run(module, pair, sure=True)
-    outputs = 1 if head.is_single(output.logits) else output.logits.shape[1]
-    fitting = (1, 2) if classes == 2 else (classes,)
-    if output.logits.ndim > 2 or outputs not in fitting:
-        raise InputError(
-            f"the network puts out {'×'.join(map(str, output.logits.shape[1:])) or 1} numbers a "
-            f"picture; {classes} classes call for {' or '.join(map(str, fitting))}"
-        )
-    if outputs > 1 and output.kind == "sigmoid":
-        raise InputError(
-            f"the network ends in a sigmoid of {outputs} outputs, as if a picture could be of "
-            "several classes; end it in a softmax, or in one output for two classes"
-        )
-    return output.kind
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

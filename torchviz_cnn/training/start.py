@@ -12,6 +12,7 @@ from torchviz_cnn.checkpoints import Architecture
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.models import Model
 from torchviz_cnn.preprocess import Preprocess
+from torchviz_cnn.training.ending import never_negative
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def start(
 ) -> Start:
     """A network by name with as many outputs as a number of classes calls for.
 
-    Two classes are told apart by one output, more by one each.
+    Two classes are told apart by one output, or by two where scores come out of a ReLU
+    (SqueezeNet's): a score that is never below 0 cannot say both. More have one output each.
 
     Args:
         name: one of :func:`torchviz_cnn.models.names`, or ``"package.module:factory"``, whose
@@ -78,15 +80,19 @@ def start(
     architecture = Architecture(name, 1 if classes == 2 else classes)
     preprocess, size = bare.preprocess, bare.input_size
     state: dict[str, Tensor] = {}
+    assumed: tuple[str, ...] = ()
     if given is not None:
         published = given == "default"
-        source = models.load(name, given) if published else None
-        state = source.module.state_dict() if source else models.read_state(given)
-        scaled = bool(getattr(source and source.module, "transform_input", False))
-        architecture = replace(architecture, transform_input=scaled)
+        state = models.load(name).module.state_dict() if published else models.read_state(given)
+        rescales, assumed = models.transforms_input(name, state, given)
+        architecture = replace(architecture, transform_input=rescales)
     module = models.build(architecture, seed)
+    if classes == 2 and never_negative(module, size):
+        architecture = replace(architecture, outputs=2)
+        module = models.build(architecture, seed)
     taken = _filled(module, state, given)
-    return Start(module, architecture, preprocess, size, *_kept(module, taken, freeze, given))
+    frozen, notes = _kept(module, taken, freeze, given)
+    return Start(module, architecture, preprocess, size, frozen, assumed + notes)
 
 
 def _own_code(
