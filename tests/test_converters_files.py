@@ -580,6 +580,73 @@ def test_gelu_whose_inside_is_read_elsewhere_is_left_as_it_is(tmp_path: Path) ->
     assert torch.allclose(inside, torch.erf(x / 2**0.5), atol=1e-6)
 
 
+# A map of 4 × 3 cells: the rows of all pictures together, then each picture's numbers together.
+MERGED = {
+    "flattened again": (
+        [("Reshape", "x rows", "r"), ("Relu", "r", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 3], "rest": [-1]},
+    ),
+    "to a map again": (
+        [("Reshape", "x rows", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 6], "rest": [3, -1, 2]},
+    ),
+    "to a map of stated size": (
+        [("Reshape", "x rows", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 6], "rest": [3, 4]},
+    ),
+    "not merged at all": (
+        [("Reshape", "x rows", "r"), ("Relu", "r", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [0, 2, 6], "rest": [-1]},
+    ),
+    "brought back, and flattened": (
+        [("Reshape", "x rows", "m"), ("Reshape", "m maps", "b"), ("Exp", "b", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 3], "maps": [-1, 2, 6], "rest": [-1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_only_the_inputs_first_axis_is_the_batch(tmp_path: Path, name: str) -> None:
+    """The target is worked out from the input's shape; what it is for may hold other rows."""
+    before, after, constants = MERGED[name]
+    steps = [
+        *before,
+        ("Shape", "x", "s"),
+        ("Slice", "s zero one", "n"),
+        ("Concat", "n rest", "target"),
+        *after,
+    ]
+    nodes = [node(op, i, o, **({"axis": 0} if op == "Concat" else {})) for op, i, o in steps]
+    constants = constants | {"zero": [0], "one": [1]}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 3])
+    network = load_onnx(path)
+    for batch in (1, 2, 3):
+        x = draw(batch, 4, 3).astype(np.float32)
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+        close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_batch_that_cannot_be_found_again_is_refused(tmp_path: Path) -> None:
+    """How many numbers a picture has after the product does not follow from shapes alone."""
+    nodes = [
+        node("Reshape", "x rows", "m"),
+        node("MatMul", "m w", "a"),
+        node("Shape", "x", "s"),
+        node("Slice", "s zero one", "n"),
+        node("Concat", "n rest", "target", axis=0),
+        node("Reshape", "a target", "out"),
+    ]
+    constants = {"rows": [-1, 3], "w": draw(3, 5), "zero": [0], "one": [1], "rest": [-1]}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 3])
+    with pytest.raises(tvc.InputError, match=r"Reshape.*target shape depends"):
+        load_onnx(path)
+
+
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:
     """TensorFlow's rule for padding="same", from its documentation."""
     reach = (kernel - 1) * dilation + 1
