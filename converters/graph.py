@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
-from converters.names import Claim, Owner
+from converters.names import Claim, Owner, clean
+from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
+_SEVERAL_OUTPUTS = frozenset(["Split", "TopK"])
 _SMALL = 1024  # numbers of a constant from which a shape may follow
 
 
@@ -148,6 +150,8 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    read = {name for node in graph.node for name in node.input}
+    read.update(value.name for value in graph.output)
     nodes = []
     for node, claim in zip(graph.node, claims, strict=True):
         if node.op_type == "Constant":
@@ -158,7 +162,7 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
             Node(
                 node.op_type,
                 list(node.input),
-                list(node.output),
+                _read_outputs(node, claim, read),
                 attributes,
                 node.name,
                 claim.owner,
@@ -174,6 +178,27 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
         shapes=infer_shapes(model),
         opset=opset_of(model),
     )
+
+
+def _read_outputs(node: onnx.NodeProto, claim: Claim, read: Container[str]) -> list[str]:
+    """What a node puts out, without what is optional and nobody asks for.
+
+    Raises:
+        InputError: where somebody asks for more than the first of an operator that becomes a module
+            with one output.
+    """
+    outputs = list(node.output)
+    if node.op_type in _SEVERAL_OUTPUTS:
+        return outputs
+    second = next((name for name in outputs[1:] if name and name in read), None)
+    if second is not None:
+        owner = claim.owner or claim.near
+        layer = f" of the layer {'.'.join(owner.path)!r}" if owner is not None else ""
+        raise InputError(
+            f"the operator {node.op_type}{layer} is asked for a second tensor, {clean(second)!r}, "
+            "beside its result, which is not supported; export the network without what reads it"
+        )
+    return outputs[:1]
 
 
 def opset_of(model: onnx.ModelProto) -> int:
