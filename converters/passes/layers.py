@@ -118,7 +118,7 @@ def _absorb_add(
         return None
     flat = name if graph.constants[name].ndim == 1 else f"{name}//flat"
     graph.constants.setdefault(flat, graph.constants[name].reshape(-1))
-    node.outputs = add.outputs
+    node.outputs, node.owner = add.outputs, node.owner or add.owner
     graph.nodes.remove(add)
     return flat
 
@@ -221,6 +221,8 @@ def silu(graph: Graph) -> None:
         if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
             continue
         product = users[0]
+        if product.owner != node.owner:  # Keras' layers "gate" and "multiply" are two
+            continue
         if product.op == "Mul" and set(product.inputs) == {node.output, node.inputs[0]}:
             product.op, product.inputs = "Silu", [node.inputs[0]]
             graph.nodes.remove(node)
