@@ -8,6 +8,7 @@ those, and operators it lacks, are here, with every setting fixed when the file 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -324,6 +325,20 @@ class Reduce(nn.Module):
         return f"{self.op}, axes={self.axes}"
 
 
+class GlobalPool(nn.Module):
+    """Mean or maximum of each channel's whole map, of however many axes."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return _REDUCTIONS[self.op](input, dim=tuple(range(2, input.ndim)), keepdim=True)
+
+    def extra_repr(self) -> str:
+        return self.op
+
+
 class MatMul(nn.Module):
     """A matrix product of two activations."""
 
@@ -390,6 +405,8 @@ def build(graph: Graph, node: Node) -> Built:
     Raises:
         InputError: for an operator, or a setting of one, that is not supported.
     """
+    # A builder may change its node: but the calls of a layer are compared once the first is built.
+    node = replace(node, inputs=list(node.inputs), attributes=dict(node.attributes))
     own = _BUILDERS.get(node.op)
     if own is not None:
         built = own(graph, node)
@@ -626,11 +643,6 @@ def _gelu(graph: Graph, node: Node) -> Built:
     return _one(nn.GELU(approximate=node.attributes.get("approximate", "none")), node)
 
 
-def _global_max(graph: Graph, node: Node) -> Built:
-    rank = len(graph.shapes.get(node.inputs[0], (None,) * 4))
-    return _one(Reduce("ReduceMax", tuple(range(2, rank)), keepdim=True), node)
-
-
 def _window(node: Node, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
     a = node.attributes
     ones = [1] * rank
@@ -664,38 +676,19 @@ def _same_pad(graph: Graph, node: Node) -> Built:
     return _one(SamePad(*window, upper=a["upper"], value=a["value"]), node)
 
 
-def _conv_transpose(graph: Graph, node: Node) -> Built | None:
-    shape = graph.constants[node.inputs[1]].shape
-    node.attributes.setdefault("kernel_shape", list(shape[2:]))
-    kernel, stride, dilation, pads = _window(node, len(shape) - 2)
-    auto = node.attributes.pop("auto_pad", "NOTSET")
-    extra = node.attributes.get("output_padding", [0] * len(kernel))
-    rank = len(kernel)
-    if "output_shape" in node.attributes:
-        source = graph.shapes.get(node.inputs[0])
-        if source is None or any(n is None for n in source[2:]):
-            raise _unsupported(node, "(its output size depends on the size of the picture)")
-        wanted = node.attributes.pop("output_shape")[-rank:]
-        sizes = [int(n or 0) for n in source[2:]]
-        total = [
-            (sizes[i] - 1) * stride[i] + extra[i] + (kernel[i] - 1) * dilation[i] + 1 - wanted[i]
-            for i in range(rank)
-        ]
-    elif auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [extra[i] + (kernel[i] - 1) * dilation[i] + 1 - stride[i] for i in range(rank)]
-    else:
-        total = None
-    if total is not None:
-        less = [n // 2 for n in total]
-        more = [n - n // 2 for n in total]
-        # In a transposed convolution the names mean the opposite: the border is cut.
-        pads = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+def _conv_transpose(graph: Graph, node: Node) -> Built:
+    a = node.attributes
+    if "output_shape" in a:
+        raise _unsupported(node, "(its output size depends on the size of the picture)")
+    rank = graph.constants[node.inputs[1]].ndim - 2
+    _, strides, dilations, pads = _window(node, rank)
+    extra = a.get("output_padding", [0] * rank)
+    if any(n >= max(pair) for n, *pair in zip(extra, strides, dilations, strict=True)):
+        raise _unsupported(node, "(what it puts out is larger than its steps reach)")
     if pads[:rank] == pads[rank:] and min(pads) >= 0:
-        node.attributes["pads"] = pads
-        return None
-    bare = Node(node.op, node.inputs, node.outputs, dict(node.attributes), owner=node.owner)
-    bare.attributes.pop("pads", None)
-    module, inputs = _by_onnx2torch(graph, bare)
+        return _by_onnx2torch(graph, node)
+    del a["pads"]
+    module, inputs = _by_onnx2torch(graph, node)
     return ConvTransposeCut(module, _torch_widths(pads)), inputs
 
 
@@ -766,7 +759,8 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Silu": lambda graph, node: _one(nn.SiLU(), node),
     "Mish": lambda graph, node: _one(nn.Mish(), node),
     "Gelu": _gelu,
-    "GlobalMaxPool": _global_max,
+    "GlobalAveragePool": lambda graph, node: _one(GlobalPool("ReduceMean"), node),
+    "GlobalMaxPool": lambda graph, node: _one(GlobalPool("ReduceMax"), node),
     "SamePad": _same_pad,
     "Conv": _windowed,
     "MaxPool": _windowed,
