@@ -700,11 +700,10 @@ def test_same_padding(
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [3, 4, 5])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
 def test_transposed_convolution_same(tmp_path: Path, auto: str, kernel: int, stride: int) -> None:
-    if kernel < stride:
-        pytest.skip("a gap, not a border")
+    """Where a window is smaller than its stride, the gap at the end holds the bias."""
     constants = {"k": draw(2, 3, kernel, kernel), "b": draw(3)}
     up = layer("ConvTranspose", "x k b", auto_pad=auto, strides=[stride, stride])
     network = load_onnx(one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4]))
@@ -712,9 +711,11 @@ def test_transposed_convolution_same(tmp_path: Path, auto: str, kernel: int, str
     path = one(tmp_path / "bare.onnx", [bare], constants, ["N", 2, 5, 4])
     x = draw(2, 2, 5, 4).astype(np.float32)
     (whole,) = evaluate(path, {"x": x}, ["out"])
-    total = kernel - stride
+    total = max(kernel - stride, 0)
     first = total // 2 if auto == "SAME_UPPER" else total - total // 2
-    expected = whole[:, :, first : first + 5 * stride, first : first + 4 * stride]
+    expected = np.tile(constants["b"][:, None, None], (2, 1, 5 * stride, 4 * stride))
+    kept = whole[:, :, first : first + 5 * stride, first : first + 4 * stride]
+    expected[:, :, : kept.shape[2], : kept.shape[3]] = kept
     close(network(torch.from_numpy(x)), expected)
 
 
@@ -734,7 +735,110 @@ def test_transposed_convolution_to_a_given_size(tmp_path: Path) -> None:
     close(network(torch.from_numpy(x)), whole[:, :, :10, :8])
 
 
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "NOTSET"])
+@pytest.mark.parametrize(
+    ("kernel", "sides"),
+    [((2, 2), [15, 12]), ((1, 4), [15, 12]), ((4, 2), [14, 12]), ((2, 5), [16, 11])],
+)
+def test_transposed_convolution_to_a_size_with_a_gap(
+    tmp_path: Path, auto: str, kernel: tuple, sides: list[int]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    up = layer("ConvTranspose", "x k b", auto_pad=auto, strides=[3, 3], output_shape=sides)
+    constants = {"k": draw(2, 3, *kernel), "b": draw(3)}
+    path = one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4])
+    x = draw(2, 2, 5, 4, seed=3).astype(np.float32)
+    (expected,) = runtime.InferenceSession(path).run(None, {"x": x})
+    assert list(expected.shape[2:]) == sides
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+def test_a_gap_that_torch_cannot_leave_is_refused(tmp_path: Path) -> None:
+    up = layer("ConvTranspose", "x k", strides=[2, 2], output_shape=[13, 8])
+    path = one(tmp_path / "n.onnx", [up], {"k": draw(2, 3, 2, 2)}, ["N", 2, 5, 4])
+    with pytest.raises(tvc.InputError, match=r"ConvTranspose.*larger than its steps reach"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_a_transposed_convolution_called_twice_is_one_layer(tmp_path: Path, kernel: int) -> None:
+    weight, bias = "net_1/up_1/conv_transpose/ReadVariableOp:0", "net_1/up_1/Reshape:0"
+    same = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    nodes = [TURN]
+    for source, scope, out, sides in (("t", "up_1", "a", [8, 10]), ("a", "up_3", "out", [16, 20])):
+        name = f"net_1/{scope}/conv_transpose"
+        inputs = f"{source} {weight} {bias}"
+        nodes.append(node("ConvTranspose", inputs, out, name, output_shape=sides, **same))
+    constants = {weight: draw(3, 3, kernel, kernel), bias: draw(3)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 4, 5, 3]}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["up"]
+    assert len(list(network.parameters())) == 2
+    assert network.source.notes == ()
+
+
 # ---------------------------------------------------------------- passes
+
+
+@pytest.mark.parametrize("second", ["idx", ""])
+def test_an_output_nobody_reads_is_left_out(tmp_path: Path, second: str) -> None:
+    pool = node("MaxPool", "x", "p", "/MaxPool", kernel_shape=[2, 2])
+    path = one(tmp_path / "plain.onnx", [pool, layer("Relu", "p")], {}, ["N", 2, 7, 8])
+    pool.output.append(second)
+    network = load_onnx(one(tmp_path / "n.onnx", [pool, layer("Relu", "p")], {}, ["N", 2, 7, 8]))
+    for batch in (1, 2, 3):
+        x = draw(batch, 2, 7, 8).astype(np.float32)
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+        close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_second_output_that_is_read_is_refused(tmp_path: Path) -> None:
+    pool = node("MaxPool", "x", "p idx", "net_1/pool_1/MaxPool2d", kernel_shape=[2, 2])
+    nodes = [pool, layer("Cast", "idx", "i", to=FLOAT), layer("Add", "p i")]
+    path = one(tmp_path / "n.onnx", nodes, {}, ["N", 2, 7, 8])
+    with pytest.raises(tvc.InputError, match="MaxPool is asked for a second tensor, 'idx'"):
+        load_onnx(path)
+
+
+def test_a_gate_and_the_product_behind_it_stay_two_layers(tmp_path: Path) -> None:
+    """``Activation("sigmoid", name="gate")`` and ``Multiply()([x, gate])``: no swish."""
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "c"),
+        node("Sigmoid", "c", "g", "net_1/gate_1/Sigmoid"),
+        node("Mul", "c g", "out", "net_1/multiply_1/Mul"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 6, 3]}, ["out"])
+    x, network, (c, g, out) = run(path, (2, 6, 6, 3), ["c", "g", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["conv2d", "gate", "multiply"])
+    for name, expected in (("conv2d", c), ("gate", g), ("multiply", out)):
+        close(seen[name], expected)
+
+
+def test_a_product_without_a_name_is_of_the_layer_whose_bias_is_added(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", "x kernel", "m", "MatMul__7"),
+        node("Add", "m net_1/dense_1/BiasAdd/ReadVariableOp:0", "a", "net_1/dense_1/BiasAdd"),
+        node("Relu", "a", "r", "net_1/dense_1/Relu"),
+        node("MatMul", "r net_1/dense_1_2/Cast/ReadVariableOp:0", "out", "net_1/dense_1_2/MatMul"),
+    ]
+    constants = {
+        "kernel": draw(6, 4),
+        "net_1/dense_1/BiasAdd/ReadVariableOp:0": draw(4),
+        "net_1/dense_1_2/Cast/ReadVariableOp:0": draw(4, 3),
+    }
+    path = save(tmp_path / "n.onnx", nodes, constants, {"x": ["N", 6]}, ["out"])
+    x = draw(3, 6).astype(np.float32)
+    a, r, out = evaluate(path, {"x": x}, ["a", "r", "out"])
+    network = load_onnx(path)
+    assert [record.name for record in network.source.layers] == ["dense", "dense_1"]
+    assert network.source.notes == ()
+    with tvc.capture(network, ["dense.dense", "dense", "dense_1"]) as seen:
+        network(torch.from_numpy(x))
+    for name, expected in (("dense.dense", a), ("dense", r), ("dense_1", out)):
+        close(seen[name], expected)
 
 
 def test_swish_and_unfused_batch_norm_become_one_module_each(tmp_path: Path) -> None:

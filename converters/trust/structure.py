@@ -88,14 +88,20 @@ def _check_inputs(model: ModelProto, limits: Limits) -> None:
         raise InputError(
             f"it has {counted(len(inputs), 'input')}; the limit is {limits.inputs:,} (Limits.inputs)"
         )
+    read = {name for node in model.graph.node for name in node.input} - weights
     for entry in model.graph.input:
         where = f"the input {quoted(entry.name)}"
         if not entry.type.HasField("tensor_type"):
             raise InputError(f"{where} is not a tensor; a picture is one")
         if entry.type.tensor_type.elem_type not in BITS:
             raise InputError(f"{where} has no known data type; export it again")
-        dims = [1 if dim is None else dim for dim in shape_of(entry.type) or ()]
-        check_extent(dims, where, limits)
+        shape = shape_of(entry.type)
+        if shape is None and entry.name in read:
+            raise InputError(
+                f"{where} says nothing of its shape, not even how many axes it has; export it "
+                "again with the shape of a picture, (None, height, width, channels) for one"
+            )
+        check_extent([1 if dim is None else dim for dim in shape or ()], where, limits)
 
 
 def _check_order(model: ModelProto) -> None:
