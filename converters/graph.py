@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
 from converters.names import Claim, Owner, clean
+from converters.trust.limits import USUAL, shape_of
+from converters.trust.sizes import KNOWN_VALUES, Walk
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
 _SEVERAL_OUTPUTS = frozenset(["Split", "TopK"])
+# onnx carries what these compute along as one message for each number.
+_CARRIED = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub Unsqueeze".split())  # noqa: SIM905
+# What may be computed from constants alone: this much, and some times what the file holds.
+_FOLDED_BYTES, _FOLDED_TIMES = 1 << 26, 4
 _SMALL = 1024  # numbers of a constant from which a shape may follow
 
 
@@ -57,6 +63,9 @@ class Graph:
         outputs: names of what the network returns.
         shapes: what is known of the shape of each tensor.
         opset: version of the standard operators.
+        types: the standard's number of each tensor's data type, where it is known; of constants
+            their arrays say it.
+        foldable: how many bytes may still be computed from constants alone.
         notes: sentences a user should be told.
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
     """
@@ -67,6 +76,8 @@ class Graph:
     outputs: list[str]
     shapes: dict[str, Shape]
     opset: int
+    types: dict[str, int] = field(default_factory=dict)
+    foldable: int = _FOLDED_BYTES
     notes: list[str] = field(default_factory=list)
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _made: int = 0
@@ -170,13 +181,17 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
                 claim.near,
             )
         )
+    tensors = _infer(model)
+    stored = sum(constant.nbytes for constant in constants.values())
     return Graph(
         nodes=nodes,
         constants=constants,
         inputs={v.name: _shape(v) or () for v in graph.input if v.name not in constants},
         outputs=[value.name for value in graph.output],
-        shapes=infer_shapes(model),
+        shapes=_shapes(tensors),
         opset=opset_of(model),
+        types={name: value.type.tensor_type.elem_type for name, value in tensors.items()},
+        foldable=_FOLDED_BYTES + _FOLDED_TIMES * stored,
     )
 
 
@@ -208,11 +223,49 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
+    return _shapes(_infer(model))
+
+
+def _shapes(tensors: Mapping[str, onnx.ValueInfoProto]) -> dict[str, Shape]:
+    found = {name: _shape(value) for name, value in tensors.items()}
+    return {name: shape for name, shape in found.items() if shape is not None}
+
+
+def _infer(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """What onnx can say of every tensor that is no weight."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    inferred = shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
+    bare = _without_weights(model)
+    _take_out_long_lists(bare, model)
+    inferred = shape_inference.infer_shapes(bare, data_prop=True).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
-    values = [value for value in values if value.name not in weights]
-    return {value.name: shape for value in values if (shape := _shape(value)) is not None}
+    return {value.name: value for value in values if value.name not in weights}
+
+
+def _take_out_long_lists(bare: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Leave no lists of numbers in a model from which no shape can follow: they cost gigabytes."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    walk = Walk(model, USUAL, ordinary=True, refuse_misfits=False, refuse_open=False)
+    walk.run([value for value in model.graph.input if value.name not in weights])
+    sizes = {name: shape_of(kind) for name, kind in walk.types.items()}
+    long = {
+        name
+        for name, size in sizes.items()
+        if size is not None and len(size) == 1 and (size[0] is None or size[0] > KNOWN_VALUES)
+    }
+    kept, taken = list[onnx.NodeProto](), list[str]()
+    for node in bare.graph.node:
+        if node.op_type in _CARRIED and long.intersection((*node.input, *node.output)):
+            taken += node.output
+        else:
+            kept.append(node)
+    if not taken:
+        return
+    plain = shape_inference.infer_shapes(bare).graph
+    known = {value.name: value for value in (*plain.value_info, *plain.output)}
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del bare.graph.node[:]
+    bare.graph.node.extend(copies)
+    bare.graph.input.extend(known[name] for name in taken if name in known)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

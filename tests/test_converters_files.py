@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -647,6 +649,39 @@ def test_a_batch_that_cannot_be_found_again_is_refused(tmp_path: Path) -> None:
         load_onnx(path)
 
 
+LOGIC = {
+    **{op: [(op, "x c", "b")] for op in ("GreaterOrEqual", "LessOrEqual", "Less")},
+    **{
+        op: [("Greater", "x c", "p"), ("Less", "x d", "q"), (op, "p q", "b")]
+        for op in ("And", "Or", "Xor")
+    },
+    "Not": [("Greater", "x c", "p"), ("Not", "p", "b")],
+    "IsNaN": [("Log", "x", "l"), ("IsNaN", "l", "b")],
+    "ArgMin": [("ArgMin", "x", "b")],
+}
+
+
+@pytest.mark.parametrize("name", LOGIC)
+def test_what_is_no_number_with_a_point_is_made_one(tmp_path: Path, name: str) -> None:
+    nodes = [node(*step) for step in LOGIC[name]]
+    nodes += [node("Cast", "b", "f", to=FLOAT), node("Add", "f f", "out")]
+    constants = {"c": np.float32(-0.25), "d": np.float32(0.5)}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    x = draw(3, 2, 7, 8).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+    found = load_onnx(path)(torch.from_numpy(x))
+    assert found.dtype is torch.float32
+    close(found, expected)
+
+
+@pytest.mark.parametrize("kind", [1, 10, 11, 16])
+def test_a_cast_of_floats_to_floats_is_none(tmp_path: Path, kind: int) -> None:
+    nodes = [layer("Relu", "x", "r"), layer("Cast", "r", "c", to=kind), layer("Exp", "c")]
+    network = load_onnx(one(tmp_path / "n.onnx", nodes, {}, ["N", 2, 7, 8]))
+    assert [name for name, _ in network.named_children()] == ["relu_1", "exp_1"]
+
+
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:
     """TensorFlow's rule for padding="same", from its documentation."""
     reach = (kernel - 1) * dilation + 1
@@ -1022,6 +1057,90 @@ def test_a_damaged_file_is_refused_or_is_what_it_says(tmp_path: Path, start: Pat
         loaded += 1
         assert all(isinstance(module, nn.Module) for module in network.modules())
     assert loaded
+
+
+def numbers(name: str, *values: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+def many(op: str, inputs: str, out: str = "many") -> list[onnx.NodeProto]:
+    """A long list of whole numbers, and what onnx would carry it through to infer shapes."""
+    return [
+        node(op, inputs, out, **({"value": numbers("", 1)} if op == "ConstantOfShape" else {})),
+        node("Cast", out, f"{out}_floats", to=FLOAT),
+        node("ReduceSum", f"{out}_floats", f"{out}_sum", keepdims=0),
+        node("Add", f"x {out}_sum", "out"),
+    ]
+
+
+# All of them are within what the gate lets through: 2²⁸ elements in a tensor.
+LONG = {
+    "filled": many("ConstantOfShape", "size"),
+    "counted": many("Range", "none all step"),
+    "spread": many("Expand", "three size"),
+    "tiled": many("Tile", "three size"),
+    "doubled": [
+        node("Concat", "three three", "c0", axis=0),
+        *(node("Concat", f"c{k} c{k}", f"c{k + 1}", axis=0) for k in range(23)),
+        *many("Identity", "c23"),
+    ],
+    "joined": [
+        node("ConstantOfShape", "size", "a"),
+        node("ConstantOfShape", "size", "b"),
+        node("Concat", "a b", "c", axis=0),
+        node("ReduceSum", "c", "d", keepdims=0),
+        node("Add", "x d", "out"),
+    ],
+    "one by one": [
+        *(node("ConstantOfShape", "size", f"c{k}") for k in range(20)),
+        node("Sum", " ".join(f"c{k}" for k in range(20)), "d"),
+        node("ReduceSum", "d", "e", keepdims=0),
+        node("Add", "x e", "out"),
+    ],
+    "summed again and again": [
+        node("ConstantOfShape", "size", "c0"),
+        *(node("Add", f"c{k} one", f"c{k + 1}") for k in range(20)),
+        node("ReduceSum", "c20", "e", keepdims=0),
+        node("Add", "x e", "out"),
+    ],
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps this limit")
+def test_long_lists_take_neither_memory_nor_time(tmp_path: Path) -> None:
+    """All of them in one process that may take no more than 600 MB beyond its imports."""
+    for number, nodes in enumerate(LONG.values()):
+        constants = {"size": [2**24], "three": [3], "one": np.float32(1)}
+        constants |= {"none": 0, "all": 2**24, "step": 1}
+        one(tmp_path / f"{number}.onnx", nodes, constants, ["N", 2, 4, 4])
+    program = f"""
+import resource, time, torch
+from pathlib import Path
+from converters import load_onnx
+from torchviz_cnn.errors import InputError
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
+for number in range({len(LONG)}):
+    start = time.process_time()
+    try:
+        network = load_onnx(f"{tmp_path}/{{number}}.onnx")
+    except InputError as problem:
+        print(number, problem)
+    else:
+        print(number, "loaded")
+        del network
+    assert time.process_time() - start < 2, number
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(LONG)
 
 
 def test_what_does_not_depend_on_the_input_is_refused(tmp_path: Path) -> None:
