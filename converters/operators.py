@@ -239,10 +239,9 @@ class Affine(nn.Module):
     The mean and variance it was trained with are folded into the two.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, rank: int) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, rank: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
+        self.weight, self.bias = weight, bias
         self.shape = (1, -1, *(1,) * (rank - 2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -428,13 +427,49 @@ def tensor(constant: Array) -> Tensor:
 
     A matrix that is but turned is turned by torch, which is many times faster at it than NumPy.
     """
+    if not _fits_torch(constant):
+        raise InputError(
+            f"this file stores numbers as {constant.dtype}, which are not supported; export the "
+            "network with float32 weights"
+        )
     if constant.ndim == 2 and constant.flags.f_contiguous and not constant.flags.c_contiguous:
         rows = constant.T if constant.flags.writeable else np.array(constant.T)
         return torch.from_numpy(rows).t().contiguous()
     return torch.from_numpy(np.array(constant, copy=True, order="C"))
 
 
+def _fits_torch(constant: Array) -> bool:
+    return constant.dtype.kind in "biuf" and constant.dtype.isbuiltin == 1
+
+
+def parameter(node: Node, constant: Array) -> nn.Parameter:
+    """A weight, copied.
+
+    Raises:
+        InputError: for numbers that torch cannot train.
+    """
+    _check_trainable(node, constant)
+    return nn.Parameter(tensor(constant))
+
+
+def _check_trainable(node: Node, constant: Array) -> None:
+    if constant.dtype.kind != "f" or not _fits_torch(constant):
+        layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+        raise InputError(
+            f"the weights of the operator {node.op}{layer} are stored as {constant.dtype}, and a "
+            "network of such numbers is not supported; export it with float32 weights"
+        )
+
+
+_WITH_WEIGHTS = frozenset(
+    ["BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization", "LayerNormalization"]
+)
+
+
 def _by_onnx2torch(graph: Graph, node: Node) -> Built:
+    for name in node.inputs:
+        if node.op in _WITH_WEIGHTS and name in graph.constants:
+            _check_trainable(node, graph.constants[name])
     try:
         converter = get_converter(node.op, _known_version(graph, node))
         module, mapping = converter(*_as_onnx(graph, node))
@@ -458,7 +493,11 @@ def _with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[st
         i: tensor(graph.constants[n]) for i, n in enumerate(inputs) if n in graph.constants
     }
     if constants:
-        learnt = [i for i in constants if _is_learnt(node, i, inputs[i])]
+        learnt = [
+            i
+            for i, value in constants.items()
+            if value.is_floating_point() and _is_learnt(node, i, inputs[i])
+        ]
         module = WithConstants(module, constants, learnt)
     return module, [name for name in inputs if name not in graph.constants]
 
@@ -506,9 +545,9 @@ def _linear(graph: Graph, node: Node) -> Built:
     kernel = graph.constants[node.inputs[1]]
     bias = graph.static(node, 2)
     module = nn.utils.skip_init(nn.Linear, kernel.shape[1], kernel.shape[0], bias=bias is not None)
-    module.weight = nn.Parameter(tensor(kernel))
+    module.weight = parameter(node, kernel)
     if bias is not None:
-        module.bias = nn.Parameter(tensor(bias))
+        module.bias = parameter(node, bias)
     return _one(module, node)
 
 
@@ -615,7 +654,7 @@ def _reduce(graph: Graph, node: Node) -> Built | None:
 
 
 def _affine(graph: Graph, node: Node) -> Built:
-    weight, bias = (tensor(graph.constants[name]) for name in node.inputs[1:])
+    weight, bias = (parameter(node, graph.constants[name]) for name in node.inputs[1:])
     return _one(Affine(weight, bias, node.attributes["rank"]), node)
 
 
@@ -635,7 +674,7 @@ def _prelu(graph: Graph, node: Node) -> Built | None:
     if slope.size > 1 and full[1:2] != (slope.size,):
         return None
     module = nn.PReLU(slope.size)
-    module.weight = nn.Parameter(tensor(slope.reshape(-1)))
+    module.weight = parameter(node, slope.reshape(-1))
     return _one(module, node)
 
 

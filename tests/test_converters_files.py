@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 import subprocess
 import sys
@@ -1008,10 +1009,144 @@ def test_a_file_that_is_channels_first_already_is_left_alone(tmp_path: Path) -> 
     assert network.source.input_size == (3, 6, 5)
 
 
+def in_type(model: onnx.ModelProto, kind: int) -> None:
+    """Let all floating-point weights be stored in another type."""
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT:
+            array = numpy_helper.to_array(tensor).astype(wanted)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def without_shapes(model: onnx.ModelProto) -> None:
+    """Give the network its input through a Reshape to a shape that nobody can infer."""
+    graph = model.graph
+    name = graph.input[0].name
+    for each in graph.node:
+        each.input[:] = ["any" if given == name else given for given in each.input]
+    graph.node.insert(0, node("NonZero", name, "any_places"))
+    graph.node.insert(1, node("Gather", "any_places any_row", "any_shape"))
+    graph.node.insert(2, node("Reshape", f"{name} any_shape", "any"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0), "any_row"))
+
+
+CONTRADICTIONS = {
+    "squeeze": ([layer("Squeeze", "x table")], {"table": [[2]]}),
+    "unsqueeze": ([layer("Unsqueeze", "x table")], {"table": [[2]]}),
+    "sum": ([layer("ReduceSum", "x table")], {"table": [[2]]}),
+    "mean": ([layer("ReduceSum", "x half")], {"half": np.float32(0.5)}),
+    "slice": ([layer("Slice", "x table ends axes")], {"table": [[0]], "ends": [2], "axes": [1]}),
+    "slice of lists": ([layer("Slice", "x s ends axes")], {"s": [0], "ends": [2], "axes": [1, 2]}),
+    "slice without steps": (
+        [layer("Slice", "x s ends axes steps")],
+        {"s": [0], "ends": [2], "axes": [1], "steps": [0]},
+    ),
+    "split": ([node("Split", "x table", "out b", axis=1)], {"table": [[1, 1]]}),
+    "pad": ([layer("Pad", "x pads")], {"pads": [1, 1, 1, 1]}),
+    "strides": ([layer("Conv", "x k", strides=[2])], {"k": draw(4, 2, 3, 3)}),
+    "dilations": ([layer("Conv", "x k", dilations=[2, 2, 2])], {"k": draw(4, 2, 3, 3)}),
+    "pads": ([layer("Conv", "x k", pads=[1, 1])], {"k": draw(4, 2, 3, 3)}),
+    "uneven pads": ([layer("Conv", "x k", pads=[1, 1, 1])], {"k": draw(4, 2, 3, 3)}),
+    "another window": ([layer("Conv", "x k", kernel_shape=[3, 2])], {"k": draw(4, 2, 3, 3)}),
+    "no steps": ([layer("Conv", "x k", strides=[0, 1])], {"k": draw(4, 2, 3, 3)}),
+    "steps of a pool": ([layer("MaxPool", "x", kernel_shape=[2, 2], strides=[2])], {}),
+    "pads of a mean": ([layer("AveragePool", "x", kernel_shape=[2, 2], pads=[1, 1, 0])], {}),
+    "gap": (
+        [layer("ConvTranspose", "x k", output_padding=[0], strides=[2, 2])],
+        {"k": draw(2, 4, 3, 3)},
+    ),
+    "order": ([layer("Transpose", "x", perm=[0, 2, 2, 1])], {}),
+    "two orders": (
+        [node("Transpose", "x", "t", perm=[0, 2, 1, 3]), node("Transpose", "t", "out", perm=[1, 0])],
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_settings_that_contradict_themselves_are_refused(
+    tmp_path: Path, name: str, known: bool
+) -> None:
+    if name == "pad" and not known:
+        pytest.skip("it is right for a table")
+    nodes, constants = CONTRADICTIONS[name]
+    path = one(tmp_path / "n.onnx", copy.deepcopy(nodes), constants, ["N", 2, 7, 8])
+    if not known:
+        model = onnx.load(path)
+        without_shapes(model)
+        onnx.save(model, path)
+    said = "contradicts itself|damaged|does not fit|no order|at least one|rules of ONNX"
+    with pytest.raises(tvc.InputError, match=said):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("op", ["Squeeze", "Unsqueeze", "ReduceSum"])
+def test_one_number_stands_for_a_list_of_one(tmp_path: Path, op: str) -> None:
+    """So torch's exporter writes the axes, and onnxruntime reads them."""
+    shape = ["N", 2, 1, 8]
+    path = one(tmp_path / "n.onnx", [layer(op, "x axes")], {"axes": 2}, shape)
+    x = draw(3, 2, 1, 8).astype(np.float32)
+    expected = {"Squeeze": x[:, :, 0], "Unsqueeze": x[:, :, None], "ReduceSum": x}[op]
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+WEIGHTED = {
+    "MatMul": ([layer("MatMul", "x w")], {"w": draw(8, 3)}),
+    "Gemm": ([layer("Flatten", "x", "f"), layer("Gemm", "f w b")], {"w": draw(112, 3), "b": draw(3)}),
+    "Conv": ([layer("Conv", "x w")], {"w": draw(4, 2, 3, 3)}),
+    "ConvTranspose": ([layer("ConvTranspose", "x w")], {"w": draw(2, 4, 3, 3)}),
+    "PRelu": ([layer("PRelu", "x w")], {"w": draw(2, 1, 1)}),
+    "BatchNormalization": (
+        [layer("BatchNormalization", "x w b m v")],
+        {name: draw(2) ** 2 + 1 for name in "wbmv"},
+    ),
+    "Affine": (
+        [layer("Mul", "x w", "m"), layer("Add", "m b")],
+        {"w": draw(2, 1, 1) ** 2 + 1, "b": draw(2, 1, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["INT32", "BFLOAT16"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_that_torch_cannot_train_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    nodes, constants = WEIGHTED[name]
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    model = onnx.load(path)
+    number = getattr(onnx.TensorProto, kind)
+    in_type(model, number)
+    model.graph.input[0].type.tensor_type.elem_type = number
+    model.graph.output[0].type.tensor_type.elem_type = number
+    onnx.save(model, path)
+    with pytest.raises(
+        tvc.InputError, match=f"stored as {kind.lower()}.*float32 weights|unsupported type"
+    ):
+        load_onnx(path)
+
+
 OPS = [
     *["Relu", "Add", "Concat", "Reshape", "Transpose", "Squeeze", "MatMul"],
     *["MaxPool", "Conv", "Flatten", "Pad", "Slice", "Gather"],
 ]
+
+
+def single(tensor: onnx.TensorProto) -> None:
+    """One number instead of a list of one, or a table of one."""
+    if list(tensor.dims) == [1]:
+        tensor.dims.append(1)
+    elif math.prod(tensor.dims) == 1:
+        del tensor.dims[:]
+
+
+def turn(graph: onnx.GraphProto, chosen: onnx.NodeProto, draws: random.Random) -> None:
+    """Put a transpose of any number of axes before a node's first input."""
+    if chosen.input:
+        perm = draws.sample(range(4), 4)[: draws.choice([2, 3, 4, 4])]
+        perm = [sorted(perm).index(axis) for axis in perm]
+        at = list(graph.node).index(chosen)
+        graph.node.insert(at, node("Transpose", chosen.input[0], f"turned{at}", perm=perm))
+        graph.node[at + 1].input[0] = f"turned{at}"
 
 
 def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
@@ -1034,6 +1169,10 @@ def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
         lambda: draws.choice(chosen.attribute).ints.append(draws.choice([-3, 0, 1, 2])),
         lambda: setattr(draws.choice(chosen.attribute), "i", draws.choice([-3, 0, 1, 2])),
         lambda: graph.node.remove(chosen),
+        lambda: in_type(model, draws.choice([6, 7, 9, 10, 11, 16])),
+        lambda: single(draws.choice(graph.initializer)),
+        lambda: turn(graph, chosen, draws),
+        lambda: without_shapes(model),
         lambda: draws.choice(graph.initializer).dims.reverse(),
         lambda: setattr(chosen, "name", draws.choice(["", "a/b/c", "x_1/y_1/Relu"])),
         lambda: setattr(draws.choice(sizes), "dim_value", draws.choice([1, 2, 20])),

@@ -46,17 +46,48 @@ def normalise_attributes(graph: Graph) -> None:
     """Settings that are attributes or constant inputs, depending on the version: attributes."""
     for node in graph.nodes:
         names = _AS_INPUTS.get(node.op, ())
-        if node.op == "Reshape":
-            names = ("shape",)
-        order = {"Pad": ("pads", "value", "axes"), "Slice": ("starts", "ends", "axes", "steps")}
+        order = {"Pad": ("pads", "value", "axes")}
         for position, name in enumerate(order.get(node.op, names), start=1):
             value = graph.static(node, position)
-            if value is not None and name not in node.attributes and name != "shape":
-                node.attributes[name] = value.tolist()
+            if value is not None and name not in node.attributes:
+                node.attributes[name] = _setting(node, name, value)
         if node.op in _AS_INPUTS and all(
             not name or name in graph.constants for name in node.inputs[1:]
         ):
             node.inputs = node.inputs[:1]
+        _check_settings(graph, node)
+
+
+def _setting(node: Node, name: str, value: Array) -> Any:
+    """A list of whole numbers; what a border is filled with may be any number, and is one.
+
+    A single number stands for a list of one, as in onnxruntime: torch exports axes so.
+    """
+    kinds = "iufb" if name == "value" else "iu"
+    if value.dtype.kind not in kinds or value.ndim > 1:
+        raise _contradiction(node, f"its {name} are {value.dtype} of shape {value.shape}")
+    return value.reshape(-1).tolist()
+
+
+def _check_settings(graph: Graph, node: Node) -> None:
+    a = node.attributes
+    if node.op == "Slice":
+        given = [a[name] for name in ("starts", "ends", "axes", "steps") if name in a]
+        if len({len(each) for each in given}) > 1 or 0 in a.get("steps", ()):
+            raise _contradiction(node, f"it cuts by {given}")
+    if node.op == "Pad" and "pads" in a and "axes" not in a:
+        shape = graph.shape(node.inputs[0])
+        axes = len(a["pads"]) / 2 if shape is None else len(shape)
+        if axes == 0 or len(a["pads"]) != 2 * axes or axes % 1:
+            raise _contradiction(node, f"its border is {a['pads']} around the shape {shape}")
+
+
+def _contradiction(node: Node, what: str) -> InputError:
+    where = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+    return InputError(
+        f"the operator {node.op}{where} contradicts itself: {what}; the file is damaged, export it "
+        "again"
+    )
 
 
 def drop_no_ops(graph: Graph) -> None:

@@ -46,7 +46,7 @@ def cancel_transposes(graph: Graph) -> None:
             before = makers.get(node.inputs[0]) if _is_free_transpose(node) else None
             if before is None or not _is_free_transpose(before):
                 continue
-            perm = [before.attributes["perm"][axis] for axis in node.attributes["perm"]]
+            perm = list(_permute(tuple(before.attributes["perm"]), node.attributes["perm"]))
             node.inputs, node.attributes = [before.inputs[0]], {"perm": perm}
             if perm == sorted(perm) and node.output not in graph.outputs:
                 graph.nodes.remove(node)

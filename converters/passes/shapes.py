@@ -58,9 +58,10 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph, batch: Batch) -
         index = [i for i in rest[0] if isinstance(i, int) and i in inside] if rest else []
         return [first[i] for i in index] if rest and len(index) == len(rest[0]) else None
     if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
-        start, end = node.attributes["starts"][0], node.attributes["ends"][0]
-        step = node.attributes.get("steps", [1])[0]
-        return first[start:end:step]
+        a = node.attributes
+        if len(a["starts"]) != 1:
+            return None
+        return first[a["starts"][0] : a["ends"][0] : a.get("steps", [1])[0]]
     if node.op == "Concat":
         return [dim for value in (first, *rest) for dim in value]
     if node.op in ("Mul", "ReduceProd"):
