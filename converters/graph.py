@@ -68,6 +68,7 @@ class Graph:
         foldable: how many bytes may still be computed from constants alone.
         notes: sentences a user should be told.
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
+        learnt: constants that a layer learns, and that the file does not call so.
     """
 
     nodes: list[Node]
@@ -80,6 +81,7 @@ class Graph:
     foldable: int = _FOLDED_BYTES
     notes: list[str] = field(default_factory=list)
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    learnt: set[str] = field(default_factory=set)
     _made: int = 0
 
     def fresh(self, stem: str) -> str:

@@ -324,6 +324,20 @@ class Reduce(nn.Module):
         return f"{self.op}, axes={self.axes}"
 
 
+class AtMost(nn.Module):
+    """No number larger than this."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input.clamp(max=self.largest)
+
+    def extra_repr(self) -> str:
+        return str(self.largest)
+
+
 class GlobalPool(nn.Module):
     """Mean or maximum of each channel's whole map, of however many axes."""
 
@@ -496,15 +510,15 @@ def _with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[st
         learnt = [
             i
             for i, value in constants.items()
-            if value.is_floating_point() and _is_learnt(node, i, inputs[i])
+            if value.is_floating_point() and _is_learnt(graph, node, i, inputs[i])
         ]
         module = WithConstants(module, constants, learnt)
     return module, [name for name in inputs if name not in graph.constants]
 
 
-def _is_learnt(node: Node, place: int, name: str) -> bool:
+def _is_learnt(graph: Graph, node: Node, place: int, name: str) -> bool:
     """Whether an operand is a weight of a Keras layer; a batch norm's statistics are none."""
-    is_weight = name.split("//")[0].endswith("ReadVariableOp:0")
+    is_weight = name in graph.learnt or name.split("//")[0].endswith("ReadVariableOp:0")
     return is_weight and not (node.op == "BatchNormalization" and place > 2)
 
 
@@ -678,6 +692,18 @@ def _prelu(graph: Graph, node: Node) -> Built | None:
     return _one(module, node)
 
 
+def _clip(graph: Graph, node: Node) -> Built | None:
+    """Left to onnx2torch, but for limits that are left out."""
+    while not node.inputs[-1]:
+        node.inputs.pop()
+    if len(node.inputs) < 3 or node.inputs[1]:
+        return None
+    largest = graph.static(node, 2)
+    if largest is None or largest.size != 1:
+        raise _unsupported(node, "(its limit depends on the picture)")
+    return _one(AtMost(float(largest.reshape(()))), node)
+
+
 def _gelu(graph: Graph, node: Node) -> Built:
     return _one(nn.GELU(approximate=node.attributes.get("approximate", "none")), node)
 
@@ -797,6 +823,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "PRelu": _prelu,
     "Silu": lambda graph, node: _one(nn.SiLU(), node),
     "Mish": lambda graph, node: _one(nn.Mish(), node),
+    "Clip": _clip,
     "Gelu": _gelu,
     "GlobalAveragePool": lambda graph, node: _one(GlobalPool("ReduceMean"), node),
     "GlobalMaxPool": lambda graph, node: _one(GlobalPool("ReduceMax"), node),

@@ -453,6 +453,9 @@ OPERATORS = {
     "reflect": (layer("Pad", "x w", mode="reflect"), {"w": [0, 0, 1, 2, 0, 0, 3, 0]}),
     "squeeze": (layer("ReduceMean", "x", axes=[2, 3], keepdims=0), {}),
     "maximum": (layer("ReduceMax", "x", axes=[-1], keepdims=1), {}),
+    "nothing above": (layer("Clip", "x  top"), {"top": np.float32(0.3)}),
+    "nothing below": (layer("Clip", "x low "), {"low": np.float32(-0.2)}),
+    "between": (layer("Clip", "x low top"), {"low": np.float32(-0.2), "top": np.float32(0.3)}),
     "prelu": (layer("PRelu", "x slope"), {"slope": draw(2, 1, 1)}),
     "softmax": (layer("Softmax", "x", axis=1), {}),
     "hard sigmoid": (layer("HardSigmoid", "x", alpha=0.2), {}),
@@ -484,10 +487,6 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_are_those_of_the_standard(tmp_path: Path, name: str) -> None:
     operator, constants = OPERATORS[name]
-    if operator.op_type == "Resize":  # an input left out has an empty name
-        scales = operator.input[-1]
-        del operator.input[:]
-        operator.input.extend(["x", "", scales])
     path = one(tmp_path / "n.onnx", [operator], constants, ["N", 2, 7, 8])
     x = draw(3, 2, 7, 8, seed=4).astype(np.float32)
     (expected,) = evaluate(path, {"x": x}, ["out"])
@@ -953,6 +952,30 @@ def test_pictures_with_one_channel_are_turned_by_a_reshape(tmp_path: Path) -> No
         assert not np.allclose(seen[name].numpy(), wanted)
     assert isinstance(network.dense.dense, nn.Linear)
     assert network.dense.dense.bias is None
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_dense_layer_of_one_operator(tmp_path: Path, outputs: int, turned: int) -> None:
+    kernel = draw(*((outputs, 5) if turned else (5, outputs)))
+    nodes = [node("Gemm", "x w b", "out", "/Gemm", transB=turned)]
+    constants = {"w": kernel, "b": draw(outputs, seed=1)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"x": ["N", 5]}, ["out"], producer="pytorch")
+    x = draw(4, 5).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["dense_1"]
+    assert isinstance(network.dense_1.dense, nn.Linear)
+    close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_layer_norm_learns_its_factor_and_summand() -> None:
+    """And nothing else of it is learnt, the small number under the root above all."""
+    network = load_onnx(DATA / "keras" / "mixed.k3.onnx")
+    learnt = dict(network.layer_normalization.named_parameters())
+    assert sorted(weight.numel() for weight in learnt.values()) == [8, 8]
+    buffers = dict(network.layer_normalization.named_buffers())
+    assert all(value.numel() == 1 for value in buffers.values())
 
 
 def test_a_dense_layer_shared_by_two_flattened_maps_stays_one(tmp_path: Path) -> None:

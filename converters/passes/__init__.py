@@ -22,6 +22,7 @@ from converters.passes.layers import (
     dense_on_maps,
     expanded_numbers,
     linear_layers,
+    normalising_weights,
     silu,
 )
 from converters.passes.layout import cancel_transposes, channels_first, transposing_reshapes
@@ -68,4 +69,5 @@ def merge(graph: Graph) -> None:
     batch_norms(graph)
     silu(graph)
     merge_gelu(graph)
+    normalising_weights(graph)
     graph.prune()

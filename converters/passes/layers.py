@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from converters.graph import Array, Graph, Node
+from converters.names import Owner
 
 
 def expanded_numbers(graph: Graph) -> None:
@@ -57,8 +58,10 @@ def linear_layers(graph: Graph) -> None:
         if node.op == "MatMul":
             matrix = _transposed(graph, node.inputs[1])
             _make_linear(graph, node, matrix, _bias_after(graph, node, consumers))
-        elif node.op == "Gemm" and _is_dense(node) and _gemm_bias(graph, node) is not False:
+        elif node.op == "Gemm" and _is_dense(node):
             turned = node.attributes.get("transB", 0)
+            if not _fits_as_bias(graph, node, kernel.shape[0 if turned else 1]):
+                continue
             matrix = node.inputs[1] if turned else _transposed(graph, node.inputs[1])
             bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
             _make_linear(graph, node, matrix, bias)
@@ -69,12 +72,12 @@ def _is_dense(node: Node) -> bool:
     return a.get("alpha", 1.0) == 1.0 and a.get("beta", 1.0) == 1.0 and not a.get("transA", 0)
 
 
-def _gemm_bias(graph: Graph, node: Node) -> bool | None:
-    """``False`` where what a Gemm adds is no bias of a linear layer."""
+def _fits_as_bias(graph: Graph, node: Node, outputs: int) -> bool:
+    """Whether what a Gemm adds, if anything, is one number for each output."""
     if len(node.inputs) < 3 or not node.inputs[2]:
-        return None
+        return True
     bias = graph.static(node, 2)
-    return bias is not None and bias.ndim == 1 and bias.size > 1
+    return bias is not None and bias.shape == (outputs,)
 
 
 def _transposed(graph: Graph, name: str) -> str:
@@ -211,6 +214,23 @@ def _per_channel(graph: Graph, node: Node) -> str | None:
     if len(full) != len(shape) or constant.size < 2 or full[1] != constant.size:
         return None
     return names[0]
+
+
+def normalising_weights(graph: Graph) -> None:
+    """A layer that computes a mean and a deviation learns what it multiplies by and adds.
+
+    Keras 3 writes layer norms so, and the exporter calls their weights after what it folded.
+    """
+    parts: dict[Owner, set[str]] = {}
+    for node in graph.nodes:
+        if node.owner is not None:
+            parts.setdefault(node.owner, set()).add(node.op)
+    for node in graph.nodes:
+        if node.op not in ("Add", "Mul", "Sub") or node.owner is None:
+            continue
+        if {"ReduceMean", "Sqrt"} <= parts[node.owner]:
+            constants = [name for name in node.inputs if name in graph.constants]
+            graph.learnt.update(name for name in constants if graph.constants[name].size > 1)
 
 
 def silu(graph: Graph) -> None:

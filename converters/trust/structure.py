@@ -200,22 +200,22 @@ def _check_window(node: NodeProto, stored: Mapping[str, Sequence[int]], title: s
         return
     settings = {a.name: list(a.ints) for a in node.attribute if a.ints}
     kernel = stored.get(node.input[1]) if node.op_type.startswith("Conv") else None
-    size = settings.get("kernel_shape") if kernel is None else list(kernel)[2:]
+    size = settings.get("kernel_shape", []) if kernel is None else list(kernel)[2:]
     if settings.get("kernel_shape", size) != size:
         raise InputError(
             f"{title} has a window of {by(settings['kernel_shape'])}, and weights of {by(size)}; "
             "it is damaged, export it again"
         )
-    counts = {name: len(given) for name, given in settings.items()}
-    if "pads" in counts:
-        counts["pads"] /= 2
-    axes = len(size) if size is not None else min(counts.values(), default=0)
+    counts = {
+        name: len(given) / 2 if name == "pads" else len(given) for name, given in settings.items()
+    }
+    axes = len(size) or min(counts.values(), default=0)
     for name, given in settings.items():
         whole_shape = name == "output_shape" and len(given) == axes + 2
         if counts[name] != axes and not whole_shape:
             raise InputError(
                 f"{title}, attribute {quoted(name)}, has {counted(len(given), 'number')} where "
-                f"its window has {axes or 'other'} axes; it is damaged, export it again"
+                f"its window has {len(size) or 'fewer'} axes; it is damaged, export it again"
             )
         if name in ("kernel_shape", "strides", "dilations") and min(given) < 1:
             raise InputError(
