@@ -28,7 +28,7 @@ _FOLDED_BYTES, _FOLDED_TIMES = 1 << 26, 4
 _SMALL = 1024  # numbers of a constant from which a shape may follow
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One operator. ``owner`` is the Keras layer it belongs to, once that is known."""
 
@@ -44,12 +44,6 @@ class Node:
     @property
     def output(self) -> str:
         return self.outputs[0]
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 @dataclass
@@ -152,6 +146,72 @@ class Graph:
                 ordered.append(node)
                 stack.pop()
         self.nodes = ordered
+
+
+class Wires:
+    """Who makes and who reads each tensor of a graph, kept current while it is rewired.
+
+    For passes that change a node for each they meet: asking the graph anew every time would take
+    the square of its length. Nodes taken out or put in stand in the graph's list from
+    :meth:`settle` on.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.makers = graph.makers()
+        self._readers: dict[str, dict[Node, None]] = {}
+        for node in graph.nodes:
+            self._read(node)
+        self._outputs = frozenset(graph.outputs)
+        self._behind: dict[Node, list[Node]] = {}
+        self._gone: set[Node] = set()
+
+    def _read(self, node: Node) -> None:
+        for name in node.inputs:
+            self._readers.setdefault(name, {})[node] = None
+
+    def readers(self, name: str) -> list[Node]:
+        """The nodes that read a tensor, each once."""
+        return list(self._readers.get(name, ()))
+
+    def is_read(self, name: str) -> bool:
+        return name in self._outputs or bool(self._readers.get(name))
+
+    def is_there(self, node: Node) -> bool:
+        return node not in self._gone
+
+    def feed(self, node: Node, inputs: list[str]) -> None:
+        """Let a node read other tensors."""
+        for name in dict.fromkeys(node.inputs):
+            self._readers[name].pop(node, None)
+        node.inputs = inputs
+        self._read(node)
+
+    def put_behind(self, node: Node, new: Node) -> None:
+        """A new node after one whose outputs have just been renamed."""
+        self._behind.setdefault(node, []).append(new)
+        for each in (node, new):
+            self.makers.update(dict.fromkeys(each.outputs, each))
+        self._read(new)
+
+    def take_out(self, node: Node) -> None:
+        """A node whose outputs nobody reads any more."""
+        self.feed(node, [])
+        self._gone.add(node)
+        for name in node.outputs:
+            self.makers.pop(name, None)
+
+    def settle(self) -> None:
+        """Bring the graph's list of nodes up to date."""
+        nodes: list[Node] = []
+        waiting = self.graph.nodes[::-1]
+        while waiting:
+            node = waiting.pop()
+            if node not in self._gone:
+                nodes.append(node)
+            waiting += reversed(self._behind.get(node, []))
+        self.graph.nodes = nodes
+        self._behind, self._gone = {}, set()
 
 
 def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,10 @@ from torch import nn
 
 import torchviz_cnn as tvc
 from converters import load_onnx
+from converters import network as network_of
+from converters.graph import Graph
+from converters.passes import gelu as gelu_pass
+from converters.passes import layout
 from tests.onnx_files import DATA, FLOAT, evaluate, node, save
 
 
@@ -1279,6 +1285,10 @@ def test_long_lists_take_neither_memory_nor_time(tmp_path: Path) -> None:
 import resource, time, torch
 from pathlib import Path
 from converters import load_onnx
+from converters import network as network_of
+from converters.graph import Graph
+from converters.passes import gelu as gelu_pass
+from converters.passes import layout
 from torchviz_cnn.errors import InputError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
@@ -1453,6 +1463,46 @@ def test_enlarging_that_torch_rounds_otherwise_is_refused(tmp_path: Path) -> Non
     path = one(tmp_path / "n.onnx", [enlarge], constants, ["N", 2, 7, 8])
     with pytest.raises(tvc.InputError, match=r"nearest, half_pixel, floor"):
         load_onnx(path)
+
+
+def chain_of(op: str, count: int) -> list[onnx.NodeProto]:
+    ends = ["first", *(f"t{k}" for k in range(1, count)), "out"]
+    steps = [node(op, *pair) for pair in itertools.pairwise(ends)]
+    return [node("Transpose", "x", "first", perm=[0, 2, 3, 1]), *steps]
+
+
+def work_for(path: Path, nodes: list, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many operators the passes look at, all their walks through the graph together."""
+    done = 0
+
+    def counted(owner: object, name: str, size: Callable[..., int]) -> None:
+        original = getattr(owner, name)
+
+        def counting(*args: object, **more: object) -> object:
+            nonlocal done
+            done += size(*args)
+            return original(*args, **more)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    one(path, nodes, {}, ["N", 2, 3, 4])
+    with monkeypatch.context() as patch:
+        monkeypatch = patch
+        for name in ("makers", "consumers", "prune", "sort", "rename_uses"):
+            counted(Graph, name, lambda graph, *_: len(graph.nodes))
+        for owner, name in ((gelu_pass, "_value"), (layout, "_push"), (network_of, "_needs")):
+            counted(owner, name, lambda *_: 1)
+        load_onnx(path)
+    return done
+
+
+@pytest.mark.parametrize("op", ["Tanh", "Erf", "Relu", "Dropout", "Identity"])
+def test_twice_as_many_operators_are_twice_as_much_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    path = tmp_path / "n.onnx"
+    short, long = (work_for(path, chain_of(op, n), monkeypatch) for n in (40, 80))
+    assert long < 2.5 * short
 
 
 def test_a_bad_layout_is_refused(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def convolution_biases(graph: Graph) -> None:
 
 def batch_norms(graph: Graph) -> None:
     """A factor and a summand for every channel are one operator, ``Affine``."""
-    consumers = graph.consumers()
+    makers, consumers = graph.makers(), graph.consumers()
     for node in list(graph.nodes):
         if node.op != "Mul" or node not in graph.nodes:
             continue
@@ -174,7 +174,7 @@ def batch_norms(graph: Graph) -> None:
         flat = [f"{name}//flat" for name in (scale, offset)]
         for name, new in zip((scale, offset), flat, strict=True):
             graph.constants[new] = graph.constants[name].reshape(-1)
-        before = _mean_before(graph, node, source, consumers)
+        before = _mean_before(graph, node, source, makers, consumers)
         if before is not None:
             source, mean = before
             shift = graph.constants[mean].reshape(-1).astype(np.float64)
@@ -186,11 +186,14 @@ def batch_norms(graph: Graph) -> None:
 
 
 def _mean_before(
-    graph: Graph, node: Node, source: str, consumers: dict[str, list[Node]]
+    graph: Graph,
+    node: Node,
+    source: str,
+    makers: dict[str, Node],
+    consumers: dict[str, list[Node]],
 ) -> tuple[str, str] | None:
     """What a mean is taken from right before the factor, and the mean: Keras' torch back end."""
-    makers = [each for each in graph.nodes if source in each.outputs]
-    before = makers[0] if makers else None
+    before = makers.get(source)
     if before is None or before.op != "Sub" or before.owner != node.owner:
         return None
     mean = _per_channel(graph, before)
