@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,23 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
-from converters.names import Claim, Owner
+from converters.names import Claim, Owner, clean
+from converters.trust.limits import USUAL, shape_of
+from converters.trust.sizes import KNOWN_VALUES, Walk
+from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
+_SEVERAL_OUTPUTS = frozenset(["Split", "TopK"])
+# onnx carries what these compute along as one message for each number.
+_CARRIED = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub Unsqueeze".split())  # noqa: SIM905
+# What may be computed from constants alone: this much, and some times what the file holds.
+_FOLDED_BYTES, _FOLDED_TIMES = 1 << 26, 4
 _SMALL = 1024  # numbers of a constant from which a shape may follow
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One operator. ``owner`` is the Keras layer it belongs to, once that is known."""
 
@@ -37,12 +45,6 @@ class Node:
     def output(self) -> str:
         return self.outputs[0]
 
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
 
 @dataclass
 class Graph:
@@ -55,8 +57,12 @@ class Graph:
         outputs: names of what the network returns.
         shapes: what is known of the shape of each tensor.
         opset: version of the standard operators.
+        types: the standard's number of each tensor's data type, where it is known; of constants
+            their arrays say it.
+        foldable: how many bytes may still be computed from constants alone.
         notes: sentences a user should be told.
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
+        learnt: constants that a layer learns, and that the file does not call so.
     """
 
     nodes: list[Node]
@@ -65,8 +71,11 @@ class Graph:
     outputs: list[str]
     shapes: dict[str, Shape]
     opset: int
+    types: dict[str, int] = field(default_factory=dict)
+    foldable: int = _FOLDED_BYTES
     notes: list[str] = field(default_factory=list)
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    learnt: set[str] = field(default_factory=set)
     _made: int = 0
 
     def fresh(self, stem: str) -> str:
@@ -139,6 +148,72 @@ class Graph:
         self.nodes = ordered
 
 
+class Wires:
+    """Who makes and who reads each tensor of a graph, kept current while it is rewired.
+
+    For passes that change a node for each they meet: asking the graph anew every time would take
+    the square of its length. Nodes taken out or put in stand in the graph's list from
+    :meth:`settle` on.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.makers = graph.makers()
+        self._readers: dict[str, dict[Node, None]] = {}
+        for node in graph.nodes:
+            self._read(node)
+        self._outputs = frozenset(graph.outputs)
+        self._behind: dict[Node, list[Node]] = {}
+        self._gone: set[Node] = set()
+
+    def _read(self, node: Node) -> None:
+        for name in node.inputs:
+            self._readers.setdefault(name, {})[node] = None
+
+    def readers(self, name: str) -> list[Node]:
+        """The nodes that read a tensor, each once."""
+        return list(self._readers.get(name, ()))
+
+    def is_read(self, name: str) -> bool:
+        return name in self._outputs or bool(self._readers.get(name))
+
+    def is_there(self, node: Node) -> bool:
+        return node not in self._gone
+
+    def feed(self, node: Node, inputs: list[str]) -> None:
+        """Let a node read other tensors."""
+        for name in dict.fromkeys(node.inputs):
+            self._readers[name].pop(node, None)
+        node.inputs = inputs
+        self._read(node)
+
+    def put_behind(self, node: Node, new: Node) -> None:
+        """A new node after one whose outputs have just been renamed."""
+        self._behind.setdefault(node, []).append(new)
+        for each in (node, new):
+            self.makers.update(dict.fromkeys(each.outputs, each))
+        self._read(new)
+
+    def take_out(self, node: Node) -> None:
+        """A node whose outputs nobody reads any more."""
+        self.feed(node, [])
+        self._gone.add(node)
+        for name in node.outputs:
+            self.makers.pop(name, None)
+
+    def settle(self) -> None:
+        """Bring the graph's list of nodes up to date."""
+        nodes: list[Node] = []
+        waiting = self.graph.nodes[::-1]
+        while waiting:
+            node = waiting.pop()
+            if node not in self._gone:
+                nodes.append(node)
+            waiting += reversed(self._behind.get(node, []))
+        self.graph.nodes = nodes
+        self._behind, self._gone = {}, set()
+
+
 def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
     """The graph of a model whose nodes have been given their layers.
 
@@ -148,6 +223,8 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    read = {name for node in graph.node for name in node.input}
+    read.update(value.name for value in graph.output)
     nodes = []
     for node, claim in zip(graph.node, claims, strict=True):
         if node.op_type == "Constant":
@@ -158,7 +235,7 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
             Node(
                 node.op_type,
                 list(node.input),
-                list(node.output),
+                _read_outputs(node, claim, read),
                 attributes,
                 node.name,
                 claim.owner,
@@ -166,14 +243,39 @@ def read_graph(model: onnx.ModelProto, claims: Sequence[Claim]) -> Graph:
                 claim.near,
             )
         )
+    tensors = _infer(model)
+    stored = sum(constant.nbytes for constant in constants.values())
     return Graph(
         nodes=nodes,
         constants=constants,
         inputs={v.name: _shape(v) or () for v in graph.input if v.name not in constants},
         outputs=[value.name for value in graph.output],
-        shapes=infer_shapes(model),
+        shapes=_shapes(tensors),
         opset=opset_of(model),
+        types={name: value.type.tensor_type.elem_type for name, value in tensors.items()},
+        foldable=_FOLDED_BYTES + _FOLDED_TIMES * stored,
     )
+
+
+def _read_outputs(node: onnx.NodeProto, claim: Claim, read: Container[str]) -> list[str]:
+    """What a node puts out, without what is optional and nobody asks for.
+
+    Raises:
+        InputError: where somebody asks for more than the first of an operator that becomes a module
+            with one output.
+    """
+    outputs = list(node.output)
+    if node.op_type in _SEVERAL_OUTPUTS:
+        return outputs
+    second = next((name for name in outputs[1:] if name and name in read), None)
+    if second is not None:
+        owner = claim.owner or claim.near
+        layer = f" of the layer {'.'.join(owner.path)!r}" if owner is not None else ""
+        raise InputError(
+            f"the operator {node.op_type}{layer} is asked for a second tensor, {clean(second)!r}, "
+            "beside its result, which is not supported; export the network without what reads it"
+        )
+    return outputs[:1]
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -183,11 +285,49 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
+    return _shapes(_infer(model))
+
+
+def _shapes(tensors: Mapping[str, onnx.ValueInfoProto]) -> dict[str, Shape]:
+    found = {name: _shape(value) for name, value in tensors.items()}
+    return {name: shape for name, shape in found.items() if shape is not None}
+
+
+def _infer(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """What onnx can say of every tensor that is no weight."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    inferred = shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
+    bare = _without_weights(model)
+    _take_out_long_lists(bare, model)
+    inferred = shape_inference.infer_shapes(bare, data_prop=True).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
-    values = [value for value in values if value.name not in weights]
-    return {value.name: shape for value in values if (shape := _shape(value)) is not None}
+    return {value.name: value for value in values if value.name not in weights}
+
+
+def _take_out_long_lists(bare: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Leave no lists of numbers in a model from which no shape can follow: they cost gigabytes."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    walk = Walk(model, USUAL, ordinary=True, refuse_misfits=False, refuse_open=False)
+    walk.run([value for value in model.graph.input if value.name not in weights])
+    sizes = {name: shape_of(kind) for name, kind in walk.types.items()}
+    long = {
+        name
+        for name, size in sizes.items()
+        if size is not None and len(size) == 1 and (size[0] is None or size[0] > KNOWN_VALUES)
+    }
+    kept, taken = list[onnx.NodeProto](), list[str]()
+    for node in bare.graph.node:
+        if node.op_type in _CARRIED and long.intersection((*node.input, *node.output)):
+            taken += node.output
+        else:
+            kept.append(node)
+    if not taken:
+        return
+    plain = shape_inference.infer_shapes(bare).graph
+    known = {value.name: value for value in (*plain.value_info, *plain.output)}
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del bare.graph.node[:]
+    bare.graph.node.extend(copies)
+    bare.graph.input.extend(known[name] for name in taken if name in known)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -115,7 +115,7 @@ class ImportedNetworkOfSeveralInputs(ImportedNetwork):
 # ---------------------------------------------------------------------------- building
 
 
-@dataclass
+@dataclass(eq=False)
 class Unit:
     """Operators that become one call of one module.
 
@@ -294,12 +294,15 @@ def _steps(
             last[name] = index
     for name in outputs:
         last.pop(name, None)
+    done: dict[int, list[int]] = {}
+    for name, index in last.items():
+        done.setdefault(index, []).append(numbers[name])
     steps = [
         Step(
             part,
             tuple(numbers[name] for name in given),
             tuple(numbers[name] for name in made),
-            tuple(numbers[name] for name, when in last.items() if when == index),
+            tuple(done.get(index, ())),
         )
         for index, (part, given, made) in enumerate(calls)
     ]
@@ -370,24 +373,24 @@ def _in_order(units: list[Unit]) -> list[Unit]:
     """
     waiting, ordered = list(units), list[Unit]()
     pending = {name for unit in units for node in unit.nodes for name in node.outputs}
+    calls: dict[str, list[tuple[int, int]]] = {}
+    for unit in units:
+        calls.setdefault(unit.name, []).append(unit.call)
     while waiting:
         able = (unit for unit in waiting if not _needs(unit.nodes, pending))
         first = next(able, None)
         in_turn = (
-            unit for unit in chain([first], able) if unit and not _has_earlier_call(unit, waiting)
+            unit for unit in chain([first], able) if unit and unit.call <= min(calls[unit.name])
         )
         ready = next(in_turn, first)
         if ready is None:
             ready = _split_first(waiting, pending)
         else:
             waiting.remove(ready)
+            calls[ready.name].remove(ready.call)
         ordered.append(ready)
         pending.difference_update(name for node in ready.nodes for name in node.outputs)
     return ordered
-
-
-def _has_earlier_call(unit: Unit, waiting: Sequence[Unit]) -> bool:
-    return any(each.name == unit.name and each.call < unit.call for each in waiting)
 
 
 def _needs(nodes: Sequence[Node], pending: set[str]) -> set[str]:

@@ -8,6 +8,7 @@ those, and operators it lacks, are here, with every setting fixed when the file 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -238,10 +239,9 @@ class Affine(nn.Module):
     The mean and variance it was trained with are folded into the two.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, rank: int) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, rank: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
+        self.weight, self.bias = weight, bias
         self.shape = (1, -1, *(1,) * (rank - 2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -324,6 +324,34 @@ class Reduce(nn.Module):
         return f"{self.op}, axes={self.axes}"
 
 
+class AtMost(nn.Module):
+    """No number larger than this."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input.clamp(max=self.largest)
+
+    def extra_repr(self) -> str:
+        return str(self.largest)
+
+
+class GlobalPool(nn.Module):
+    """Mean or maximum of each channel's whole map, of however many axes."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return _REDUCTIONS[self.op](input, dim=tuple(range(2, input.ndim)), keepdim=True)
+
+    def extra_repr(self) -> str:
+        return self.op
+
+
 class MatMul(nn.Module):
     """A matrix product of two activations."""
 
@@ -390,6 +418,8 @@ def build(graph: Graph, node: Node) -> Built:
     Raises:
         InputError: for an operator, or a setting of one, that is not supported.
     """
+    # A builder may change its node: but the calls of a layer are compared once the first is built.
+    node = replace(node, inputs=list(node.inputs), attributes=dict(node.attributes))
     own = _BUILDERS.get(node.op)
     if own is not None:
         built = own(graph, node)
@@ -411,13 +441,49 @@ def tensor(constant: Array) -> Tensor:
 
     A matrix that is but turned is turned by torch, which is many times faster at it than NumPy.
     """
+    if not _fits_torch(constant):
+        raise InputError(
+            f"this file stores numbers as {constant.dtype}, which are not supported; export the "
+            "network with float32 weights"
+        )
     if constant.ndim == 2 and constant.flags.f_contiguous and not constant.flags.c_contiguous:
         rows = constant.T if constant.flags.writeable else np.array(constant.T)
         return torch.from_numpy(rows).t().contiguous()
     return torch.from_numpy(np.array(constant, copy=True, order="C"))
 
 
+def _fits_torch(constant: Array) -> bool:
+    return constant.dtype.kind in "biuf" and constant.dtype.isbuiltin == 1
+
+
+def parameter(node: Node, constant: Array) -> nn.Parameter:
+    """A weight, copied.
+
+    Raises:
+        InputError: for numbers that torch cannot train.
+    """
+    _check_trainable(node, constant)
+    return nn.Parameter(tensor(constant))
+
+
+def _check_trainable(node: Node, constant: Array) -> None:
+    if constant.dtype.kind != "f" or not _fits_torch(constant):
+        layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+        raise InputError(
+            f"the weights of the operator {node.op}{layer} are stored as {constant.dtype}, and a "
+            "network of such numbers is not supported; export it with float32 weights"
+        )
+
+
+_WITH_WEIGHTS = frozenset(
+    ["BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization", "LayerNormalization"]
+)
+
+
 def _by_onnx2torch(graph: Graph, node: Node) -> Built:
+    for name in node.inputs:
+        if node.op in _WITH_WEIGHTS and name in graph.constants:
+            _check_trainable(node, graph.constants[name])
     try:
         converter = get_converter(node.op, _known_version(graph, node))
         module, mapping = converter(*_as_onnx(graph, node))
@@ -441,14 +507,18 @@ def _with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[st
         i: tensor(graph.constants[n]) for i, n in enumerate(inputs) if n in graph.constants
     }
     if constants:
-        learnt = [i for i in constants if _is_learnt(node, i, inputs[i])]
+        learnt = [
+            i
+            for i, value in constants.items()
+            if value.is_floating_point() and _is_learnt(graph, node, i, inputs[i])
+        ]
         module = WithConstants(module, constants, learnt)
     return module, [name for name in inputs if name not in graph.constants]
 
 
-def _is_learnt(node: Node, place: int, name: str) -> bool:
+def _is_learnt(graph: Graph, node: Node, place: int, name: str) -> bool:
     """Whether an operand is a weight of a Keras layer; a batch norm's statistics are none."""
-    is_weight = name.split("//")[0].endswith("ReadVariableOp:0")
+    is_weight = name in graph.learnt or name.split("//")[0].endswith("ReadVariableOp:0")
     return is_weight and not (node.op == "BatchNormalization" and place > 2)
 
 
@@ -489,9 +559,9 @@ def _linear(graph: Graph, node: Node) -> Built:
     kernel = graph.constants[node.inputs[1]]
     bias = graph.static(node, 2)
     module = nn.utils.skip_init(nn.Linear, kernel.shape[1], kernel.shape[0], bias=bias is not None)
-    module.weight = nn.Parameter(tensor(kernel))
+    module.weight = parameter(node, kernel)
     if bias is not None:
-        module.bias = nn.Parameter(tensor(bias))
+        module.bias = parameter(node, bias)
     return _one(module, node)
 
 
@@ -598,7 +668,7 @@ def _reduce(graph: Graph, node: Node) -> Built | None:
 
 
 def _affine(graph: Graph, node: Node) -> Built:
-    weight, bias = (tensor(graph.constants[name]) for name in node.inputs[1:])
+    weight, bias = (parameter(node, graph.constants[name]) for name in node.inputs[1:])
     return _one(Affine(weight, bias, node.attributes["rank"]), node)
 
 
@@ -618,17 +688,24 @@ def _prelu(graph: Graph, node: Node) -> Built | None:
     if slope.size > 1 and full[1:2] != (slope.size,):
         return None
     module = nn.PReLU(slope.size)
-    module.weight = nn.Parameter(tensor(slope.reshape(-1)))
+    module.weight = parameter(node, slope.reshape(-1))
     return _one(module, node)
+
+
+def _clip(graph: Graph, node: Node) -> Built | None:
+    """Left to onnx2torch, but for limits that are left out."""
+    while not node.inputs[-1]:
+        node.inputs.pop()
+    if len(node.inputs) < 3 or node.inputs[1]:
+        return None
+    largest = graph.static(node, 2)
+    if largest is None or largest.size != 1:
+        raise _unsupported(node, "(its limit depends on the picture)")
+    return _one(AtMost(float(largest.reshape(()))), node)
 
 
 def _gelu(graph: Graph, node: Node) -> Built:
     return _one(nn.GELU(approximate=node.attributes.get("approximate", "none")), node)
-
-
-def _global_max(graph: Graph, node: Node) -> Built:
-    rank = len(graph.shapes.get(node.inputs[0], (None,) * 4))
-    return _one(Reduce("ReduceMax", tuple(range(2, rank)), keepdim=True), node)
 
 
 def _window(node: Node, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -664,38 +741,19 @@ def _same_pad(graph: Graph, node: Node) -> Built:
     return _one(SamePad(*window, upper=a["upper"], value=a["value"]), node)
 
 
-def _conv_transpose(graph: Graph, node: Node) -> Built | None:
-    shape = graph.constants[node.inputs[1]].shape
-    node.attributes.setdefault("kernel_shape", list(shape[2:]))
-    kernel, stride, dilation, pads = _window(node, len(shape) - 2)
-    auto = node.attributes.pop("auto_pad", "NOTSET")
-    extra = node.attributes.get("output_padding", [0] * len(kernel))
-    rank = len(kernel)
-    if "output_shape" in node.attributes:
-        source = graph.shapes.get(node.inputs[0])
-        if source is None or any(n is None for n in source[2:]):
-            raise _unsupported(node, "(its output size depends on the size of the picture)")
-        wanted = node.attributes.pop("output_shape")[-rank:]
-        sizes = [int(n or 0) for n in source[2:]]
-        total = [
-            (sizes[i] - 1) * stride[i] + extra[i] + (kernel[i] - 1) * dilation[i] + 1 - wanted[i]
-            for i in range(rank)
-        ]
-    elif auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [extra[i] + (kernel[i] - 1) * dilation[i] + 1 - stride[i] for i in range(rank)]
-    else:
-        total = None
-    if total is not None:
-        less = [n // 2 for n in total]
-        more = [n - n // 2 for n in total]
-        # In a transposed convolution the names mean the opposite: the border is cut.
-        pads = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+def _conv_transpose(graph: Graph, node: Node) -> Built:
+    a = node.attributes
+    if "output_shape" in a:
+        raise _unsupported(node, "(its output size depends on the size of the picture)")
+    rank = graph.constants[node.inputs[1]].ndim - 2
+    _, strides, dilations, pads = _window(node, rank)
+    extra = a.get("output_padding", [0] * rank)
+    if any(n >= max(pair) for n, *pair in zip(extra, strides, dilations, strict=True)):
+        raise _unsupported(node, "(what it puts out is larger than its steps reach)")
     if pads[:rank] == pads[rank:] and min(pads) >= 0:
-        node.attributes["pads"] = pads
-        return None
-    bare = Node(node.op, node.inputs, node.outputs, dict(node.attributes), owner=node.owner)
-    bare.attributes.pop("pads", None)
-    module, inputs = _by_onnx2torch(graph, bare)
+        return _by_onnx2torch(graph, node)
+    del a["pads"]
+    module, inputs = _by_onnx2torch(graph, node)
     return ConvTransposeCut(module, _torch_widths(pads)), inputs
 
 
@@ -765,8 +823,10 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "PRelu": _prelu,
     "Silu": lambda graph, node: _one(nn.SiLU(), node),
     "Mish": lambda graph, node: _one(nn.Mish(), node),
+    "Clip": _clip,
     "Gelu": _gelu,
-    "GlobalMaxPool": _global_max,
+    "GlobalAveragePool": lambda graph, node: _one(GlobalPool("ReduceMean"), node),
+    "GlobalMaxPool": lambda graph, node: _one(GlobalPool("ReduceMax"), node),
     "SamePad": _same_pad,
     "Conv": _windowed,
     "MaxPool": _windowed,

@@ -16,8 +16,13 @@ FLOAT = TensorProto.FLOAT
 
 
 def node(op: str, inputs: str, outputs: str, name: str = "", **attributes: Any) -> onnx.NodeProto:
-    """``node("Conv", "x w", "y", "net_1/conv_1/convolution")``; tensor names hold no spaces."""
-    return helper.make_node(op, inputs.split(), outputs.split(), name, **attributes)
+    """``node("Conv", "x w", "y", "net_1/conv_1/convolution")``; tensor names hold no spaces.
+
+    Two spaces stand around an input that is left out.
+    """
+    return helper.make_node(
+        op, inputs.split(" ") if inputs else [], outputs.split(), name, **attributes
+    )
 
 
 def save(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import math
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,10 @@ from torch import nn
 import converters
 import torchviz_cnn as tvc
 from converters import load_onnx
+from converters import network as network_of
+from converters.graph import Graph
+from converters.passes import gelu as gelu_pass
+from converters.passes import layout
 from tests.onnx_files import DATA, FLOAT, evaluate, node, save
 
 
@@ -451,6 +460,9 @@ OPERATORS = {
     "reflect": (layer("Pad", "x w", mode="reflect"), {"w": [0, 0, 1, 2, 0, 0, 3, 0]}),
     "squeeze": (layer("ReduceMean", "x", axes=[2, 3], keepdims=0), {}),
     "maximum": (layer("ReduceMax", "x", axes=[-1], keepdims=1), {}),
+    "nothing above": (layer("Clip", "x  top"), {"top": np.float32(0.3)}),
+    "nothing below": (layer("Clip", "x low "), {"low": np.float32(-0.2)}),
+    "between": (layer("Clip", "x low top"), {"low": np.float32(-0.2), "top": np.float32(0.3)}),
     "prelu": (layer("PRelu", "x slope"), {"slope": draw(2, 1, 1)}),
     "softmax": (layer("Softmax", "x", axis=1), {}),
     "hard sigmoid": (layer("HardSigmoid", "x", alpha=0.2), {}),
@@ -482,10 +494,6 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_are_those_of_the_standard(tmp_path: Path, name: str) -> None:
     operator, constants = OPERATORS[name]
-    if operator.op_type == "Resize":  # an input left out has an empty name
-        scales = operator.input[-1]
-        del operator.input[:]
-        operator.input.extend(["x", "", scales])
     path = one(tmp_path / "n.onnx", [operator], constants, ["N", 2, 7, 8])
     x = draw(3, 2, 7, 8, seed=4).astype(np.float32)
     (expected,) = evaluate(path, {"x": x}, ["out"])
@@ -581,6 +589,106 @@ def test_gelu_whose_inside_is_read_elsewhere_is_left_as_it_is(tmp_path: Path) ->
     assert torch.allclose(inside, torch.erf(x / 2**0.5), atol=1e-6)
 
 
+# A map of 4 × 3 cells: the rows of all pictures together, then each picture's numbers together.
+MERGED = {
+    "flattened again": (
+        [("Reshape", "x rows", "r"), ("Relu", "r", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 3], "rest": [-1]},
+    ),
+    "to a map again": (
+        [("Reshape", "x rows", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 6], "rest": [3, -1, 2]},
+    ),
+    "to a map of stated size": (
+        [("Reshape", "x rows", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 6], "rest": [3, 4]},
+    ),
+    "not merged at all": (
+        [("Reshape", "x rows", "r"), ("Relu", "r", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [0, 2, 6], "rest": [-1]},
+    ),
+    "brought back, and flattened": (
+        [("Reshape", "x rows", "m"), ("Reshape", "m maps", "b"), ("Exp", "b", "a")],
+        [("Reshape", "a target", "out")],
+        {"rows": [-1, 3], "maps": [-1, 2, 6], "rest": [-1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_only_the_inputs_first_axis_is_the_batch(tmp_path: Path, name: str) -> None:
+    """The target is worked out from the input's shape; what it is for may hold other rows."""
+    before, after, constants = MERGED[name]
+    steps = [
+        *before,
+        ("Shape", "x", "s"),
+        ("Slice", "s zero one", "n"),
+        ("Concat", "n rest", "target"),
+        *after,
+    ]
+    nodes = [node(op, i, o, **({"axis": 0} if op == "Concat" else {})) for op, i, o in steps]
+    constants = constants | {"zero": [0], "one": [1]}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 3])
+    network = load_onnx(path)
+    for batch in (1, 2, 3):
+        x = draw(batch, 4, 3).astype(np.float32)
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+        close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_batch_that_cannot_be_found_again_is_refused(tmp_path: Path) -> None:
+    """How many numbers a picture has after the product does not follow from shapes alone."""
+    nodes = [
+        node("Reshape", "x rows", "m"),
+        node("MatMul", "m w", "a"),
+        node("Shape", "x", "s"),
+        node("Slice", "s zero one", "n"),
+        node("Concat", "n rest", "target", axis=0),
+        node("Reshape", "a target", "out"),
+    ]
+    constants = {"rows": [-1, 3], "w": draw(3, 5), "zero": [0], "one": [1], "rest": [-1]}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 4, 3])
+    with pytest.raises(tvc.InputError, match=r"Reshape.*target shape depends"):
+        load_onnx(path)
+
+
+LOGIC = {
+    **{op: [(op, "x c", "b")] for op in ("GreaterOrEqual", "LessOrEqual", "Less")},
+    **{
+        op: [("Greater", "x c", "p"), ("Less", "x d", "q"), (op, "p q", "b")]
+        for op in ("And", "Or", "Xor")
+    },
+    "Not": [("Greater", "x c", "p"), ("Not", "p", "b")],
+    "IsNaN": [("Log", "x", "l"), ("IsNaN", "l", "b")],
+    "ArgMin": [("ArgMin", "x", "b")],
+}
+
+
+@pytest.mark.parametrize("name", LOGIC)
+def test_what_is_no_number_with_a_point_is_made_one(tmp_path: Path, name: str) -> None:
+    nodes = [node(*step) for step in LOGIC[name]]
+    nodes += [node("Cast", "b", "f", to=FLOAT), node("Add", "f f", "out")]
+    constants = {"c": np.float32(-0.25), "d": np.float32(0.5)}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    x = draw(3, 2, 7, 8).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+    found = load_onnx(path)(torch.from_numpy(x))
+    assert found.dtype is torch.float32
+    close(found, expected)
+
+
+@pytest.mark.parametrize("kind", [1, 10, 11, 16])
+def test_a_cast_of_floats_to_floats_is_none(tmp_path: Path, kind: int) -> None:
+    nodes = [layer("Relu", "x", "r"), layer("Cast", "r", "c", to=kind), layer("Exp", "c")]
+    network = load_onnx(one(tmp_path / "n.onnx", nodes, {}, ["N", 2, 7, 8]))
+    assert [name for name, _ in network.named_children()] == ["relu_1", "exp_1"]
+
+
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:
     """TensorFlow's rule for padding="same", from its documentation."""
     reach = (kernel - 1) * dilation + 1
@@ -634,11 +742,10 @@ def test_same_padding(
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [3, 4, 5])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
 def test_transposed_convolution_same(tmp_path: Path, auto: str, kernel: int, stride: int) -> None:
-    if kernel < stride:
-        pytest.skip("a gap, not a border")
+    """Where a window is smaller than its stride, the gap at the end holds the bias."""
     constants = {"k": draw(2, 3, kernel, kernel), "b": draw(3)}
     up = layer("ConvTranspose", "x k b", auto_pad=auto, strides=[stride, stride])
     network = load_onnx(one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4]))
@@ -646,9 +753,11 @@ def test_transposed_convolution_same(tmp_path: Path, auto: str, kernel: int, str
     path = one(tmp_path / "bare.onnx", [bare], constants, ["N", 2, 5, 4])
     x = draw(2, 2, 5, 4).astype(np.float32)
     (whole,) = evaluate(path, {"x": x}, ["out"])
-    total = kernel - stride
+    total = max(kernel - stride, 0)
     first = total // 2 if auto == "SAME_UPPER" else total - total // 2
-    expected = whole[:, :, first : first + 5 * stride, first : first + 4 * stride]
+    expected = np.tile(constants["b"][:, None, None], (2, 1, 5 * stride, 4 * stride))
+    kept = whole[:, :, first : first + 5 * stride, first : first + 4 * stride]
+    expected[:, :, : kept.shape[2], : kept.shape[3]] = kept
     close(network(torch.from_numpy(x)), expected)
 
 
@@ -668,7 +777,110 @@ def test_transposed_convolution_to_a_given_size(tmp_path: Path) -> None:
     close(network(torch.from_numpy(x)), whole[:, :, :10, :8])
 
 
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "NOTSET"])
+@pytest.mark.parametrize(
+    ("kernel", "sides"),
+    [((2, 2), [15, 12]), ((1, 4), [15, 12]), ((4, 2), [14, 12]), ((2, 5), [16, 11])],
+)
+def test_transposed_convolution_to_a_size_with_a_gap(
+    tmp_path: Path, auto: str, kernel: tuple, sides: list[int]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    up = layer("ConvTranspose", "x k b", auto_pad=auto, strides=[3, 3], output_shape=sides)
+    constants = {"k": draw(2, 3, *kernel), "b": draw(3)}
+    path = one(tmp_path / "n.onnx", [up], constants, ["N", 2, 5, 4])
+    x = draw(2, 2, 5, 4, seed=3).astype(np.float32)
+    (expected,) = runtime.InferenceSession(path).run(None, {"x": x})
+    assert list(expected.shape[2:]) == sides
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+def test_a_gap_that_torch_cannot_leave_is_refused(tmp_path: Path) -> None:
+    up = layer("ConvTranspose", "x k", strides=[2, 2], output_shape=[13, 8])
+    path = one(tmp_path / "n.onnx", [up], {"k": draw(2, 3, 2, 2)}, ["N", 2, 5, 4])
+    with pytest.raises(tvc.InputError, match=r"ConvTranspose.*larger than its steps reach"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_a_transposed_convolution_called_twice_is_one_layer(tmp_path: Path, kernel: int) -> None:
+    weight, bias = "net_1/up_1/conv_transpose/ReadVariableOp:0", "net_1/up_1/Reshape:0"
+    same = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    nodes = [TURN]
+    for source, scope, out, sides in (("t", "up_1", "a", [8, 10]), ("a", "up_3", "out", [16, 20])):
+        name = f"net_1/{scope}/conv_transpose"
+        inputs = f"{source} {weight} {bias}"
+        nodes.append(node("ConvTranspose", inputs, out, name, output_shape=sides, **same))
+    constants = {weight: draw(3, 3, kernel, kernel), bias: draw(3)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 4, 5, 3]}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["up"]
+    assert len(list(network.parameters())) == 2
+    assert network.source.notes == ()
+
+
 # ---------------------------------------------------------------- passes
+
+
+@pytest.mark.parametrize("second", ["idx", ""])
+def test_an_output_nobody_reads_is_left_out(tmp_path: Path, second: str) -> None:
+    pool = node("MaxPool", "x", "p", "/MaxPool", kernel_shape=[2, 2])
+    path = one(tmp_path / "plain.onnx", [pool, layer("Relu", "p")], {}, ["N", 2, 7, 8])
+    pool.output.append(second)
+    network = load_onnx(one(tmp_path / "n.onnx", [pool, layer("Relu", "p")], {}, ["N", 2, 7, 8]))
+    for batch in (1, 2, 3):
+        x = draw(batch, 2, 7, 8).astype(np.float32)
+        (expected,) = evaluate(path, {"x": x}, ["out"])
+        close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_second_output_that_is_read_is_refused(tmp_path: Path) -> None:
+    pool = node("MaxPool", "x", "p idx", "net_1/pool_1/MaxPool2d", kernel_shape=[2, 2])
+    nodes = [pool, layer("Cast", "idx", "i", to=FLOAT), layer("Add", "p i")]
+    path = one(tmp_path / "n.onnx", nodes, {}, ["N", 2, 7, 8])
+    with pytest.raises(tvc.InputError, match="MaxPool is asked for a second tensor, 'idx'"):
+        load_onnx(path)
+
+
+def test_a_gate_and_the_product_behind_it_stay_two_layers(tmp_path: Path) -> None:
+    """``Activation("sigmoid", name="gate")`` and ``Multiply()([x, gate])``: no swish."""
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "c"),
+        node("Sigmoid", "c", "g", "net_1/gate_1/Sigmoid"),
+        node("Mul", "c g", "out", "net_1/multiply_1/Mul"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 6, 3]}, ["out"])
+    x, network, (c, g, out) = run(path, (2, 6, 6, 3), ["c", "g", "out"])
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    seen = tvc.activations(network, image, ["conv2d", "gate", "multiply"])
+    for name, expected in (("conv2d", c), ("gate", g), ("multiply", out)):
+        close(seen[name], expected)
+
+
+def test_a_product_without_a_name_is_of_the_layer_whose_bias_is_added(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", "x kernel", "m", "MatMul__7"),
+        node("Add", "m net_1/dense_1/BiasAdd/ReadVariableOp:0", "a", "net_1/dense_1/BiasAdd"),
+        node("Relu", "a", "r", "net_1/dense_1/Relu"),
+        node("MatMul", "r net_1/dense_1_2/Cast/ReadVariableOp:0", "out", "net_1/dense_1_2/MatMul"),
+    ]
+    constants = {
+        "kernel": draw(6, 4),
+        "net_1/dense_1/BiasAdd/ReadVariableOp:0": draw(4),
+        "net_1/dense_1_2/Cast/ReadVariableOp:0": draw(4, 3),
+    }
+    path = save(tmp_path / "n.onnx", nodes, constants, {"x": ["N", 6]}, ["out"])
+    x = draw(3, 6).astype(np.float32)
+    a, r, out = evaluate(path, {"x": x}, ["a", "r", "out"])
+    network = load_onnx(path)
+    assert [record.name for record in network.source.layers] == ["dense", "dense_1"]
+    assert network.source.notes == ()
+    with tvc.capture(network, ["dense.dense", "dense", "dense_1"]) as seen:
+        network(torch.from_numpy(x))
+    for name, expected in (("dense.dense", a), ("dense", r), ("dense_1", out)):
+        close(seen[name], expected)
 
 
 def test_swish_and_unfused_batch_norm_become_one_module_each(tmp_path: Path) -> None:
@@ -749,6 +961,30 @@ def test_pictures_with_one_channel_are_turned_by_a_reshape(tmp_path: Path) -> No
     assert network.dense.dense.bias is None
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_dense_layer_of_one_operator(tmp_path: Path, outputs: int, turned: int) -> None:
+    kernel = draw(*((outputs, 5) if turned else (5, outputs)))
+    nodes = [node("Gemm", "x w b", "out", "/Gemm", transB=turned)]
+    constants = {"w": kernel, "b": draw(outputs, seed=1)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"x": ["N", 5]}, ["out"], producer="pytorch")
+    x = draw(4, 5).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    network = load_onnx(path)
+    assert [name for name, _ in network.named_children()] == ["dense_1"]
+    assert isinstance(network.dense_1.dense, nn.Linear)
+    close(network(torch.from_numpy(x)), expected)
+
+
+def test_a_layer_norm_learns_its_factor_and_summand() -> None:
+    """And nothing else of it is learnt, the small number under the root above all."""
+    network = load_onnx(DATA / "keras" / "mixed.k3.onnx")
+    learnt = dict(network.layer_normalization.named_parameters())
+    assert sorted(weight.numel() for weight in learnt.values()) == [8, 8]
+    buffers = dict(network.layer_normalization.named_buffers())
+    assert all(value.numel() == 1 for value in buffers.values())
+
+
 def test_a_dense_layer_shared_by_two_flattened_maps_stays_one(tmp_path: Path) -> None:
     kernel = "net_1/dense_1/Cast/ReadVariableOp:0"
     nodes = [
@@ -803,10 +1039,144 @@ def test_a_file_that_is_channels_first_already_is_left_alone(tmp_path: Path) -> 
     assert network.source.input_size == (3, 6, 5)
 
 
+def in_type(model: onnx.ModelProto, kind: int) -> None:
+    """Let all floating-point weights be stored in another type."""
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT:
+            array = numpy_helper.to_array(tensor).astype(wanted)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def without_shapes(model: onnx.ModelProto) -> None:
+    """Give the network its input through a Reshape to a shape that nobody can infer."""
+    graph = model.graph
+    name = graph.input[0].name
+    for each in graph.node:
+        each.input[:] = ["any" if given == name else given for given in each.input]
+    graph.node.insert(0, node("NonZero", name, "any_places"))
+    graph.node.insert(1, node("Gather", "any_places any_row", "any_shape"))
+    graph.node.insert(2, node("Reshape", f"{name} any_shape", "any"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0), "any_row"))
+
+
+CONTRADICTIONS = {
+    "squeeze": ([layer("Squeeze", "x table")], {"table": [[2]]}),
+    "unsqueeze": ([layer("Unsqueeze", "x table")], {"table": [[2]]}),
+    "sum": ([layer("ReduceSum", "x table")], {"table": [[2]]}),
+    "mean": ([layer("ReduceSum", "x half")], {"half": np.float32(0.5)}),
+    "slice": ([layer("Slice", "x table ends axes")], {"table": [[0]], "ends": [2], "axes": [1]}),
+    "slice of lists": ([layer("Slice", "x s ends axes")], {"s": [0], "ends": [2], "axes": [1, 2]}),
+    "slice without steps": (
+        [layer("Slice", "x s ends axes steps")],
+        {"s": [0], "ends": [2], "axes": [1], "steps": [0]},
+    ),
+    "split": ([node("Split", "x table", "out b", axis=1)], {"table": [[1, 1]]}),
+    "pad": ([layer("Pad", "x pads")], {"pads": [1, 1, 1, 1]}),
+    "strides": ([layer("Conv", "x k", strides=[2])], {"k": draw(4, 2, 3, 3)}),
+    "dilations": ([layer("Conv", "x k", dilations=[2, 2, 2])], {"k": draw(4, 2, 3, 3)}),
+    "pads": ([layer("Conv", "x k", pads=[1, 1])], {"k": draw(4, 2, 3, 3)}),
+    "uneven pads": ([layer("Conv", "x k", pads=[1, 1, 1])], {"k": draw(4, 2, 3, 3)}),
+    "another window": ([layer("Conv", "x k", kernel_shape=[3, 2])], {"k": draw(4, 2, 3, 3)}),
+    "no steps": ([layer("Conv", "x k", strides=[0, 1])], {"k": draw(4, 2, 3, 3)}),
+    "steps of a pool": ([layer("MaxPool", "x", kernel_shape=[2, 2], strides=[2])], {}),
+    "pads of a mean": ([layer("AveragePool", "x", kernel_shape=[2, 2], pads=[1, 1, 0])], {}),
+    "gap": (
+        [layer("ConvTranspose", "x k", output_padding=[0], strides=[2, 2])],
+        {"k": draw(2, 4, 3, 3)},
+    ),
+    "order": ([layer("Transpose", "x", perm=[0, 2, 2, 1])], {}),
+    "two orders": (
+        [node("Transpose", "x", "t", perm=[0, 2, 1, 3]), node("Transpose", "t", "out", perm=[1, 0])],
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_settings_that_contradict_themselves_are_refused(
+    tmp_path: Path, name: str, known: bool
+) -> None:
+    if name == "pad" and not known:
+        pytest.skip("it is right for a table")
+    nodes, constants = CONTRADICTIONS[name]
+    path = one(tmp_path / "n.onnx", copy.deepcopy(nodes), constants, ["N", 2, 7, 8])
+    if not known:
+        model = onnx.load(path)
+        without_shapes(model)
+        onnx.save(model, path)
+    said = "contradicts itself|damaged|does not fit|no order|at least one|rules of ONNX"
+    with pytest.raises(tvc.InputError, match=said):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("op", ["Squeeze", "Unsqueeze", "ReduceSum"])
+def test_one_number_stands_for_a_list_of_one(tmp_path: Path, op: str) -> None:
+    """So torch's exporter writes the axes, and onnxruntime reads them."""
+    shape = ["N", 2, 1, 8]
+    path = one(tmp_path / "n.onnx", [layer(op, "x axes")], {"axes": 2}, shape)
+    x = draw(3, 2, 1, 8).astype(np.float32)
+    expected = {"Squeeze": x[:, :, 0], "Unsqueeze": x[:, :, None], "ReduceSum": x}[op]
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
+WEIGHTED = {
+    "MatMul": ([layer("MatMul", "x w")], {"w": draw(8, 3)}),
+    "Gemm": ([layer("Flatten", "x", "f"), layer("Gemm", "f w b")], {"w": draw(112, 3), "b": draw(3)}),
+    "Conv": ([layer("Conv", "x w")], {"w": draw(4, 2, 3, 3)}),
+    "ConvTranspose": ([layer("ConvTranspose", "x w")], {"w": draw(2, 4, 3, 3)}),
+    "PRelu": ([layer("PRelu", "x w")], {"w": draw(2, 1, 1)}),
+    "BatchNormalization": (
+        [layer("BatchNormalization", "x w b m v")],
+        {name: draw(2) ** 2 + 1 for name in "wbmv"},
+    ),
+    "Affine": (
+        [layer("Mul", "x w", "m"), layer("Add", "m b")],
+        {"w": draw(2, 1, 1) ** 2 + 1, "b": draw(2, 1, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["INT32", "BFLOAT16"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_that_torch_cannot_train_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    nodes, constants = WEIGHTED[name]
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    model = onnx.load(path)
+    number = getattr(onnx.TensorProto, kind)
+    in_type(model, number)
+    model.graph.input[0].type.tensor_type.elem_type = number
+    model.graph.output[0].type.tensor_type.elem_type = number
+    onnx.save(model, path)
+    with pytest.raises(
+        tvc.InputError, match=f"stored as {kind.lower()}.*float32 weights|unsupported type"
+    ):
+        load_onnx(path)
+
+
 OPS = [
     *["Relu", "Add", "Concat", "Reshape", "Transpose", "Squeeze", "MatMul"],
     *["MaxPool", "Conv", "Flatten", "Pad", "Slice", "Gather"],
 ]
+
+
+def single(tensor: onnx.TensorProto) -> None:
+    """One number instead of a list of one, or a table of one."""
+    if list(tensor.dims) == [1]:
+        tensor.dims.append(1)
+    elif math.prod(tensor.dims) == 1:
+        del tensor.dims[:]
+
+
+def turn(graph: onnx.GraphProto, chosen: onnx.NodeProto, draws: random.Random) -> None:
+    """Put a transpose of any number of axes before a node's first input."""
+    if chosen.input:
+        perm = draws.sample(range(4), 4)[: draws.choice([2, 3, 4, 4])]
+        perm = [sorted(perm).index(axis) for axis in perm]
+        at = list(graph.node).index(chosen)
+        graph.node.insert(at, node("Transpose", chosen.input[0], f"turned{at}", perm=perm))
+        graph.node[at + 1].input[0] = f"turned{at}"
 
 
 def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
@@ -829,6 +1199,10 @@ def mutate(model: onnx.ModelProto, draws: random.Random) -> None:
         lambda: draws.choice(chosen.attribute).ints.append(draws.choice([-3, 0, 1, 2])),
         lambda: setattr(draws.choice(chosen.attribute), "i", draws.choice([-3, 0, 1, 2])),
         lambda: graph.node.remove(chosen),
+        lambda: in_type(model, draws.choice([6, 7, 9, 10, 11, 16])),
+        lambda: single(draws.choice(graph.initializer)),
+        lambda: turn(graph, chosen, draws),
+        lambda: without_shapes(model),
         lambda: draws.choice(graph.initializer).dims.reverse(),
         lambda: setattr(chosen, "name", draws.choice(["", "a/b/c", "x_1/y_1/Relu"])),
         lambda: setattr(draws.choice(sizes), "dim_value", draws.choice([1, 2, 20])),
@@ -852,6 +1226,94 @@ def test_a_damaged_file_is_refused_or_is_what_it_says(tmp_path: Path, start: Pat
         loaded += 1
         assert all(isinstance(module, nn.Module) for module in network.modules())
     assert loaded
+
+
+def numbers(name: str, *values: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+def many(op: str, inputs: str, out: str = "many") -> list[onnx.NodeProto]:
+    """A long list of whole numbers, and what onnx would carry it through to infer shapes."""
+    return [
+        node(op, inputs, out, **({"value": numbers("", 1)} if op == "ConstantOfShape" else {})),
+        node("Cast", out, f"{out}_floats", to=FLOAT),
+        node("ReduceSum", f"{out}_floats", f"{out}_sum", keepdims=0),
+        node("Add", f"x {out}_sum", "out"),
+    ]
+
+
+# All of them are within what the gate lets through: 2²⁸ elements in a tensor.
+LONG = {
+    "filled": many("ConstantOfShape", "size"),
+    "counted": many("Range", "none all step"),
+    "spread": many("Expand", "three size"),
+    "tiled": many("Tile", "three size"),
+    "doubled": [
+        node("Concat", "three three", "c0", axis=0),
+        *(node("Concat", f"c{k} c{k}", f"c{k + 1}", axis=0) for k in range(23)),
+        *many("Identity", "c23"),
+    ],
+    "joined": [
+        node("ConstantOfShape", "size", "a"),
+        node("ConstantOfShape", "size", "b"),
+        node("Concat", "a b", "c", axis=0),
+        node("ReduceSum", "c", "d", keepdims=0),
+        node("Add", "x d", "out"),
+    ],
+    "one by one": [
+        *(node("ConstantOfShape", "size", f"c{k}") for k in range(20)),
+        node("Sum", " ".join(f"c{k}" for k in range(20)), "d"),
+        node("ReduceSum", "d", "e", keepdims=0),
+        node("Add", "x e", "out"),
+    ],
+    "summed again and again": [
+        node("ConstantOfShape", "size", "c0"),
+        *(node("Add", f"c{k} one", f"c{k + 1}") for k in range(20)),
+        node("ReduceSum", "c20", "e", keepdims=0),
+        node("Add", "x e", "out"),
+    ],
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps this limit")
+def test_long_lists_take_neither_memory_nor_time(tmp_path: Path) -> None:
+    """All of them in one process that may take no more than 600 MB beyond its imports."""
+    for number, nodes in enumerate(LONG.values()):
+        constants = {"size": [2**24], "three": [3], "one": np.float32(1)}
+        constants |= {"none": 0, "all": 2**24, "step": 1}
+        one(tmp_path / f"{number}.onnx", nodes, constants, ["N", 2, 4, 4])
+    program = f"""
+import resource, time, torch
+from pathlib import Path
+from converters import load_onnx
+from converters import network as network_of
+from converters.graph import Graph
+from converters.passes import gelu as gelu_pass
+from converters.passes import layout
+from torchviz_cnn.errors import InputError
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
+for number in range({len(LONG)}):
+    start = time.process_time()
+    try:
+        network = load_onnx(f"{tmp_path}/{{number}}.onnx")
+    except InputError as problem:
+        print(number, problem)
+    else:
+        print(number, "loaded")
+        del network
+    assert time.process_time() - start < 2, number
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(LONG)
 
 
 def test_what_does_not_depend_on_the_input_is_refused(tmp_path: Path) -> None:
@@ -1002,6 +1464,46 @@ def test_enlarging_that_torch_rounds_otherwise_is_refused(tmp_path: Path) -> Non
     path = one(tmp_path / "n.onnx", [enlarge], constants, ["N", 2, 7, 8])
     with pytest.raises(tvc.InputError, match=r"nearest, half_pixel, floor"):
         load_onnx(path)
+
+
+def chain_of(op: str, count: int) -> list[onnx.NodeProto]:
+    ends = ["first", *(f"t{k}" for k in range(1, count)), "out"]
+    steps = [node(op, *pair) for pair in itertools.pairwise(ends)]
+    return [node("Transpose", "x", "first", perm=[0, 2, 3, 1]), *steps]
+
+
+def work_for(path: Path, nodes: list, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many operators the passes look at, all their walks through the graph together."""
+    done = 0
+
+    def counted(owner: object, name: str, size: Callable[..., int]) -> None:
+        original = getattr(owner, name)
+
+        def counting(*args: object, **more: object) -> object:
+            nonlocal done
+            done += size(*args)
+            return original(*args, **more)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    one(path, nodes, {}, ["N", 2, 3, 4])
+    with monkeypatch.context() as patch:
+        monkeypatch = patch
+        for name in ("makers", "consumers", "prune", "sort", "rename_uses"):
+            counted(Graph, name, lambda graph, *_: len(graph.nodes))
+        for owner, name in ((gelu_pass, "_value"), (layout, "_push"), (network_of, "_needs")):
+            counted(owner, name, lambda *_: 1)
+        load_onnx(path)
+    return done
+
+
+@pytest.mark.parametrize("op", ["Tanh", "Erf", "Relu", "Dropout", "Identity"])
+def test_twice_as_many_operators_are_twice_as_much_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    path = tmp_path / "n.onnx"
+    short, long = (work_for(path, chain_of(op, n), monkeypatch) for n in (40, 80))
+    assert long < 2.5 * short
 
 
 def test_a_bad_layout_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def network(
     nodes: list[NodeProto],
     stored: list[TensorProto] | tuple[()] = (),
     *,
-    shape: tuple[int | str, ...] = ("N", 3, 8, 8),
+    shape: tuple[int | str, ...] | None = ("N", 3, 8, 8),
     output: str = "out",
     opset: int = 15,
     **more: Any,
@@ -534,6 +534,7 @@ def test_inputs_that_are_no_pictures(save: Save) -> None:
     refused(save(model), "input 'x'", "not a tensor")
     model.graph.input[0].type.tensor_type.elem_type = 99
     refused(save(model), "input 'x'", "no known data type")
+    refused(save(network([relu()], shape=None)), "input 'x'", "nothing of its shape")
     refused(save(network([relu()], shape=(1,) * 65)), "input 'x'", "65 axes")
     refused(save(network([relu()], shape=(MANY, MANY))), "input 'x'", "elements")
 

@@ -9,7 +9,11 @@ is given.
 from __future__ import annotations
 
 from converters.graph import Graph
-from converters.passes.borders import resolve_same_padding, separate_borders
+from converters.passes.borders import (
+    resolve_same_padding,
+    resolve_transposed,
+    separate_borders,
+)
 from converters.passes.constants import drop_no_ops, fold_constants, normalise_attributes
 from converters.passes.gelu import merge_gelu
 from converters.passes.layers import (
@@ -18,6 +22,7 @@ from converters.passes.layers import (
     dense_on_maps,
     expanded_numbers,
     linear_layers,
+    normalising_weights,
     silu,
 )
 from converters.passes.layout import cancel_transposes, channels_first, transposing_reshapes
@@ -58,9 +63,11 @@ def simplify(graph: Graph) -> None:
 def merge(graph: Graph) -> None:
     """Several operators that are one: once the layout is settled, for they look at axes."""
     resolve_same_padding(graph)
+    resolve_transposed(graph)
     separate_borders(graph)
     convolution_biases(graph)
     batch_norms(graph)
     silu(graph)
     merge_gelu(graph)
+    normalising_weights(graph)
     graph.prune()

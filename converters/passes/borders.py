@@ -52,6 +52,41 @@ def same_border(size: int | None, kernel: int, stride: int, dilation: int) -> in
     return None if size is None else max((-(-size // stride) - 1) * stride + reach - size, 0)
 
 
+def resolve_transposed(graph: Graph) -> None:
+    """What a transposed convolution cuts from its output, where ``auto_pad`` or a size says it.
+
+    Where a window is smaller than its stride, nothing is to be cut, and a gap is left at the end:
+    ``output_padding``. Source: the standard's ConvTranspose, ``total_padding``.
+    """
+    for node in graph.nodes:
+        kernel = graph.static(node, 1)
+        if node.op != "ConvTranspose" or kernel is None:
+            continue
+        a = node.attributes
+        auto, size = a.pop("auto_pad", "NOTSET"), list(kernel.shape[2:])
+        ones = [1] * len(size)
+        extra = a.get("output_padding", [0] * len(size))
+        steps = list(a.get("strides", ones))
+        windows = zip(size, a.get("dilations", ones), extra, strict=True)
+        reach = [(k - 1) * d + 1 + n for k, d, n in windows]
+        a["kernel_shape"] = size
+        if "output_shape" in a:
+            sides = (graph.shapes.get(node.inputs[0]) or (None, None, None))[2:]
+            if None in sides:
+                continue
+            wanted = a.pop("output_shape")[-len(size) :]
+            sums = zip(sides, steps, reach, wanted, strict=True)
+            totals = [((n or 0) - 1) * step + r - after for n, step, r, after in sums]
+        elif auto in ("SAME_UPPER", "SAME_LOWER"):
+            totals = [r - step for r, step in zip(reach, steps, strict=True)]
+        else:
+            continue
+        cut = [max(total, 0) for total in totals]
+        less, more = [n // 2 for n in cut], [n - n // 2 for n in cut]
+        a["pads"] = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+        a["output_padding"] = [n + max(-m, 0) for n, m in zip(extra, totals, strict=True)]
+
+
 def separate_borders(graph: Graph) -> None:
     """A border that torch's convolution or pooling cannot make is an operator of its own."""
     for node in list(graph.nodes):

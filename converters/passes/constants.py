@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
-from converters.graph import Array, Graph, Node, known_length
+from converters.graph import Array, Graph, Node
 from converters.passes.vocabulary import REDUCTIONS
 from torchviz_cnn.errors import InputError
 
-# What may be computed when the file is read: nothing here makes much out of little.
+# What may be computed when the file is read.
 _FOLDABLE: dict[str, Callable[..., Any]] = {
     "Add": np.add,
     "Sub": np.subtract,
@@ -28,7 +29,7 @@ _FOLDABLE: dict[str, Callable[..., Any]] = {
     "Reciprocal": np.reciprocal,
     "Identity": lambda a: a,
 }
-_MOST_ELEMENTS = 1 << 26
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
 _AS_INPUTS = {  # operator -> attributes that later versions of it take as inputs, in order
@@ -45,65 +46,116 @@ def normalise_attributes(graph: Graph) -> None:
     """Settings that are attributes or constant inputs, depending on the version: attributes."""
     for node in graph.nodes:
         names = _AS_INPUTS.get(node.op, ())
-        if node.op == "Reshape":
-            names = ("shape",)
-        order = {"Pad": ("pads", "value", "axes"), "Slice": ("starts", "ends", "axes", "steps")}
+        order = {"Pad": ("pads", "value", "axes")}
         for position, name in enumerate(order.get(node.op, names), start=1):
             value = graph.static(node, position)
-            if value is not None and name not in node.attributes and name != "shape":
-                node.attributes[name] = value.tolist()
+            if value is not None and name not in node.attributes:
+                node.attributes[name] = _setting(node, name, value)
         if node.op in _AS_INPUTS and all(
             not name or name in graph.constants for name in node.inputs[1:]
         ):
             node.inputs = node.inputs[:1]
+        _check_settings(graph, node)
+
+
+def _setting(node: Node, name: str, value: Array) -> Any:
+    """A list of whole numbers; what a border is filled with may be any number, and is one.
+
+    A single number stands for a list of one, as in onnxruntime: torch exports axes so.
+    """
+    kinds = "iufb" if name == "value" else "iu"
+    if value.dtype.kind not in kinds or value.ndim > 1:
+        raise _contradiction(node, f"its {name} are {value.dtype} of shape {value.shape}")
+    return value.reshape(-1).tolist()
+
+
+def _check_settings(graph: Graph, node: Node) -> None:
+    a = node.attributes
+    if node.op == "Slice":
+        given = [a[name] for name in ("starts", "ends", "axes", "steps") if name in a]
+        if len({len(each) for each in given}) > 1 or 0 in a.get("steps", ()):
+            raise _contradiction(node, f"it cuts by {given}")
+    if node.op == "Pad" and "pads" in a and "axes" not in a:
+        shape = graph.shape(node.inputs[0])
+        axes = len(a["pads"]) / 2 if shape is None else len(shape)
+        if axes == 0 or len(a["pads"]) != 2 * axes or axes % 1:
+            raise _contradiction(node, f"its border is {a['pads']} around the shape {shape}")
+
+
+def _contradiction(node: Node, what: str) -> InputError:
+    where = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+    return InputError(
+        f"the operator {node.op}{where} contradicts itself: {what}; the file is damaged, export it "
+        "again"
+    )
 
 
 def drop_no_ops(graph: Graph) -> None:
     """Identity, dropout outside training, and casts between floating-point types."""
-    for node in list(graph.nodes):
+    kept: list[Node] = []
+    instead: dict[str, str] = {}
+    for node in graph.nodes:
+        node.inputs = [instead.get(name, name) for name in node.inputs]
         source = node.inputs[0] if node.inputs else ""
         idle = node.op in ("Identity", "Dropout") or (
             node.op == "Cast"
-            and node.attributes.get("to") in (1, 10, 11, 16)
-            and _is_float(graph, source)
+            and node.attributes.get("to") in _FLOATS
+            and graph.types.get(source) in _FLOATS
         )
         if idle and source not in graph.constants and node.output not in graph.outputs:
-            graph.nodes.remove(node)
-            graph.rename_uses(node.output, source)
-
-
-def _is_float(graph: Graph, name: str) -> bool:
-    """Whether a tensor is surely floating point: it came from a weighted layer or the input."""
-    makers = graph.makers()
-    while name in makers:
-        node = makers[name]
-        if node.op in ("Shape", "Cast", "Size", "ArgMax", "NonZero", "Equal", "Less", "Greater"):
-            return False
-        if node.op in ("Conv", "MatMul", "Gemm", "Relu", "Sigmoid", "MaxPool", "AveragePool"):
-            return True
-        if not node.inputs:
-            return False
-        name = node.inputs[0]
-    return name in graph.inputs
+            instead[node.output] = source
+        else:
+            kept.append(node)
+    graph.nodes = kept
 
 
 def fold_constants(graph: Graph) -> None:
-    """Compute what depends on constants alone."""
-    for node in list(graph.nodes):
-        if not node.inputs or not all(name in graph.constants for name in node.inputs if name):
-            continue
-        values = [graph.constants[name] for name in node.inputs if name]
-        try:
-            folded = _folded(node, values)
-        except (ValueError, IndexError) as error:  # NumPy's, for shapes that do not fit
-            shapes = " and ".join(str(value.shape) for value in values)
-            raise InputError(
-                f"the operator {node.op} {node.name!r} does not fit its constants of shape "
-                f"{shapes}: {error}"
-            ) from error
-        if folded is not None:
+    """Compute what depends on constants alone, as long as it does not take too much memory."""
+    kept: list[Node] = []
+    for node in graph.nodes:
+        folded = None
+        if node.inputs and all(name in graph.constants for name in node.inputs if name):
+            folded = _fold(graph, node)
+        if folded is None:
+            kept.append(node)
+        else:
             graph.constants[node.output] = folded
-            graph.nodes.remove(node)
+    graph.nodes = kept
+
+
+def _fold(graph: Graph, node: Node) -> Array | None:
+    values = [graph.constants[name] for name in node.inputs if name]
+    try:
+        needed = _bytes_needed(node, values)
+        if needed > graph.foldable:
+            return None
+        with np.errstate(all="ignore"):
+            folded = _folded(node, values)
+    except (ValueError, IndexError, TypeError) as error:  # NumPy's, for what does not fit
+        shapes = " and ".join(f"{value.dtype} {value.shape}" for value in values)
+        raise InputError(
+            f"the operator {node.op} {node.name!r} does not fit its constants, {shapes}: {error}"
+        ) from error
+    if folded is not None:
+        graph.foldable -= needed
+    return folded
+
+
+def _bytes_needed(node: Node, values: list[Array]) -> int:
+    """What the value of a node takes beyond what it is computed from."""
+    first = values[0]
+    if node.op == "ConstantOfShape":
+        return math.prod(max(int(n), 0) for n in first.reshape(-1)) * 8
+    if node.op == "Cast":
+        return first.size * 8
+    if node.op == "Concat":
+        return sum(value.nbytes for value in values)
+    if node.op == "Reshape":
+        return 0 if first.flags.c_contiguous else first.nbytes
+    if node.op in _FOLDABLE and node.op != "Identity":
+        elements = math.prod(np.broadcast_shapes(*(value.shape for value in values)))
+        return elements * max(8, *(value.itemsize for value in values))
+    return 0
 
 
 def _folded(node: Node, values: list[Array]) -> Array | None:
@@ -114,9 +166,6 @@ def _folded(node: Node, values: list[Array]) -> Array | None:
     if node.op == "Mod" and (not values[1].all() or node.attributes.get("fmod")):
         return None
     if node.op in _FOLDABLE:
-        size = known_length(np.broadcast_shapes(*(v.shape for v in values)))
-        if size is None or size > _MOST_ELEMENTS:
-            return None
         return np.asarray(_FOLDABLE[node.op](*values))
     if node.op == "Transpose":
         return values[0].transpose(node.attributes.get("perm"))
@@ -129,15 +178,15 @@ def _folded(node: Node, values: list[Array]) -> Array | None:
     if node.op == "Squeeze" and "axes" in node.attributes:
         return np.squeeze(values[0], tuple(node.attributes["axes"]))
     if node.op == "ConstantOfShape":
-        size = known_length(values[0].tolist())
-        if size is None or size > _MOST_ELEMENTS or (values[0] < 0).any():
+        if (values[0] < 0).any():
             return None
         filling = np.asarray(node.attributes.get("value", np.zeros(1, np.float32))).reshape(-1)
         return np.full(values[0].tolist(), filling[0], filling.dtype)
     if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
         return _sliced(values[0], node.attributes)
     if node.op == "Cast":
-        return values[0].astype(helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
+        kind = helper.tensor_dtype_to_np_dtype(node.attributes["to"])
+        return None if kind.kind == "O" else values[0].astype(kind)  # text
     if node.op == "Concat":
         return np.concatenate(values, node.attributes["axis"])
     return None

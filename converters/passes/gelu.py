@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from heapq import heappop, heappush
 
 import numpy as np
 
-from converters.graph import Array, Graph, Node
+from converters.graph import Array, Graph, Node, Wires
+from converters.names import Owner
 
 _NUMBERS = np.linspace(-6, 6, 241)
 _ERROR = np.vectorize(math.erf, otypes=[float])
 # The constants in files are float32.
 _CLOSE = 1e-6
 _MOST_OPERATORS = 12
+# Of a tensor that many operators read, few compute one activation.
+_MOST_SEEN = 8 * _MOST_OPERATORS
 
 _COMPUTE: dict[str, Callable[..., Array]] = {
     "Add": np.add,
@@ -40,45 +44,77 @@ def merge_gelu(graph: Graph) -> None:
     Source: Hendrycks, Gimpel 2016, "Gaussian Error Linear Units (GELUs)", section 2: exact by the
     error function, or by its approximation with tanh.
     """
-    for node in list(graph.nodes):
-        if node.op not in ("Erf", "Tanh") or node not in graph.nodes:
+    wires = Wires(graph)
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op not in ("Erf", "Tanh") or not wires.is_there(node):
             continue
         wanted, how = (_EXACT, "none") if node.op == "Erf" else (_BY_TANH, "tanh")
-        found = next(_groups(graph, node, wanted), None)
+        found = next(_groups(wires, place, node, wanted), None)
         if found is not None:
             source, group = found
             last = group.pop()
-            last.op, last.inputs, last.attributes = "Gelu", [source], {"approximate": how}
-            graph.nodes = [each for each in graph.nodes if each not in group]
+            for each in group:
+                wires.take_out(each)
+            wires.feed(last, [source])
+            last.op, last.attributes = "Gelu", {"approximate": how}
+    wires.settle()
 
 
-def _groups(graph: Graph, centre: Node, wanted: Array) -> Iterator[tuple[str, list[Node]]]:
+def _groups(
+    wires: Wires, place: Mapping[Node, int], centre: Node, wanted: Array
+) -> Iterator[tuple[str, list[Node]]]:
     """Where it begins, and the operators, last one last."""
-    makers, consumers = graph.makers(), graph.consumers()
-    for source in _upstream(graph, centre, makers):
+    for source in _upstream(wires, centre):
         values, group = {source: _NUMBERS}, list[Node]()
-        for node in graph.nodes:
-            value = _value(graph, node, values)
-            if value is None or node.owner != centre.owner:
+        for node in _downstream(wires, place, source, centre.owner, values):
+            value = _value(wires.graph, node, values)
+            if value is None:
                 continue
             values[node.output] = value
             group.append(node)
-            if np.abs(value - wanted).max() <= _CLOSE and _is_closed(graph, group, consumers):
+            if np.abs(value - wanted).max() <= _CLOSE and _is_closed(wires, group):
                 yield source, group
             if len(group) == _MOST_OPERATORS:
                 break
 
 
-def _upstream(graph: Graph, node: Node, makers: Mapping[str, Node]) -> Iterator[str]:
+def _downstream(
+    wires: Wires,
+    place: Mapping[Node, int],
+    source: str,
+    owner: Owner | None,
+    values: Mapping[str, Array],
+) -> Iterator[Node]:
+    """The operators of a layer that compute with a tensor, in running order.
+
+    What comes after one is looked at where the caller has put its output into ``values``.
+    """
+    waiting: list[tuple[int, int, Node]] = []
+    seen = set[Node]()
+    name: str | None = source
+    while name is not None or waiting:
+        for node in wires.readers(name) if name is not None else ():
+            if node.op in _COMPUTE and node.owner == owner and node not in seen:
+                seen.add(node)
+                heappush(waiting, (place[node], id(node), node))
+        if not waiting or len(seen) > _MOST_SEEN:
+            return
+        node = heappop(waiting)[-1]
+        yield node
+        name = node.output if node.output in values else None
+
+
+def _upstream(wires: Wires, node: Node) -> Iterator[str]:
     """Tensors that this operator's input comes from, the nearest first."""
     waiting, seen = list(node.inputs), set[str]()
     while waiting and len(seen) < _MOST_OPERATORS:
         name = waiting.pop(0)
-        if name in graph.constants or name in seen:
+        if name in wires.graph.constants or name in seen:
             continue
         seen.add(name)
         yield name
-        maker = makers.get(name)
+        maker = wires.makers.get(name)
         if maker is not None and maker.op in _COMPUTE:
             waiting += maker.inputs
 
@@ -101,10 +137,10 @@ def _value(graph: Graph, node: Node, values: Mapping[str, Array]) -> Array | Non
     return value if np.isfinite(value).all() else None
 
 
-def _is_closed(graph: Graph, group: list[Node], consumers: Mapping[str, list[Node]]) -> bool:
+def _is_closed(wires: Wires, group: list[Node]) -> bool:
     """Whether nobody outside reads what is computed on the way."""
     return all(
-        node.output not in graph.outputs
-        and all(reader in group for reader in consumers.get(node.output, []))
+        node.output not in wires.graph.outputs
+        and all(reader in group for reader in wires.readers(node.output))
         for node in group[:-1]
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from converters.graph import Array, Graph, Node
+from converters.names import Owner
 
 
 def expanded_numbers(graph: Graph) -> None:
@@ -57,8 +58,10 @@ def linear_layers(graph: Graph) -> None:
         if node.op == "MatMul":
             matrix = _transposed(graph, node.inputs[1])
             _make_linear(graph, node, matrix, _bias_after(graph, node, consumers))
-        elif node.op == "Gemm" and _is_dense(node) and _gemm_bias(graph, node) is not False:
+        elif node.op == "Gemm" and _is_dense(node):
             turned = node.attributes.get("transB", 0)
+            if not _fits_as_bias(graph, node, kernel.shape[0 if turned else 1]):
+                continue
             matrix = node.inputs[1] if turned else _transposed(graph, node.inputs[1])
             bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
             _make_linear(graph, node, matrix, bias)
@@ -69,12 +72,12 @@ def _is_dense(node: Node) -> bool:
     return a.get("alpha", 1.0) == 1.0 and a.get("beta", 1.0) == 1.0 and not a.get("transA", 0)
 
 
-def _gemm_bias(graph: Graph, node: Node) -> bool | None:
-    """``False`` where what a Gemm adds is no bias of a linear layer."""
+def _fits_as_bias(graph: Graph, node: Node, outputs: int) -> bool:
+    """Whether what a Gemm adds, if anything, is one number for each output."""
     if len(node.inputs) < 3 or not node.inputs[2]:
-        return None
+        return True
     bias = graph.static(node, 2)
-    return bias is not None and bias.ndim == 1 and bias.size > 1
+    return bias is not None and bias.shape == (outputs,)
 
 
 def _transposed(graph: Graph, name: str) -> str:
@@ -118,7 +121,7 @@ def _absorb_add(
         return None
     flat = name if graph.constants[name].ndim == 1 else f"{name}//flat"
     graph.constants.setdefault(flat, graph.constants[name].reshape(-1))
-    node.outputs = add.outputs
+    node.outputs, node.owner = add.outputs, node.owner or add.owner
     graph.nodes.remove(add)
     return flat
 
@@ -152,7 +155,7 @@ def convolution_biases(graph: Graph) -> None:
 
 def batch_norms(graph: Graph) -> None:
     """A factor and a summand for every channel are one operator, ``Affine``."""
-    consumers = graph.consumers()
+    makers, consumers = graph.makers(), graph.consumers()
     for node in list(graph.nodes):
         if node.op != "Mul" or node not in graph.nodes:
             continue
@@ -171,7 +174,7 @@ def batch_norms(graph: Graph) -> None:
         flat = [f"{name}//flat" for name in (scale, offset)]
         for name, new in zip((scale, offset), flat, strict=True):
             graph.constants[new] = graph.constants[name].reshape(-1)
-        before = _mean_before(graph, node, source, consumers)
+        before = _mean_before(graph, node, source, makers, consumers)
         if before is not None:
             source, mean = before
             shift = graph.constants[mean].reshape(-1).astype(np.float64)
@@ -183,11 +186,14 @@ def batch_norms(graph: Graph) -> None:
 
 
 def _mean_before(
-    graph: Graph, node: Node, source: str, consumers: dict[str, list[Node]]
+    graph: Graph,
+    node: Node,
+    source: str,
+    makers: dict[str, Node],
+    consumers: dict[str, list[Node]],
 ) -> tuple[str, str] | None:
     """What a mean is taken from right before the factor, and the mean: Keras' torch back end."""
-    makers = [each for each in graph.nodes if source in each.outputs]
-    before = makers[0] if makers else None
+    before = makers.get(source)
     if before is None or before.op != "Sub" or before.owner != node.owner:
         return None
     mean = _per_channel(graph, before)
@@ -213,6 +219,23 @@ def _per_channel(graph: Graph, node: Node) -> str | None:
     return names[0]
 
 
+def normalising_weights(graph: Graph) -> None:
+    """A layer that computes a mean and a deviation learns what it multiplies by and adds.
+
+    Keras 3 writes layer norms so, and the exporter calls their weights after what it folded.
+    """
+    parts: dict[Owner, set[str]] = {}
+    for node in graph.nodes:
+        if node.owner is not None:
+            parts.setdefault(node.owner, set()).add(node.op)
+    for node in graph.nodes:
+        if node.op not in ("Add", "Mul", "Sub") or node.owner is None:
+            continue
+        if {"ReduceMean", "Sqrt"} <= parts[node.owner]:
+            constants = [name for name in node.inputs if name in graph.constants]
+            graph.learnt.update(name for name in constants if graph.constants[name].size > 1)
+
+
 def silu(graph: Graph) -> None:
     """``x * sigmoid(x)`` is one activation, ``Silu`` (Keras: swish)."""
     consumers = graph.consumers()
@@ -221,6 +244,8 @@ def silu(graph: Graph) -> None:
         if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
             continue
         product = users[0]
+        if product.owner != node.owner:  # Keras' layers "gate" and "multiply" are two
+            continue
         if product.op == "Mul" and set(product.inputs) == {node.output, node.inputs[0]}:
             product.op, product.inputs = "Silu", [node.inputs[0]]
             graph.nodes.remove(node)

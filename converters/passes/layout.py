@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converters.graph import Array, Graph, Node, Shape, known_length
+from converters.graph import Array, Graph, Node, Shape, Wires, known_length
 from converters.passes.vocabulary import BINARY, REDUCTIONS, UNARY
 from torchviz_cnn.errors import InputError
 
@@ -38,22 +39,43 @@ def _is_free_transpose(node: Node) -> bool:
 
 def cancel_transposes(graph: Graph) -> None:
     """Two transposes in a row are one, or none."""
-    changed = True
-    while changed:
-        changed = False
-        makers = graph.makers()
-        for node in list(graph.nodes):
-            before = makers.get(node.inputs[0]) if _is_free_transpose(node) else None
-            if before is None or not _is_free_transpose(before):
-                continue
-            perm = [before.attributes["perm"][axis] for axis in node.attributes["perm"]]
-            node.inputs, node.attributes = [before.inputs[0]], {"perm": perm}
-            if perm == sorted(perm) and node.output not in graph.outputs:
-                graph.nodes.remove(node)
-                graph.rename_uses(node.output, node.inputs[0])
-            changed = True
-            break
+    wires = Wires(graph)
+    for node in graph.nodes:
+        if wires.is_there(node):
+            _cancel(wires, node)
+    wires.settle()
     graph.prune()
+
+
+def _cancel(wires: Wires, node: Node) -> Node | None:
+    """Join a transpose with the one before it, if there is one.
+
+    Returns:
+        The transpose whose readers may have become others: the node, the one before both where
+        they have cancelled, or none.
+    """
+    before = wires.makers.get(node.inputs[0]) if _is_free_transpose(node) else None
+    if before is None or not _is_free_transpose(before):
+        return node if _is_free_transpose(node) else None
+    turned: list[int] = before.attributes["perm"]
+    if len(turned) != len(node.attributes["perm"]):
+        raise InputError(
+            f"this file contradicts itself: a tensor of {len(turned)} axes is turned "
+            f"{node.attributes['perm']}"
+        )
+    perm = [turned[axis] for axis in node.attributes["perm"]]
+    source = before.inputs[0]
+    wires.feed(node, [source])
+    node.attributes = {"perm": perm}
+    if not wires.is_read(before.output):
+        wires.take_out(before)
+    if perm != sorted(perm) or node.output in wires.graph.outputs:
+        return node
+    for user in wires.readers(node.output):
+        wires.feed(user, [source if name == node.output else name for name in user.inputs])
+    wires.take_out(node)
+    earlier = wires.makers.get(source)
+    return earlier if earlier is not None and _is_free_transpose(earlier) else None
 
 
 def is_channels_last(graph: Graph, name: str, *, keras: bool) -> bool:
@@ -117,26 +139,31 @@ def _inverse(perm: Sequence[int]) -> list[int]:
 
 def push_transposes(graph: Graph) -> None:
     """Move transposes towards the output, through everything that allows it."""
-    changed = True
-    while changed:
-        changed = False
-        cancel_transposes(graph)
-        consumers, makers = graph.consumers(), graph.makers()
-        for node in list(graph.nodes):
-            if not _is_free_transpose(node) or node.inputs[0] in graph.constants:
-                continue
-            for user in dict.fromkeys(consumers.get(node.output, [])):
-                if _push(graph, node, user, makers):
-                    changed = True
-                    break
-            if changed:
-                break
+    graph.prune()
+    wires = Wires(graph)
+    waiting = deque(node for node in graph.nodes if _is_free_transpose(node))
+    while waiting:
+        node = waiting.popleft()
+        if not wires.is_there(node):
+            continue
+        moved = _cancel(wires, node)
+        if moved is None or moved.inputs[0] in graph.constants:
+            continue
+        for user in wires.readers(moved.output):
+            if _is_free_transpose(user):
+                waiting.append(user)
+            elif _push(wires, moved, user):
+                waiting += [each for each in wires.readers(user.output) if _is_free_transpose(each)]
+        if not wires.is_read(moved.output):
+            wires.take_out(moved)
+    wires.settle()
     graph.sort()
     graph.prune()
 
 
-def _push(graph: Graph, node: Node, user: Node, makers: dict[str, Node]) -> bool:
+def _push(wires: Wires, node: Node, user: Node) -> bool:
     """Let ``user`` work before the transpose rather than behind it, where it can."""
+    graph, makers = wires.graph, wires.makers
     perm: list[int] = node.attributes["perm"]
     if user.op in UNARY:
         inputs = [node.inputs[0], *user.inputs[1:]]
@@ -171,11 +198,11 @@ def _push(graph: Graph, node: Node, user: Node, makers: dict[str, Node]) -> bool
         user.attributes = {**user.attributes, "axis": perm[user.attributes["axis"]]}
         inputs = [node.inputs[0]]
     elif user.op in REDUCTIONS and user.attributes.get("axes"):
-        return _push_reduction(graph, node, user)
+        return _push_reduction(wires, node, user)
     else:
         return False
-    user.inputs = inputs
-    _transpose_after(graph, user, perm)
+    wires.feed(user, inputs)
+    _transpose_after(wires, user, perm)
     return True
 
 
@@ -197,7 +224,7 @@ def _before(graph: Graph, name: str, perm: list[int], makers: dict[str, Node]) -
     return None
 
 
-def _push_reduction(graph: Graph, node: Node, user: Node) -> bool:
+def _push_reduction(wires: Wires, node: Node, user: Node) -> bool:
     perm: list[int] = node.attributes["perm"]
     rank = len(perm)
     axes = [perm[axis % rank] for axis in user.attributes["axes"]]
@@ -206,22 +233,21 @@ def _push_reduction(graph: Graph, node: Node, user: Node) -> bool:
     if not keeps and kept != sorted(kept):
         return False
     user.attributes = {**user.attributes, "axes": sorted(axes)}
-    user.inputs = [node.inputs[0]]
+    wires.feed(user, [node.inputs[0]])
     if keeps:
-        _transpose_after(graph, user, perm)
+        _transpose_after(wires, user, perm)
     return True
 
 
-def _transpose_after(graph: Graph, node: Node, perm: list[int]) -> None:
+def _transpose_after(wires: Wires, node: Node, perm: list[int]) -> None:
     """Turn around what a node now puts out the other way, for whoever reads it."""
+    graph = wires.graph
     old, inner = node.output, graph.fresh(node.output.split("//")[0])
     node.outputs = [inner]
     shape = graph.shapes.get(old)
     if shape is not None:
         graph.shapes[inner] = _permute(shape, _inverse(perm))
-    graph.nodes.insert(
-        graph.nodes.index(node) + 1, Node("Transpose", [inner], [old], {"perm": perm})
-    )
+    wires.put_behind(node, Node("Transpose", [inner], [old], {"perm": perm}))
 
 
 _ALWAYS_FIRST = frozenset(
@@ -278,7 +304,7 @@ def absorb_into_dense(graph: Graph) -> None:
     Left as it is where anything but dense layers and element-wise operators would see the features
     in another order: the network's own output, above all.
     """
-    makers = graph.makers()
+    makers, consumers = graph.makers(), graph.consumers()
     for node in list(graph.nodes):
         before = makers.get(node.inputs[0]) if node.op == "Flatten" else None
         if before is None or not _is_free_transpose(before) or node.attributes.get("axis", 1) != 1:
@@ -287,7 +313,7 @@ def absorb_into_dense(graph: Graph) -> None:
         perm = before.attributes["perm"]
         if source is None or perm[0] != 0 or known_length(source[1:]) is None:
             continue
-        chain = _features_end_in_dense(graph, node.output)
+        chain = _features_end_in_dense(graph, node.output, consumers)
         if chain is None:
             continue
         lengths = [int(n or 0) for n in source[1:]]
@@ -298,22 +324,25 @@ def absorb_into_dense(graph: Graph) -> None:
     graph.prune()
 
 
-def _features_end_in_dense(graph: Graph, name: str) -> list[Node] | None:
+def _features_end_in_dense(
+    graph: Graph, name: str, consumers: Mapping[str, list[Node]]
+) -> list[Node] | None:
     """Everything that reads a vector of features, as long as all of it can be permuted."""
-    if name in graph.outputs:
-        return None
     found: list[Node] = []
-    for user in graph.consumers().get(name, []):
-        if user.op == "Linear" and name == user.inputs[0]:
-            found.append(user)
-        elif user.op in UNARY or user.op == "Affine" or _with_constant(graph, user):
-            rest = _features_end_in_dense(graph, user.output)
-            if rest is None:
-                return None
-            found += [user, *rest]
-        else:
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        users = consumers.get(name, [])
+        if name in graph.outputs or not users:
             return None
-    return found or None
+        for user in users:
+            found.append(user)
+            if user.op == "Linear" and name == user.inputs[0]:
+                continue
+            if user.op not in UNARY | {"Affine"} and not _with_constant(graph, user):
+                return None
+            waiting.append(user.output)
+    return found
 
 
 def _with_constant(graph: Graph, node: Node) -> bool:

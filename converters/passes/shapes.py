@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converters.graph import Array, Graph, Node, Shape, known_length
+from converters.passes.batch import Batch
 
 Dim = int | str  # a known length, or the name of one that is not known
+
+_BATCH = "batch"
 
 
 def shape_arithmetic(graph: Graph) -> None:
@@ -14,19 +17,26 @@ def shape_arithmetic(graph: Graph) -> None:
 
     The batch axis keeps its freedom: a target that starts with the batch's length becomes ``-1``.
     """
+    batch = Batch(graph)
     known: dict[str, list[Dim]] = {}
     for name, value in graph.constants.items():
         if value.dtype.kind in "iu" and value.size <= 64 and value.ndim <= 1:
             known[name] = value.reshape(-1).tolist()
     for node in graph.nodes:
-        result = _dims(node, known, graph)
+        result = _dims(node, known, graph, batch)
         if result is not None:
             known[node.output] = result
         if node.op == "Reshape" and len(node.inputs) == 2 and node.inputs[1] in known:
-            _fix_reshape(graph, node, known[node.inputs[1]])
+            _fix_reshape(graph, node, known[node.inputs[1]], batch)
+        batch.follow(node)
 
 
-def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | None:
+def _first(name: str, batch: Batch) -> str:
+    """What the length of a tensor's first axis is called where it is open."""
+    return _BATCH if name in batch else f"{name}#0"
+
+
+def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph, batch: Batch) -> list[Dim] | None:
     if node.op == "Shape":
         shape = graph.shape(node.inputs[0])
         if shape is None:
@@ -35,7 +45,7 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | 
             f"{node.inputs[0]}#{i}" if n is None else n for i, n in enumerate(shape)
         ]
         if shape and shape[0] is None:
-            names[0] = "batch"
+            names[0] = _first(node.inputs[0], batch)
         return names[node.attributes.get("start", 0) : node.attributes.get("end")]
     values = [known.get(name) for name in node.inputs if name]
     if not values or any(value is None for value in values):
@@ -48,9 +58,10 @@ def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph) -> list[Dim] | 
         index = [i for i in rest[0] if isinstance(i, int) and i in inside] if rest else []
         return [first[i] for i in index] if rest and len(index) == len(rest[0]) else None
     if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
-        start, end = node.attributes["starts"][0], node.attributes["ends"][0]
-        step = node.attributes.get("steps", [1])[0]
-        return first[start:end:step]
+        a = node.attributes
+        if len(a["starts"]) != 1:
+            return None
+        return first[a["starts"][0] : a["ends"][0] : a.get("steps", [1])[0]]
     if node.op == "Concat":
         return [dim for value in (first, *rest) for dim in value]
     if node.op in ("Mul", "ReduceProd"):
@@ -72,12 +83,23 @@ def _product(factors: Sequence[list[Dim]]) -> list[Dim] | None:
     return ["*".join([*sorted(unknown), str(number)]) if number != 1 or unknown[1:] else unknown[0]]
 
 
-def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
+def _rest_of_picture(target: list[Dim], size: int | None) -> list[Dim]:
+    """The target with its ``-1`` behind the batch as a number, where that is known."""
+    others = known_length(n for n in target[1:] if isinstance(n, int) and n != -1)
+    if size is None or not others or target[1:].count(-1) != 1 or size % others:
+        return target
+    return [target[0], *(size // others if n == -1 else n for n in target[1:])]
+
+
+def _fix_reshape(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> None:
     source = graph.shape(node.inputs[0])
     if sum(isinstance(dim, str) for dim in target) > 1:
         return
-    if target and target[0] == "batch":
-        target = [-1, *target[1:]] if -1 not in target[1:] else [0, *target[1:]]
+    if -1 in target[1:] and target[0] == _first(node.inputs[0], batch):
+        target = [0, *target[1:]]
+    elif target[:1] == [_BATCH]:
+        # The first axis of what is reshaped is another: the batch has been merged with others.
+        target = _rest_of_picture(target, batch.sizes.get(node.inputs[0]))
     if any(isinstance(dim, str) for dim in target):
         if -1 in target:
             return
@@ -105,6 +127,8 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim]) -> None:
     ):
         node.attributes["keeps_batch"] = True
         graph.shapes[node.output] = (source[0] if source else None, *lengths[1:])
+    elif all(n != 0 for n in lengths):
+        graph.shapes.setdefault(node.output, tuple(None if n < 0 else n for n in lengths))
 
 
 def repeats(graph: Graph) -> None:

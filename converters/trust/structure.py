@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, checker
@@ -10,7 +10,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, checker
 from converters.trust.limits import Limits, check_extent, shape_of
 from converters.trust.standard import STANDARD_DOMAINS, opset, schema_of
 from converters.trust.tensors import BITS
-from converters.trust.words import counted, quoted, title_of, words_of
+from converters.trust.values import attribute_of, constant_of
+from converters.trust.words import by, counted, quoted, title_of, words_of
 from torchviz_cnn.errors import InputError
 
 
@@ -88,14 +89,20 @@ def _check_inputs(model: ModelProto, limits: Limits) -> None:
         raise InputError(
             f"it has {counted(len(inputs), 'input')}; the limit is {limits.inputs:,} (Limits.inputs)"
         )
+    read = {name for node in model.graph.node for name in node.input} - weights
     for entry in model.graph.input:
         where = f"the input {quoted(entry.name)}"
         if not entry.type.HasField("tensor_type"):
             raise InputError(f"{where} is not a tensor; a picture is one")
         if entry.type.tensor_type.elem_type not in BITS:
             raise InputError(f"{where} has no known data type; export it again")
-        dims = [1 if dim is None else dim for dim in shape_of(entry.type) or ()]
-        check_extent(dims, where, limits)
+        shape = shape_of(entry.type)
+        if shape is None and entry.name in read:
+            raise InputError(
+                f"{where} says nothing of its shape, not even how many axes it has; export it "
+                "again with the shape of a picture, (None, height, width, channels) for one"
+            )
+        check_extent([1 if dim is None else dim for dim in shape or ()], where, limits)
 
 
 def _check_order(model: ModelProto) -> None:
@@ -161,7 +168,11 @@ def check_known_nodes(model: ModelProto) -> None:
     context = checker.C.CheckerContext()
     context.ir_version = model.ir_version
     context.opset_imports = {"": version}
+    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for index, node in enumerate(model.graph.node):
+        tensor = constant_of(node) if node.op_type == "Constant" else None
+        if tensor is not None and node.output:
+            stored[node.output[0]] = list(tensor.dims)
         if schema_of(node.op_type, version) is None:
             continue
         title = title_of(node, index)
@@ -173,6 +184,50 @@ def check_known_nodes(model: ModelProto) -> None:
             raise InputError(f"{title} breaks the rules of ONNX: {words_of(problem)}") from problem
         for attribute in node.attribute:
             _check_attribute_text(attribute, title)
+        _check_window(node, stored, title)
+        _check_perm(node, title)
+
+
+_WINDOWED = ("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool")
+
+
+def _check_window(node: NodeProto, stored: Mapping[str, Sequence[int]], title: str) -> None:
+    """That the settings of a sliding window speak of the same number of axes.
+
+    onnx looks at that only where it knows what the window slides over.
+    """
+    if node.op_type not in _WINDOWED:
+        return
+    settings = {a.name: list(a.ints) for a in node.attribute if a.ints}
+    kernel = stored.get(node.input[1]) if node.op_type.startswith("Conv") else None
+    size = settings.get("kernel_shape", []) if kernel is None else list(kernel)[2:]
+    if settings.get("kernel_shape", size) != size:
+        raise InputError(
+            f"{title} has a window of {by(settings['kernel_shape'])}, and weights of {by(size)}; "
+            "it is damaged, export it again"
+        )
+    counts = {
+        name: len(given) / 2 if name == "pads" else len(given) for name, given in settings.items()
+    }
+    axes = len(size) or min(counts.values(), default=0)
+    for name, given in settings.items():
+        whole_shape = name == "output_shape" and len(given) == axes + 2
+        if counts[name] != axes and not whole_shape:
+            raise InputError(
+                f"{title}, attribute {quoted(name)}, has {counted(len(given), 'number')} where "
+                f"its window has {len(size) or 'fewer'} axes; it is damaged, export it again"
+            )
+        if name in ("kernel_shape", "strides", "dilations") and min(given) < 1:
+            raise InputError(
+                f"{title}, attribute {quoted(name)}, is {by(given)}; a window is at least one "
+                "cell wide, and moves on"
+            )
+
+
+def _check_perm(node: NodeProto, title: str) -> None:
+    perm = attribute_of(node, "perm") if node.op_type == "Transpose" else None
+    if perm is not None and sorted(perm) != list(range(len(perm))):
+        raise InputError(f"{title} turns the axes to {list(perm)}, which is no order of them")
 
 
 # These may say "to the end" with the largest integer, or hold any number at all.
