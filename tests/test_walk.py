@@ -30,11 +30,12 @@ from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
 from torchviz_cnn import render as render_room
 from torchviz_cnn.axes import channels_last
+from torchviz_cnn.passage import kind_of
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.render import bars, paper
 from torchviz_cnn.render import kernels as kernel_room
 from torchviz_cnn.render.colormaps import colorize
-from torchviz_cnn.walking import Sparsity, Step, Walk, kind_of
+from torchviz_cnn.steps import Sparsity, Step, Walk
 
 
 def test_a_functional_network_is_walked_function_by_function():

@@ -39,11 +39,12 @@ from torchviz_cnn.naming import rename
 from torchviz_cnn.objectives import Objective
 from torchviz_cnn.observe import Observation, activations, capture
 from torchviz_cnn.retrieval import Patch, Patches, patches
+from torchviz_cnn.steps import Step, Walk
 from torchviz_cnn.summary import LayerInfo, LayerTable, layers
 from torchviz_cnn.texture import StyleComparison, gram_matrix, style_distance, style_layers
 from torchviz_cnn.tracing import default_layer
 from torchviz_cnn.version import __version__
-from torchviz_cnn.walking import Step, Walk, walk
+from torchviz_cnn.walking import walk
 
 __all__ = [
     "METHODS",

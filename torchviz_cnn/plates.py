@@ -18,7 +18,7 @@ from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
 from torchviz_cnn.report import Plate, Section, page, write_page, write_picture
-from torchviz_cnn.walking import Step, Walk
+from torchviz_cnn.steps import Step, Walk
 
 MOST_SCORES = 20
 _RANKS = ("mean", "max", "variance", "weight")
