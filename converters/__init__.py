@@ -1,6 +1,9 @@
 """Networks from files of other frameworks: Keras models exported to ONNX become torch modules."""
 
-import torchviz_cnn  # noqa: F401  (before onnx2torch: it sees to TensorFlow having come first)
+from torchviz_cnn.beside_tensorflow import leave_triton_out
+
+leave_triton_out()  # onnx2torch imports torchvision
+
 from converters.beside_keras import compare_with_keras
 from converters.beside_torch import compare_with_torch
 from converters.comparison import Comparison, LayerComparison, compare

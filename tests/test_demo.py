@@ -1,6 +1,8 @@
 """The demo: real digits, a trained network, a page; and Grad-CAM that lies on the strokes."""
 
 import re
+import subprocess
+import sys
 import time
 from html import unescape
 from html.parser import HTMLParser
@@ -8,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -124,9 +127,52 @@ def test_a_damaged_cache_is_replaced(cache, model, monkeypatch, tmp_path):
     assert torch.equal(again(x), loaded(x))
 
 
-def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch):
-    import sys
+@pytest.mark.parametrize("there", [None, b"", b"damaged", "of another shape", "pickled"])
+def test_the_digits_are_scikit_learns_whatever_lies_in_the_cache(monkeypatch, tmp_path, there):
+    from sklearn.datasets import load_digits
 
+    monkeypatch.setenv("TORCHVIZ_CNN_CACHE", str(tmp_path))
+    file = tmp_path / "digits.npz"
+    if isinstance(there, bytes):
+        file.write_bytes(there)
+    elif there is not None:
+        kind = object if there == "pickled" else float
+        np.savez(file, originals=np.zeros((7, 8, 8), kind), numbers=np.zeros(7, kind))
+    first = digits()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    again = digits()  # out of the cache: scikit-learn cannot be imported now
+    bundle = load_digits()
+    for data in (first, again):
+        assert torch.cat([data.train_labels, data.test_labels]).bincount().tolist() == list(
+            np.bincount(bundle.target)
+        )
+        # enlarged by 2.5, the mean of a digit stays within a few percent of the original's
+        ink = torch.cat([data.train, data.test]).mean() * 28 * 28 / (20 * 20)
+        assert float(ink) == pytest.approx(bundle.images.mean() / 16, rel=0.03)
+    assert torch.equal(first.train, again.train)
+    assert torch.equal(first.test_labels, again.test_labels)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TORCHVIZ_CNN_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(digits().train) == 1437
+
+
+def test_the_second_run_imports_nothing_that_it_does_without(cache, model, tmp_path):
+    """scikit-learn, torchvision and torch's compiler take as long to import as all the rest."""
+    code = (
+        "import sys\n"
+        "from torchviz_cnn.demo import digits_demo\n"
+        f"digits_demo({str(tmp_path)!r})\n"
+        "print([n for n in ('sklearn', 'torchvision', 'torch._dynamo') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHVIZ_CNN_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     start = time.monotonic()
     with pytest.raises(tvc.InputError, match=r"torchviz-cnn\[demo\]"):

@@ -6,11 +6,12 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 import torchviz_cnn as tvc
 from torchviz_cnn.models import choose_device, read_classes
-from torchviz_cnn.preprocess import preprocess_by_name
+from torchviz_cnn.preprocess import Preprocess, preprocess_by_name
 from torchviz_cnn.walking import layers_to_walk
 
 
@@ -375,19 +376,42 @@ def test_a_network_for_pictures_of_another_size():
         tvc.models.load("mnist_convnet", input_size=(1, 32, 32))
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (31, 57), (57, 31), (20, 23), (3, 90)])
+@pytest.mark.parametrize(("resize", "size"), [(20, (33, 30)), (33, (20, 21)), (21, (20, 20))])
+@pytest.mark.parametrize("how", ["nearest", "bilinear", "bicubic"])
+def test_pictures_are_resized_and_cut_as_torchvision_does_it(shape, resize, size, how):
+    """Also where the cut reaches over the border, and where the margins are odd."""
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    )
+    mode = InterpolationMode(how)
+    wanted = vision.center_crop(vision.resize(picture, [resize], interpolation=mode), list(size))
+    given = Preprocess(size, resize=resize, interpolation=how).pixels(picture)
+    assert torch.equal(given, vision.pil_to_tensor(wanted))
+    whole = vision.resize(picture, list(size), interpolation=mode)
+    assert torch.equal(
+        Preprocess(size, interpolation=how).pixels(picture), vision.pil_to_tensor(whole)
+    )
+
+
+def test_an_interpolation_that_is_none_is_refused():
+    with pytest.raises(tvc.InputError, match=r"'cubic'.*bicubic"):
+        Preprocess((8, 8), interpolation="cubic")
+
+
 def test_a_strip_of_a_picture_is_cut_before_it_is_enlarged(monkeypatch):
     """20,000 × 2 pixels scaled to a short side of 256 would be 650 million pixels."""
     strip = Image.new("RGB", (20_000, 2), "white")
     strip.paste((255, 0, 0), (9_999, 0, 10_001, 2))  # the middle two pixels
     sizes = []
-    resize = vision.resize
+    resize = Image.Image.resize
 
     def watched(image, *args, **kwargs):
         resized = resize(image, *args, **kwargs)
         sizes.append(resized.width * resized.height)
         return resized
 
-    monkeypatch.setattr(vision, "resize", watched)
+    monkeypatch.setattr(Image.Image, "resize", watched)
     model = tvc.models.load("resnet18", "none")
     seen = model.preprocess(strip)
     assert max(sizes) < 1_000_000

@@ -4,7 +4,7 @@ Opens up any CNN by its named layers: feature maps, filters, saliency, guided ba
 Grad-CAM, occlusion.
 """
 
-import torchviz_cnn.beside_tensorflow  # noqa: F401  (before anything imports torchvision)
+import torchviz_cnn.beside_tensorflow  # noqa: F401  (before torch's counter of operations)
 from torchviz_cnn import models, objectives, render
 from torchviz_cnn.attribution import (
     Attribution,

@@ -1,9 +1,13 @@
 """Being imported after TensorFlow without bringing the process down.
 
-TensorFlow and Triton, which torchvision's import pulls in through ``torch._dynamo``, each carry an
-LLVM that registers the same command-line options; where TensorFlow came first, the second one
-aborts the whole process (``LLVM ERROR: inconsistency in registered CommandLine options``), and a
-notebook's kernel dies without a sentence. Importing this room, before torchvision, prevents it.
+TensorFlow and Triton each carry an LLVM that registers the same command-line options; where
+TensorFlow came first, the second one aborts the whole process (``LLVM ERROR: inconsistency in
+registered CommandLine options``), and a notebook's kernel dies without a sentence.
+
+Triton is pulled in by torch's counter of operations and by ``torch._dynamo``, which torchvision's
+import pulls in, Lightning's, and the first of torch's optimisers. Importing this room before the
+first keeps Triton out where TensorFlow is there already; versions of torch whose counter does
+without Triton need :func:`leave_triton_out` before the others as well.
 """
 
 from __future__ import annotations

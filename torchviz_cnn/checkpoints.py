@@ -11,18 +11,17 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.inputs import checked_size
-from torchviz_cnn.preprocess import Channels, Preprocess
+from torchviz_cnn.preprocess import Channels, Interpolation, Preprocess
 from torchviz_cnn.version import __version__
 
 SUFFIX = ".safetensors"
@@ -86,7 +85,7 @@ class Description:
                 "versions": {
                     "torchviz_cnn": __version__,
                     "torch": torch.__version__,
-                    "torchvision": torchvision.__version__,
+                    "torchvision": version("torchvision"),
                     "python": platform.python_version(),
                 },
             },
@@ -97,7 +96,7 @@ class Description:
 
 def plain(preprocess: Preprocess) -> dict[str, Any]:
     """From a picture to what a network takes, in values that JSON has."""
-    return vars(preprocess) | {"interpolation": preprocess.interpolation.value}
+    return dict(vars(preprocess))
 
 
 def write(path: str | Path, state: Mapping[str, Tensor], description: Description) -> Path:
@@ -260,6 +259,8 @@ def _preprocess(
         resize, _ = checked_size([resize, resize])
     if channels not in get_args(Channels):
         raise ValueError(f"there are no channels {channels!r}")
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(f"there is no interpolation {interpolation!r}")
     return Preprocess(
         size=(height, width),
         resize=resize,
@@ -267,6 +268,6 @@ def _preprocess(
         mean=tuple(float(value) for value in mean),
         std=tuple(float(value) for value in std),
         channels=channels,  # type: ignore[arg-type]
-        interpolation=InterpolationMode(interpolation),
+        interpolation=interpolation,  # type: ignore[arg-type]
         channel_axis=bool(channel_axis),
     )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchviz_cnn.axes import channels_last, widths_of
+from torchviz_cnn.dispatch import OperatorMode
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.naming import Layer, display_name
 from torchviz_cnn.observe import (
@@ -97,7 +97,7 @@ class _Frame:
     last: _Event | None = None
 
 
-class Passage(TorchDispatchMode):
+class Passage(OperatorMode):
     """Watches one forward pass: modules by hooks, functions without a module as operators."""
 
     def __init__(

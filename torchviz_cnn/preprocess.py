@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
 
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.pictures import Picture, to_image
@@ -20,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Channels = Literal["RGB", "BGR", "L"]
+# Pillow's ways of resizing, by the names torchvision gives them.
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Preprocess:
         mean: then this is subtracted, one a channel,
         std: then it is divided by this.
         channels: ``"RGB"``, ``"BGR"`` or ``"L"`` (gray).
-        interpolation: how the picture is resized.
+        interpolation: how the picture is resized: ``"nearest"``, ``"bilinear"``, ``"bicubic"``, …
         channel_axis: ``False`` for gray networks that take ``(N, H, W)``.
 
     Example:
@@ -49,8 +50,15 @@ class Preprocess:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     channels: Channels = "RGB"
-    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    interpolation: Interpolation = "bilinear"
     channel_axis: bool = True
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            raise InputError(
+                f"there is no interpolation {self.interpolation!r}; choose one of "
+                + ", ".join(get_args(Interpolation))
+            )
 
     def view(self, picture: Picture) -> Image.Image:
         """What the network sees of a picture, at the picture's own resolution where that is finer.
@@ -81,15 +89,15 @@ class Preprocess:
         return int(self.resize * height / short), int(self.resize * width / short)
 
     def _resized(self, image: Image.Image) -> Image.Image:
+        how = Image.Resampling[self.interpolation.upper()]
+        height, width = self.size
         if self.resize is None:
-            return vision.resize(
-                image, list(self.size), interpolation=self.interpolation, antialias=True
-            )
+            return image.resize((width, height), how)
         image = _shortened(image, max(self.size) / self.resize)
-        image = vision.resize(
-            image, [self.resize], interpolation=self.interpolation, antialias=True
-        )
-        return vision.center_crop(image, list(self.size))
+        new_height, new_width = self._scaled(image.height, image.width)
+        image = image.resize((new_width, new_height), how)
+        top, left = _margin(new_height, height), _margin(new_width, width)
+        return image.crop((left, top, left + width, top + height))  # black beyond the border
 
     def __call__(self, pictures: Picture | list[Picture]) -> Tensor:
         """One picture or several as a batch ``(N, C, H, W)`` or ``(N, H, W)``, float32.
@@ -113,7 +121,8 @@ class Preprocess:
         image = self._resized(to_image(picture))
         if self.channels == "L":
             image = image.convert("L")
-        tensor: Tensor = vision.pil_to_tensor(image)
+        tensor = torch.from_numpy(np.array(image))
+        tensor = tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
         return tensor.flip(0) if self.channels == "BGR" else tensor
 
     def numbers(self, pixels: Tensor) -> Tensor:
@@ -122,6 +131,11 @@ class Preprocess:
             torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.mean, self.std)
         )
         return (pixels.float() * self.scale - mean) / std
+
+
+def _margin(long: int, cut: int) -> int:
+    """Where the middle of ``long`` pixels begins, as torchvision's ``center_crop`` has it."""
+    return round((long - cut) / 2) if long >= cut else -((cut - long) // 2)
 
 
 def _shortened(image: Image.Image, needed: float) -> Image.Image:
@@ -275,7 +289,7 @@ def preprocess_by_name(mode: str, input_size: Sequence[int], *, nearest: bool = 
             f"there is no preprocessing {mode!r}; choose one of {', '.join(KERAS_MODES)}"
             + closest(mode, KERAS_MODES)
         )
-    how = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
+    how: Interpolation = "nearest" if nearest else "bilinear"
     chosen = replace(
         KERAS_MODES[mode],
         size=(input_size[-2], input_size[-1]),

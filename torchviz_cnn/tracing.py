@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from torchviz_cnn.dispatch import OperatorMode
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.guard import every_module, undisturbed
 from torchviz_cnn.inputs import check_inputs, misfits_explained
@@ -267,7 +267,7 @@ class Trace:
         return runs[call : call + 1]
 
 
-class _CostMode(TorchDispatchMode):
+class _CostMode(OperatorMode):
     """Counts multiply-adds into the innermost module that is running; notes convolutions.
 
     Seeing operators rather than modules, it does not miss ``F.conv2d`` or ``x @ w``.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
 from torchviz_cnn.axes import channels_first, widths_of
+from torchviz_cnn.beside_tensorflow import leave_triton_out
 from torchviz_cnn.errors import InputError, is_real
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
@@ -295,6 +296,7 @@ def _ascend(
     """The objective at each step, ``(N, steps)``, and how often each was redirected, ``(N,)``."""
     # Another stream than the start's, lest the first moves repeat its numbers.
     draws = [torch.Generator().manual_seed(seed ^ 0x5DEECE66D) for seed in board.seeds]
+    leave_triton_out()
     optimizer = torch.optim.Adam([board.numbers], lr=recipe.learning_rate, maximize=True)
     history = []
     redirected = torch.zeros(len(part), dtype=torch.long)

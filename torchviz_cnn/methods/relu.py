@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchviz_cnn.dispatch import OperatorMode
 from torchviz_cnn.errors import NotApplicable
 
 Rule = Literal["guided", "deconvnet", "redirected"]
@@ -39,7 +39,7 @@ _OTHER_ACTIVATIONS = {
 }
 
 
-class ReLURule(TorchDispatchMode):
+class ReLURule(OperatorMode):
     """Differentiate ReLU and ReLU6 by another rule inside the block.
 
     ``"guided"``: where the unit was active and the gradient is positive. ``"deconvnet"``: where the

@@ -10,8 +10,8 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as vision
 
+from torchviz_cnn.beside_tensorflow import leave_triton_out
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.head import Output, run
 from torchviz_cnn.methods.examine import Examination, gradients
@@ -40,7 +40,10 @@ def filling_of(fill: Fill, images: Tensor, *, has_channels: bool, what: str = "f
             reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
             if reach < 1:
                 raise InputError("a picture one pixel wide cannot be blurred; fill with a value")
-            return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
+            leave_triton_out()
+            from torchvision.transforms.v2.functional import gaussian_blur
+
+            return gaussian_blur(images, [2 * reach + 1] * 2, [sigma, sigma])
         raise InputError(f"{what} must be a value, 'mean', 'blur' or an array, not {fill!r}")
     try:
         values = torch.as_tensor(fill, dtype=images.dtype, device=images.device)

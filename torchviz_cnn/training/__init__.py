@@ -4,7 +4,8 @@
 is imported only when a run begins. ``digits`` trains the demo's network, without Lightning.
 """
 
-from torchviz_cnn.training.digits import accuracy, cache_folder, digits_model, train_digits
+from torchviz_cnn.cache import cache_folder
+from torchviz_cnn.training.digits import accuracy, digits_model, train_digits
 from torchviz_cnn.training.fit import Run, fit
 from torchviz_cnn.training.plan import Settings
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from tqdm import tqdm
 
+from torchviz_cnn.beside_tensorflow import leave_triton_out
+from torchviz_cnn.cache import cache_folder
 from torchviz_cnn.data import Digits, digits
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
@@ -72,6 +72,7 @@ def train_digits(
         first, second, *middle, last = module.children()
         convolutions = nn.Sequential(first, second)
         logits = nn.Sequential(*middle, last.get_submodule("dense"))
+        leave_triton_out()
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
         steps = epochs * -(-len(data.train) // batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -94,14 +95,6 @@ def train_digits(
     for parameter in module.parameters():
         parameter.grad = None
     return module.eval()
-
-
-def cache_folder() -> Path:
-    """Where trained networks are kept: ``$TORCHVIZ_CNN_CACHE``, else the user's cache."""
-    if own := os.environ.get("TORCHVIZ_CNN_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "torchviz_cnn"
 
 
 def digits_model(*, progress: bool = False) -> tuple[Model, bool]:

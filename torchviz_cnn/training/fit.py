@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchviz_cnn import checkpoints, models
+from torchviz_cnn.beside_tensorflow import leave_triton_out
 from torchviz_cnn.checkpoints import BEST, LAST, Description
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import check_folder, write_atomically
@@ -216,6 +217,7 @@ def fit(
 
 
 def _recipe() -> type[Recipe]:
+    leave_triton_out()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

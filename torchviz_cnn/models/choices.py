@@ -1,0 +1,54 @@
+"""What else is chosen by a word: the device, a file of class names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from torchviz_cnn.errors import InputError
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(wish: str = "auto") -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: for a device that is not there.
+    """
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish not in ("cpu", "cuda"):
+        raise InputError(f"there is no device {wish!r}; choose auto, cpu or cuda")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device can be used here; choose --device cpu or auto")
+    return torch.device(wish)
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names from a file: one a line; a JSON list; or JSON as Keras has it for ImageNet,
+    ``{"0": ["n01440764", "tench"], …}``.
+
+    Raises:
+        InputError: when the file is missing or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(f"cannot read class names from {str(path)!r}: {reason}") from None
+    if text.lstrip()[:1] not in ("[", "{"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{str(path)!r} is broken JSON: {error}") from None
+    if isinstance(found, dict) and all(key.isdigit() for key in found):
+        found = [found[key] for key in sorted(found, key=int)]
+    names = [each[-1] if isinstance(each, list) and each else each for each in found]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{str(path)!r} holds no list of class names")
+    return names

@@ -1,0 +1,131 @@
+"""Weights: out of files, into networks, or random."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from torchviz_cnn import checkpoints
+from torchviz_cnn.errors import InputError
+
+T = TypeVar("T")
+
+
+# What loading a file of weights raises when it is not there, not one, or damaged.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError)
+
+
+IMAGENET_CLASSES = 1000
+
+
+RESCALING = ("googlenet", "inception_v3")
+
+
+def at_random(build: Callable[[], T], seed: int = 0) -> T:
+    """A network with random weights, the same ones every time; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def transforms_input(
+    name: str, state: Mapping[str, Tensor], path: str
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether a network must scale pictures anew to suit its weights, and what was assumed.
+
+    The published weights of GoogLeNet and Inception, ported from TensorFlow, were trained on another
+    scaling of pictures than torchvision's. What was trained here says which it was; of other files,
+    those of 1000 classes are taken for published ones: whoever trained another number of classes did
+    so on the usual scaling.
+
+    Args:
+        name: of the network.
+        state: its weights.
+        path: their file, or ``"default"``.
+    """
+    if name not in RESCALING:
+        return False, ()
+    described = checkpoints.describe(path) if path.lower().endswith(checkpoints.SUFFIX) else None
+    if described is not None and described.architecture.name == name:
+        return described.architecture.transform_input, ()
+    if class_count(state) != IMAGENET_CLASSES:
+        return False, ()
+    if path == "default":
+        return True, ()
+    return True, (
+        f"{name} has {IMAGENET_CLASSES} classes, so its weights are taken for published "
+        "ones, which scale pictures to −1…1 (transform_input=True)",
+    )
+
+
+def class_count(state: Mapping[str, Tensor]) -> int:
+    """How many classes a state dict's last layer tells apart."""
+    last = [tensor for key, tensor in state.items() if tensor.ndim and "aux" not in key.lower()]
+    return last[-1].shape[0] if last else 0
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """A state dict from a file, on the CPU; wrappers such as ``{"state_dict": …}`` are taken off.
+
+    Loaded with ``weights_only=True``, or by safetensors: a file cannot run code.
+
+    Raises:
+        InputError: when the file is missing, damaged, or holds something else.
+    """
+    if path.lower().endswith(checkpoints.SUFFIX):
+        return checkpoints.read_tensors(path)[0]
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no weights file {path!r}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path!r} is a folder, not a weights file") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path!r} is no state dict that can be loaded safely: it is damaged, or holds a whole "
+            "pickled network; save network.state_dict() instead"
+        ) from None
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path!r} is not a readable weights file: {reason}") from None
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise InputError(f"{path!r} holds a {type(found).__name__}, not a state dict of tensors")
+    if not found:
+        raise InputError(f"{path!r} holds an empty state dict")
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): v for key, v in found.items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Put a state dict into a network.
+
+    Raises:
+        InputError: naming what is missing, left over or of another shape, before anything is
+            changed.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{what} {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in (("it lacks", missing), ("it also has", surplus), ("in it", shapes))
+        if found
+    ]
+    if problems:
+        raise InputError(
+            f"the weights in {path!r} do not fit this {type(module).__name__}: "
+            + "; ".join(problems)
+        )
+    module.load_state_dict(dict(state), strict=False)
