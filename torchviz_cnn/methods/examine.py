@@ -194,11 +194,15 @@ def differentiated(
     Raises:
         NotApplicable: when the network has written into what its gradient needs.
     """
+    whole, outer = score, weights if batched else None
+    if not batched:  # without grad_outputs, whose check imports sympy, which takes a second
+        with torch.enable_grad():
+            whole = (score * weights).sum()
     try:
         found = torch.autograd.grad(
-            score,
+            whole,
             at,
-            grad_outputs=weights,
+            grad_outputs=outer,
             retain_graph=more,
             allow_unused=True,
             is_grads_batched=batched,
