@@ -179,7 +179,92 @@ KEEP = {
     "nothing added": lambda x: x + torch.zeros_like(x),
     "copied": lambda x: torch.empty_like(x).copy_(x).contiguous(memory_format=torch.channels_last),
 }
+_ATEN = torch.ops.aten
+
+
+def _filled(x, where, number):
+    x = x.clone()
+    x[where(x)] = number
+    return x
+
+
+def _halves(x):
+    """The second half of the channels is written anew, into the map itself."""
+    x = x.clone()
+    x[:, 2:] = x[:, :2] * 2
+    return x
+
+
+# What works number by number without saying so to torch's tags, in place and into ``out=``.
+NUMBER_BY_NUMBER = {
+    "masked_fill": lambda x: x.masked_fill(x < 0.1, 0.0),
+    "masked_fill by a tensor": lambda x: x.masked_fill(x < 0.1, x.new_zeros(())),
+    "masked_fill_": lambda x: x.clone().masked_fill_(x < 0.1, 0.0),
+    "masked_fill_ by a tensor": lambda x: x.clone().masked_fill_(x < 0.1, x.new_zeros(())),
+    "a masked assignment": lambda x: _filled(x, lambda y: y < 0.1, 0.0),
+    "threshold_": lambda x: F.threshold_(x.clone(), 0.1, 0.0),
+    "gelu_": lambda x: _ATEN.gelu_(x.clone()),
+    "mish_": lambda x: F.mish(x.clone(), inplace=True),
+    "abs_": lambda x: x.clone().abs_(),
+    "copysign_": lambda x: x.clone().copysign_(torch.ones_like(x)),
+    "clamp_": lambda x: x.clone().clamp_(min=0),
+    "hardswish_": lambda x: F.hardswish(x.clone(), inplace=True),
+    "hardsigmoid_": lambda x: F.hardsigmoid(x * 0.01, inplace=True),
+    "relu6_": lambda x: F.relu6(x * 0.01, inplace=True),
+    "celu_": lambda x: F.celu_(x.clone()),
+    "selu_": lambda x: F.selu_(x.clone()),
+    "leaky_relu_": lambda x: F.leaky_relu_(x.clone()),
+    "rrelu_": lambda x: F.rrelu_(x.clone()),
+    "xlogy_": lambda x: x.clone().xlogy_(2.5),
+    "rsub": lambda x: torch.rsub(x, torch.ones_like(x)),
+    "special_expit": lambda x: torch.special.expit(x * 0.01),
+    "special_log1p": torch.special.log1p,
+    "special_erf": lambda x: torch.special.erf(x * 0.01),
+    "arctan_": lambda x: x.clone().arctan_(),
+    "true_divide_": lambda x: x.clone().true_divide_(2),
+    "a fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.01, 0, 0, 10**6),
+    "a fake quantisation of channels": lambda x: torch.fake_quantize_per_channel_affine(
+        x,
+        x.new_full((4,), 0.01, dtype=torch.float32),
+        torch.zeros(4, dtype=torch.int32),
+        1,
+        0,
+        10**6,
+    ),
+    "one is asked for": lambda x: torch.where(x > 0.1, x, 0.0),
+    "gates by comparison": lambda x: x * x.gt(0.1),
+    "gates by comparison in place": lambda x: x * x.detach().clone().gt_(0.1),
+    "batch norm of an update, not updating": lambda x: _ATEN._batch_norm_no_update(
+        x, *(x.new_ones(4) for _ in range(4)), 0.1, 1e-5
+    )[0],
+    "batch norm, legit": lambda x: _ATEN._native_batch_norm_legit(
+        x, *(x.new_ones(4) for _ in range(4)), False, 0.1, 1e-5
+    )[0],
+    "second half of the channels written": _halves,
+}
+
+
+# Only what is not followed by autograd may be written into ``out=``.
+OUT = {
+    "gelu": lambda x: _ATEN.gelu.out(x, out=torch.empty_like(x)),
+    "where": lambda x: torch.where(x > 0, x, x.new_zeros(()), out=torch.empty_like(x)),
+    "isnan": lambda x: x + _ATEN.isnan.out(x, out=torch.empty_like(x, dtype=torch.bool)),
+    "masked_fill": lambda x: _ATEN.masked_fill.Scalar_out(x, x < 0, 0.0, out=torch.empty_like(x)),
+    "clamp_min": lambda x: torch.clamp_min(x, 0, out=torch.empty_like(x)),
+}
 MIX = {
+    "batch norm with an update": lambda x: _ATEN._batch_norm_with_update(
+        x, *(x.new_ones(4) for _ in range(4)), 0.1, 1e-5
+    )[0],
+    "batch norm, legit, of its own statistics": lambda x: _ATEN._native_batch_norm_legit(
+        x, *(x.new_ones(4) for _ in range(4)), True, 0.1, 1e-5
+    )[0],
+    "batch norm, legit, without statistics": lambda x: _ATEN._native_batch_norm_legit.no_stats(
+        x, x.new_ones(4), x.new_ones(4), True, 0.1, 1e-5
+    )[0],
+    "products of rows": lambda x: (x * 0.01 + 1).cumprod(2),
+    "logarithms of sums of columns": lambda x: (x * 0.01).logcumsumexp(3),
+    "largest so far": lambda x: x.cummax(3)[0],
     "group norm": nn.GroupNorm(2, 4),
     "instance norm": nn.InstanceNorm2d(4),
     "layer norm": nn.LayerNorm([4, 12, 12]),
@@ -194,11 +279,66 @@ MOVE = {
     "rolled": lambda x: x.roll(2, 2),
     "turned": lambda x: x.rot90(1, (2, 3)),
     "sorted": lambda x: x.sort(3)[0],
+    "sorted along the last axis, unnamed": lambda x: x.sort()[0],
+    "sorted stably": lambda x: x.sort(stable=True)[0],
+    "the largest of all": lambda x: x.topk(12)[0],
+    "rolled through all axes": lambda x: x.roll(5),
+    "rows picked by a mask": lambda x: x[torch.arange(48).reshape(1, 4, 12) % 4 == 1][None, None],
+    "rows written": lambda x: _written(x, (slice(None), slice(None), slice(2, None)), x[:, :, :-2]),
     "rows picked": lambda x: x[:, :, torch.arange(11, -1, -1)],
     "sampled": lambda x: F.grid_sample(
         x, torch.zeros(len(x), 12, 12, 2, dtype=x.dtype), align_corners=False
     ),
 }
+
+
+def _written(x, where, what):
+    x = x.clone()
+    x[where] = what
+    return x
+
+
+@pytest.mark.parametrize("name", NUMBER_BY_NUMBER)
+def test_what_works_number_by_number_without_saying_so_leaves_the_field(name):
+    net = positive(Between(NUMBER_BY_NUMBER[name]))
+    field = tvc.receptive_field(net, "end", (1, 12, 12))
+    assert field.box((2, 3)) == support(net, "end", (1, 12, 12), (2, 3)) == (1, 2, 4, 5)
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_what_is_written_into_out_is_where_it_came_from(name):
+    """Without gradients there: the pixels that a change of which changes one unit."""
+    net = positive(Between(OUT[name]))
+    x = torch.rand(1, 1, 12, 12, dtype=torch.float64)
+    changed = x + torch.eye(144, dtype=torch.float64).reshape(144, 1, 12, 12)
+    with torch.no_grad():
+        differs = (net(changed) - net(x))[:, :, 2, 3].abs().sum(1).reshape(12, 12) > 0
+    ys, xs = differs.nonzero(as_tuple=True)
+    seen = (ys.min(), xs.min(), ys.max() + 1, xs.max() + 1)
+    assert tvc.receptive_field(net, "end", (1, 12, 12)).box((2, 3)) == seen == (1, 2, 4, 5)
+
+
+def test_what_is_written_into_a_part_of_a_map_is_seen_by_the_whole():
+    """One of the channels is replaced by what sees more."""
+
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.wider = nn.Conv2d(4, 1, 3, padding=1)
+            self.end = nn.Identity()
+
+        def forward(self, x):
+            y = self.conv(x)
+            z = self.place(y)
+            z[:, 1:2] = self.wider(y)
+            return self.end(z)
+
+    for place in (torch.clone, torch.zeros_like):
+        net = positive(Written())
+        net.place = place
+        assert tvc.receptive_field(net, "end", (1, 12, 12)).box((4, 5)) == (2, 3, 7, 8)
+        assert support(net, "end", (1, 12, 12), (4, 5)) == (2, 3, 7, 8)
 
 
 @pytest.mark.parametrize("name", KEEP)

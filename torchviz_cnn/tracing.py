@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -94,108 +95,195 @@ def _window(
     return place.moved((middle[0], middle[1])).widened(reach).strided(stride)
 
 
-def _packets(*names: str) -> frozenset[Any]:
-    """Operators by name; those that this version of torch does not have are left out."""
-    return frozenset(getattr(_ATEN, name) for name in names if hasattr(_ATEN, name))
+def _packets(names: str) -> frozenset[Any]:
+    """Operators by name, and those that do the same to their argument itself.
+
+    Those that this version of torch does not have are left out.
+    """
+    every = (f"{name}{ending}" for name in names.split() for ending in ("", "_"))
+    return frozenset(getattr(_ATEN, name) for name in every if hasattr(_ATEN, name))
 
 
 # What leaves every cell where it was, wherever the map keeps its size. Operators that work number
-# by number say so themselves, but for some. A view of the same two last lengths is cut out of
-# memory in the same order.
+# by number say so themselves, but for these …
+_NUMBER_BY_NUMBER = _packets(
+    "hardswish _prelu_kernel rrelu_with_noise log_sigmoid_forward _add_relu masked_fill rsub xlogy "
+    "floor_divide complex polar fill zero dequantize fake_quantize_per_tensor_affine_cachemask "
+    "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine "
+    "_fake_quantize_learnable_per_channel_affine "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams bernoulli native_dropout "
+    "_fused_dropout _masked_scale"
+)
+# … and those that hand the numbers on. A view of the same two last lengths is cut out of memory in
+# the same order, and a map that is resized to its own size stays what it is.
 _IN_PLACE = _packets(
-    *("clone", "detach", "alias", "_to_copy", "lift_fresh", "copy_", "contiguous", "expand"),
-    *("view", "_unsafe_view", "reshape", "_reshape_alias", "repeat", "channel_shuffle"),
-    *("native_channel_shuffle", "native_dropout", "hardswish", "hardswish_", "_prelu_kernel"),
-    *("rrelu_with_noise", "log_sigmoid_forward", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
-    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
-    *("_upsample_bilinear2d_aa", "_native_batch_norm_legit_no_training"),
+    "clone detach alias _to_copy lift lift_fresh copy contiguous expand view _unsafe_view reshape "
+    "_reshape_alias _reshape_copy squeeze unsqueeze repeat channel_shuffle native_channel_shuffle "
+    "_adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d _upsample_nearest_exact2d "
+    "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "_native_batch_norm_legit_no_training"
 )
 # What takes a map's size, and nothing else of it.
 _NEW = _packets(
-    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
-    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+    "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones "
+    "new_full new_empty_strided"
 )
-# What works along axes, and which argument says so: harmless where these are not the map's two.
-_ALONG = {
-    getattr(_ATEN, name): position
-    for position, names in {
-        1: "_softmax _log_softmax cumsum flip index_select gather sort glu cat stack slice select "
-        "unbind mean sum amax amin max min prod var std logsumexp squeeze unsqueeze any all",
-        2: "roll split split_with_sizes topk linalg_vector_norm",
-    }.items()
-    for name in names.split()
-}
+# What works along axes: harmless where these are not the map's two …
+_ALONG = _packets(
+    "_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp _logcumsumexp cummax cummin "
+    "flip index_select index_fill gather sort glu cat stack slice select unbind mean sum amax amin "
+    "max min prod var std median nanmedian logsumexp any all roll split split_with_sizes topk "
+    "linalg_vector_norm"
+)
+# … of which these let a cell see the others of its row or column, and leave the map's size.
+_MIXING = _packets(
+    "_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp _logcumsumexp cummax cummin"
+)
 # What mixes all cells and leaves the map's size.
-_NORMALISING = _packets(
-    "native_group_norm", "native_layer_norm", "_native_batch_norm_legit", "_fused_rms_norm"
+_NORMALISING = _packets("native_group_norm native_layer_norm _fused_rms_norm")
+_BATCH_NORM = _packets(
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_functional _batch_norm_with_update _batch_norm_no_update "
+    "_batch_norm_with_update_functional"
 )
-_WITH_STATISTICS = _packets("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
-_MIXING = _packets("_softmax", "_log_softmax", "cumsum")
+_WITH_UPDATE = _packets("_batch_norm_with_update _batch_norm_with_update_functional")
 
 
-def _moves(packet: Any, args: tuple[Any, ...], pointwise: bool, out: Tensor) -> bool | None:
+@cache
+def _works_number_by_number(function: Any) -> bool:
+    """Whether each number an operator puts out is made of those at the same place alone.
+
+    What works on its argument itself, or into ``out=``, often does not say so, even where the
+    operator that makes a new tensor does.
+    """
+    if torch.Tag.pointwise in function.tags or function._overloadpacket in _NUMBER_BY_NUMBER:
+        return True
+    if function.namespace != "aten" or not function._schema.is_mutable:
+        return False
+    plain = getattr(_ATEN, function._overloadpacket.__name__.removesuffix("_"), None)
+    overload = function._overloadname.removesuffix("out").removesuffix("_") or "default"
+    twin = getattr(plain, overload, None)
+    return twin is not None and torch.Tag.pointwise in twin.tags
+
+
+@cache
+def _parameters(function: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
+    """An operator's arguments: name, default, whether it is written to, whether only by name."""
+    return tuple(
+        (
+            each.name,
+            each.default_value if each.has_default_value() else None,
+            each.alias_info is not None and each.alias_info.is_write,
+            each.kwarg_only,
+        )
+        for each in function._schema.arguments
+    )
+
+
+def _given(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All of an operator's arguments by name; those left out have their defaults.
+
+    Torch leaves out of ``args`` what equals the default: ``x.sort(-1)`` comes as ``x`` alone. What
+    is only written to, the ``out=`` of an operator and where ``copy_`` copies to, is left out here.
+    """
+    found = {}
+    for index, (name, default, written, by_name) in enumerate(_parameters(function)):
+        if written and (by_name or function._overloadpacket is _ATEN.copy_):
+            continue
+        found[name] = args[index] if index < len(args) else kwargs.get(name, default)
+    return found
+
+
+def _moves(function: Any, given: dict[str, Any], out: Tensor) -> bool | None:
     """What an operator that keeps the size of a map does with its cells.
 
     Returns:
         ``False`` where each stays in its place, ``True`` where each may see all of them; ``None``
         where it is not known, or they change places.
     """
-    if pointwise or packet in _IN_PLACE:
+    packet = function._overloadpacket
+    if packet in _IN_PLACE or _works_number_by_number(function):
         return False
     if packet in _NORMALISING:
         return True
-    if packet in _WITH_STATISTICS:
-        return bool(args[5])  # those of the maps themselves
+    if packet in _BATCH_NORM:  # of the maps themselves, or of what was seen in training
+        kept = given.get("running_mean") is not None
+        return not kept or bool(given.get("training", packet in _WITH_UPDATE))
     if packet in (_ATEN.permute, _ATEN.transpose):
         axes = list(range(out.ndim))
         if packet is _ATEN.permute:
-            axes = [axis % out.ndim for axis in args[1]]
+            axes = [axis % out.ndim for axis in given["dims"]]
         else:
-            first, second = args[1:3]
+            first, second = given["dim0"], given["dim1"]
             axes[first], axes[second] = axes[second], axes[first]
         return False if axes[-2:] == [out.ndim - 2, out.ndim - 1] else None
     if packet is _ATEN.index:
-        return False if len(args[1]) <= args[0].ndim - 2 else None
+        return False if _axes_taken(given["indices"]) <= given["self"].ndim - 2 else None
+    if packet in _PUTTING:
+        return False if _is_masked_fill(given) else None
     if packet is _ATEN.avg_pool3d:
-        return False if list(args[1][-2:]) == [1, 1] else None
-    if packet in _ALONG and len(args) >= _ALONG[packet]:
-        given = args[_ALONG[packet]] if len(args) > _ALONG[packet] else 0
-        axes = [given] if isinstance(given, int) else list(given or ())
-        if not all(isinstance(axis, int) for axis in axes):
-            return None
-        ndim = max(out.ndim, args[0].ndim if isinstance(args[0], Tensor) else 0)
-        if axes and all(axis % ndim < ndim - 2 for axis in axes):
-            return False
-        return True if packet in _MIXING else None
+        return False if list(given["kernel_size"][-2:]) == [1, 1] else None
+    if packet in _ALONG:
+        return _moves_along(packet, given, out)
     return None
 
 
-def _place_after(
-    packet: Any, args: tuple[Any, ...], out: Tensor, *, pointwise: bool
-) -> Place | None:
-    """Where an operator's output lies, from where its inputs lie; ``None`` where it is not known.
+_PUTTING = _packets("index_put _index_put_impl _unsafe_index_put")
 
-    Positions of the arguments are those of the operators' schemas.
-    """
+
+def _axes_taken(indices: list[Tensor | None]) -> int:
+    """Over how many axes, from the first on, indices reach; a mask takes all of its own."""
+    masks = (torch.bool, torch.uint8)
+    return sum(1 if i is None or i.dtype not in masks else i.ndim for i in indices)
+
+
+def _is_masked_fill(given: dict[str, Any]) -> bool:
+    """Whether one number is written wherever a mask of the map's own shape says so."""
+    indices = given["indices"]
+    return (
+        len(indices) == 1
+        and indices[0] is not None
+        and indices[0].dtype is torch.bool
+        and indices[0].shape == given["self"].shape
+        and given["values"].numel() == 1
+    )
+
+
+def _moves_along(packet: Any, given: dict[str, Any], out: Tensor) -> bool | None:
+    axes = given.get("dim", given.get("dims"))
+    axes = [axes] if isinstance(axes, int) else list(axes or ())
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    source = given.get("self")
+    ndim = max(out.ndim, source.ndim if isinstance(source, Tensor) else 0)
+    if axes and all(axis % ndim < ndim - 2 for axis in axes):
+        return False
+    return True if packet in _MIXING else None
+
+
+def _place_after(function: Any, given: dict[str, Any], out: Tensor) -> Place | None:
+    """Where an operator's output lies, from where its inputs lie; ``None`` where it is not known."""
     sources = [
-        each for each in _flat(args) if isinstance(each, Tensor) and _comes_from_picture(each)
+        each
+        for each in _flat(given.values())
+        if isinstance(each, Tensor) and _comes_from_picture(each)
     ]
     source = next((each for each in sources if _place_of(each)), None)
     if source is None:
         return None
     place: Place = _place_of(source)  # type: ignore[assignment]
+    packet = function._overloadpacket
     if packet is _ATEN.convolution:
-        _, weight, _, stride, padding, dilation, transposed = args[:7]
-        return _window(place, weight.shape[2:], stride, padding, dilation, transposed=transposed)
+        stride, padding, dilation = (given[name] for name in ("stride", "padding", "dilation"))
+        kernel = given["weight"].shape[2:]
+        return _window(place, kernel, stride, padding, dilation, transposed=given["transposed"])
     if packet in (_ATEN.max_pool2d_with_indices, _ATEN.max_pool2d, _ATEN.avg_pool2d):
-        kernel, stride, padding, dilation = (*args[1:5], *([], 0, 1)[len(args) - 2 :])[:4]
-        return _window(
-            place, kernel, stride, padding, 1 if packet is _ATEN.avg_pool2d else dilation
-        )
+        kernel, stride, padding = (given[name] for name in ("kernel_size", "stride", "padding"))
+        return _window(place, kernel, stride, padding, given.get("dilation", 1))
     if packet is _ATEN.constant_pad_nd:
-        left, _, top = (*args[1], 0, 0, 0)[:3]
+        left, _, top = (*given["pad"], 0, 0, 0)[:3]
         return place.moved((-top, -left))
-    moves = _moves(packet, args, pointwise, out)
+    moves = _moves(function, given, out)
     if moves is None or out.shape[-2:] != source.shape[-2:]:
         return None
     if moves:
@@ -209,8 +297,10 @@ def _place_after(
     return place
 
 
-def _flat(args: tuple[Any, ...]) -> list[Any]:
-    return [inner for each in args for inner in (each if isinstance(each, list) else [each])]
+def _flat(args: Iterable[Any]) -> list[Any]:
+    return [
+        inner for each in args for inner in (each if isinstance(each, list | tuple) else [each])
+    ]
 
 
 def _place_of(tensor: Tensor) -> Place | None:
@@ -223,20 +313,31 @@ def _comes_from_picture(tensor: Tensor) -> bool:
     return hasattr(tensor, "_torchviz_cnn_place")
 
 
-def _follow(function: Any, args: tuple[Any, ...], out: Any) -> None:
+def _follow(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Note on an operator's outputs where they lie, if the picture has a part in them."""
-    packet, pointwise = function._overloadpacket, torch.Tag.pointwise in function.tags
-    if packet in _NEW:
+    if function._overloadpacket in _NEW:
         return
-    if packet is _ATEN.copy_:
-        args = args[1:]  # what was there is gone
-    if not any(isinstance(each, Tensor) and _comes_from_picture(each) for each in _flat(args)):
+    given = _given(function, args, kwargs)
+    if not any(
+        isinstance(each, Tensor) and _comes_from_picture(each) for each in _flat(given.values())
+    ):
         return
     for each in out if isinstance(out, tuple | list) else [out]:
         if isinstance(each, Tensor):
-            known = each.ndim >= 2
-            place = _place_after(packet, args, each, pointwise=pointwise) if known else None
+            place = _place_after(function, given, each) if each.ndim >= 2 else None
             each._torchviz_cnn_place = place  # type: ignore[attr-defined]
+            if function._schema.is_mutable and each._base is not None:
+                _written_into(each._base, each, place)
+
+
+def _written_into(whole: Tensor, part: Tensor, place: Place | None) -> None:
+    """Note on a map that a part of it, some of its channels say, has been written to."""
+    if part.shape[-2:] != whole.shape[-2:]:
+        place = None
+    elif place is not None and _comes_from_picture(whole):
+        before = _place_of(whole)
+        place = before and before.joined(place)
+    whole._torchviz_cnn_place = place  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -289,7 +390,7 @@ class _CostMode(OperatorMode):
                 run.macs += macs
         if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
             self.trace.convolutions.append(tuple(out.shape))
-        _follow(func, args, out)
+        _follow(func, args, kwargs, out)
         return out
 
 
