@@ -1168,6 +1168,33 @@ def test_squeezenets_scores_come_out_of_a_relu_and_both_classes_are_learnt(tmp_p
     assert start("resnet18", 2, input_size=(3, 64, 64)).architecture.outputs == 1
 
 
+class _Does(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda x: x.clamp(max=6),
+        lambda x: x.clamp(-1, 1),
+        lambda x: x.clamp_min(-0.5),
+        lambda x: x.clamp(min=x.new_full((), -0.5)),
+        lambda x: x.clamp(max=x.new_full((), 0.5)),
+        lambda x: torch.maximum(x, x.new_full((), -1.0)),
+        lambda x: torch.maximum(x, -x),
+        lambda x: torch.minimum(x, x.new_zeros(())),
+        lambda x: nn.functional.threshold(x, -1.0, -1.0),
+    ],
+)
+def test_one_score_that_is_only_cut_off_elsewhere_is_taken(does):
+    network = nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), _Does(does))
+    assert ending_of(network, (3, 8, 8), 2) is None
+
+
 @pytest.mark.parametrize(
     "last",
     [
@@ -1176,6 +1203,18 @@ def test_squeezenets_scores_come_out_of_a_relu_and_both_classes_are_learnt(tmp_p
         (nn.ReLU6(), nn.AvgPool2d(6), nn.Dropout(), nn.Flatten()),
         (nn.Threshold(0, 0), nn.MaxPool2d(6), nn.Flatten(1), nn.Identity()),
         (nn.AvgPool2d(6), nn.Flatten(), nn.Softplus()),
+        (nn.Threshold(0.5, 0), nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+        (_Does(lambda x: x.clamp(min=0)), nn.AvgPool2d(6), nn.Flatten()),
+        (_Does(lambda x: x.clamp(0, 6)), nn.AvgPool2d(6), nn.Flatten()),
+        (_Does(lambda x: x.clamp(min=0.5)), nn.AvgPool2d(6), nn.Flatten()),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: (1 * x).clamp_(0))),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: torch.clamp_min(x, 0))),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: x.clamp(min=x.new_zeros(())))),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: x.clamp_min(x.new_zeros(1)))),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: torch.maximum(x, x.new_zeros(())))),
+        (nn.AvgPool2d(6), nn.Flatten(), _Does(lambda x: torch.max(torch.zeros_like(x), x))),
+        (nn.ReLU(), _Does(lambda x: x.amax((2, 3)))),
+        (nn.ReLU(), _Does(lambda x: x.flatten(2).max(2)[0])),
     ],
 )
 def test_one_score_out_of_a_relu_is_refused(last):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from torchviz_cnn.inputs import blank, misfits_explained
 # What hands numbers on without making a positive one negative …
 _PASSES = re.compile(
     r"(Mean|Sum|View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze|Permute|Transpose|T|Clone|Alias|"
-    r"Select|Slice|ToCopy|AvgPool2D|AdaptiveAvgPool2D|MaxPool2DWithIndices|NativeDropout)"
-    r"Backward"
+    r"Select|Slice|Index|Unbind|Expand|ToCopy|AvgPool2D|AdaptiveAvgPool2D|MaxPool2DWithIndices|"
+    r"AdaptiveMaxPool2D|Amax|Amin|Max|Min|NativeDropout)Backward"
 )
-# … and what leaves nothing below 0.
-_RECTIFIES = re.compile(r"(Relu|Threshold|Softplus)Backward")
+# … what leaves nothing below 0, and what does where its limit says so.
+_RECTIFIES = re.compile(r"(Relu|Softplus)Backward")
+_LIMITS = re.compile(r"(Hardtanh|Threshold|Clamp|ClampMin|Maximum)Backward")
+# The limits' names in a graph: ReLU6 is a hardtanh; of a maximum either side may be one.
+_LOWER = ("min_val", "threshold", "min", "self", "other")
 
 
 def ending_of(module: nn.Module, input_size: tuple[int, ...], classes: int) -> head.Kind | None:
@@ -79,7 +83,15 @@ def _is_rectified(scores: Tensor) -> bool:
         step = step.next_functions[0][0]
     if step is None:
         return False
-    from_zero = getattr(step, "_saved_min_val", -1.0)  # ReLU6 is a clamp
     return bool(_RECTIFIES.match(step.name())) or (
-        step.name().startswith("Hardtanh") and float(from_zero) >= 0
+        bool(_LIMITS.match(step.name())) and any(_is_lower_limit(step, name) for name in _LOWER)
     )
+
+
+def _is_lower_limit(step: Any, name: str) -> bool:
+    """Whether a step of a graph keeps a number, or numbers, of at least 0 to cut off below."""
+    limit = getattr(step, f"_saved_{name}", None)
+    if not isinstance(limit, Tensor):
+        return limit is not None and float(limit) >= 0
+    cut_off = name == "self" and not step.name().startswith("Maximum")
+    return not cut_off and not limit.requires_grad and bool((limit >= 0).all())
