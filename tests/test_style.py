@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchviz_cnn as tvc
 from tests.networks import ChannelsLast, Gray, Residual, pictures, plain, randomised
@@ -226,3 +227,29 @@ def test_bad_pictures_are_said():
     net.conv2.bias.data[0] = torch.inf
     with pytest.raises(tvc.InputError, match="'conv2' puts out NaN or infinite"):
         tvc.style_distance(net, pictures(1), pictures(1), ["conv1", "conv2"])
+
+
+def test_numbers_are_waited_for_once_however_many_layers():
+    """On a GPU every number that Python asks for holds up what could be queued behind it."""
+
+    class Asked(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func._overloadpacket is torch.ops.aten._local_scalar_dense
+            return func(*args, **(kwargs or {}))
+
+    net = randomised(plain())
+    counts = []
+    for layers in (["conv1"], ["conv1", "relu1", "conv2", "relu2"]):
+        with Asked() as asked:
+            tvc.style_distance(net, pictures(2), pictures(2), layers)
+        counts.append(asked.count)
+    assert counts[0] == counts[1]
+
+
+def test_of_several_layers_with_numbers_that_are_none_the_first_is_named():
+    net = randomised(plain())
+    net.conv2.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(tvc.InputError, match="'conv2' puts out NaN"):
+        tvc.style_distance(net, pictures(2), pictures(2), ["conv1", "conv2", "relu2"])

@@ -259,7 +259,7 @@ def style_distance(
     ]
     names = [name for name in seen[0] if name in seen[1]]
     grams, distances, relatives, shapes = [], [], [], []
-    kept = []
+    kept, sound = [], []
     for name in names:
         maps = [each[name] for each in seen]
         if maps[0].ndim != 4:
@@ -270,10 +270,7 @@ def style_distance(
                 "has no Gram matrix"
             )
         g, a = (gram_matrix(each) / each[0, 0].numel() for each in maps)
-        if not bool(g.isfinite().all() & a.isfinite().all()):
-            raise InputError(
-                f"the layer {name!r} puts out NaN or infinite numbers; look at its weights"
-            )
+        sound.append(g.isfinite().all() & a.isfinite().all())
         channels = g.shape[1]
         distances.append((g - a).pow(2).sum((1, 2)) / (4 * channels**2))
         size = torch.hypot(_norm(g), _norm(a))
@@ -285,6 +282,12 @@ def style_distance(
         raise InputError(
             f"no layer that {', '.join(map(repr, wanted))} matches puts out maps (N, C, h, w)"
         )
+    # Asked for once: a GPU is waited for every time that Python asks.
+    for name, good in zip(kept, torch.stack(sound).tolist(), strict=True):
+        if not good:
+            raise InputError(
+                f"the layer {name!r} puts out NaN or infinite numbers; look at its weights"
+            )
     return StyleComparison(
         tuple(kept),
         tuple(shapes),
