@@ -571,6 +571,51 @@ def test_what_cannot_run_is_refused_before_a_picture_is_decoded(train, pets, mon
     assert (Path("run") / "pictures.txt").read_bytes() == kept
 
 
+# Two processes of a run, as Lightning starts them for two GPUs.
+TWO = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import lightning.pytorch as pl
+import torch
+from tests.test_training import noise
+from torchviz_cnn.training import Settings
+from torchviz_cnn.training.recipe import Recipe
+from torchviz_cnn.training.start import start
+
+pictures = noise(21, 2, (3, 32, 32))
+settings = Settings(batch_size=5, steps=2, validation_steps=None, learning_rate=1e-3)
+begin = start("resnet18", 2, input_size=(3, 32, 32))
+kept = lambda recipe: torch.save((recipe.history, recipe.network.state_dict()), sys.argv[1])
+pl.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
+    use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1,
+).fit(Recipe(begin, 2, pictures, pictures, settings, after_epoch=kept))
+"""
+
+
+def test_devices_that_share_pictures_unevenly_find_the_mean_over_all_of_them(tmp_path):
+    """11 pictures here and 10 there, in batches of 5, 5, 1 and 5, 5."""
+    (tmp_path / "two.py").write_text(TWO)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run(
+        [sys.executable, "two.py", "kept.pt"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    [epoch], state = torch.load(tmp_path / "kept.pt")
+    begin, pictures = start("resnet18", 2, input_size=(3, 32, 32)), noise(21, 2, (3, 32, 32))
+    begin.module.load_state_dict(state)
+    x = begin.preprocess.numbers(pictures.kept)
+    with torch.no_grad():
+        logits = begin.module.eval()(x)[:, 0].double().numpy()
+    labels = pictures.labels.numpy()
+    losses = np.log1p(np.exp(np.where(labels == 1, -logits, logits)))
+    assert epoch["validation_loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    right = np.mean((logits > 0) == (labels == 1))
+    assert epoch["validation_accuracy"] == pytest.approx(right, rel=1e-6)
+
+
 def test_more_gpus_than_there_are_or_than_pictures_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     pictures = noise(4, 10, (1, 28, 28))

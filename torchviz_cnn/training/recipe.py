@@ -52,6 +52,50 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (guesses == labels).float().mean()
 
 
+class Sums:
+    """Means over all pictures of an epoch, on however many devices, and however they share them.
+
+    A mean of the devices' means would count the pictures of a smaller share for more.
+
+    Args:
+        device: where the sums are.
+
+    Example:
+        >>> sums = Sums("cpu")
+        >>> sums.add("loss", torch.tensor(1.0), 3)
+        >>> sums.add("loss", torch.tensor(2.0), 1)
+        >>> sums.means()
+        {'loss': 1.25}
+    """
+
+    NAMES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+
+    def __init__(self, device: str | torch.device) -> None:
+        # A row of sums and one of counts: each device has all of them, whatever it was given.
+        self.table = torch.zeros(2, len(self.NAMES), dtype=torch.float64, device=device)
+
+    def add(self, name: str, mean: Tensor, count: int) -> None:
+        """A batch: the mean of so many pictures, without waiting for it."""
+        column = self.NAMES.index(name)
+        self.table[0, column] += mean.detach().double() * count
+        self.table[1, column] += count
+
+    def means(
+        self, over_devices: Callable[[Tensor], Tensor] = lambda table: table
+    ) -> dict[str, float]:
+        """What was added so far, of all devices.
+
+        Args:
+            over_devices: adds up a tensor of every device.
+        """
+        sums, counts = over_devices(self.table.clone()).tolist()
+        return {
+            name: total / count
+            for name, total, count in zip(self.NAMES, sums, counts, strict=True)
+            if count
+        }
+
+
 def rmsprop(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.RMSprop:
     """RMSprop as Keras 2 had it: ρ 0.9, and ε 1e-7 added outside the root.
 
@@ -174,6 +218,7 @@ class Recipe(pl.LightningModule):
             self.trainer.precision_plugin.load_state_dict(dict(self.resumed.scaler))
 
     def on_train_epoch_start(self) -> None:
+        self.sums = Sums(self.device)
         self.network.train()
         for module in self.network.modules():
             # What is frozen is used as it was trained, its batch norms' statistics as well.
@@ -209,14 +254,11 @@ class Recipe(pl.LightningModule):
         self._note("validation_accuracy", right(logits, labels), labels)
 
     def _note(self, name: str, value: Tensor, labels: Tensor) -> None:
-        several = self.trainer.world_size > 1
-        self.log(
-            name, value, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=several
-        )
+        self.sums.add(name, value, len(labels))
 
     def on_train_epoch_end(self) -> None:
         self.bar.close()
-        found = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        found = self.sums.means(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         if not all(math.isfinite(found[name]) for name in ("loss", "validation_loss")):
             raise InputError(
                 f"the loss is no longer a finite number after epoch {self.epoch + 1}; try a smaller "
