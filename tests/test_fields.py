@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
 from tests.test_geometry import NETS, Residual, positive
+from torchviz_cnn import fields as fields_room
 from torchviz_cnn.fields import fields_table, receptive_fields
 
 # Araujo, Norris, Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", and
@@ -450,3 +451,44 @@ def test_heat_maps_over_branches_of_other_reach_lie_in_the_middle_of_both():
     top, left, bottom, right = support(module, "pool", (1, 40, 46), (3, 4))
     assert place.centre[0] + 3 * place.stride[0] == (top + bottom) / 2
     assert place.centre[1] + 4 * place.stride[1] == (left + right) / 2
+
+
+def test_of_several_layers_each_run_asked_for_is_its_own():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    def sides(layers):
+        found = receptive_fields(Twice(), layers, (1, 9, 9))
+        return {name: field.size[0] for name, field in found.items()}
+
+    assert sides(["conv@0"]) == {"conv@0": 3}
+    assert sides(["conv@1", "conv@0"]) == {"conv@1": 5, "conv@0": 3}
+    assert sides("conv@*") == {"conv@0": 3, "conv@1": 5}
+    assert sides("conv") == sides("c*") == sides(None) == {"conv": 5}
+    assert next(iter(receptive_fields(Twice(), ["conv@0"], (1, 9, 9)).values())).layer == "conv@0"
+    with pytest.raises(tvc.InputError, match="does not run"):
+        sides(["conv@2"])
+
+
+def test_the_fields_of_many_layers_are_found_in_one_look_at_the_network(monkeypatch):
+    """Of each layer once more would be quadratic in their number."""
+    looks = []
+    real = fields_room.remembered
+    monkeypatch.setattr(fields_room, "remembered", lambda *a: looks.append(1) or real(*a))
+    net = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(20)))
+    found = receptive_fields(net, input_size=(1, 9, 12))
+    assert [field.size[0] for field in found.values()] == [2 * n + 3 for n in range(20)]
+    assert len(looks) <= 1
+
+
+@pytest.mark.parametrize("cell", [(1.5, 2), (True, 1), ("a", 1), 5, None, (1, 2, 3), "centre"])
+def test_what_is_no_cell_is_said(cell):
+    field = tvc.receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3)), "0", (1, 9, 12))
+    with pytest.raises(tvc.InputError, match=r"a cell is \(row, column\), or 'middle', not"):
+        field.box(cell)
+    assert field.box((np.int64(1), 2)) == field.box((1, 2)) == field.box([1, 2])

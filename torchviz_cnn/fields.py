@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import blank, checked_size
-from torchviz_cnn.naming import known, module_of, resolve, resolve_one, split_call
+from torchviz_cnn.naming import Layer, known, module_of, resolve, resolve_one, split_call
 from torchviz_cnn.summary import layers as layer_table
-from torchviz_cnn.tracing import Place, place_of_layer, remembered
+from torchviz_cnn.tracing import Place, Trace, remembered
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,14 +84,14 @@ class ReceptiveField:
         """
         if cell == "middle":
             return self.cells[0] // 2, self.cells[1] // 2
-        if isinstance(cell, str) or len(cell) != 2:
+        if not _is_cell(cell):
             raise InputError(f"a cell is (row, column), or 'middle', not {cell!r}")
         if not all(0 <= n < count for n, count in zip(cell, self.cells, strict=True)):
             raise InputError(
                 f"there is no cell {tuple(cell)}: the maps of {self.layer!r} are "
                 f"{self.cells[0]}×{self.cells[1]}, from (0, 0)"
             )
-        return cell
+        return int(cell[0]), int(cell[1])
 
     def to_dict(self) -> dict[str, object]:
         """As data; an infinite field is ``None``, which JSON has a word for."""
@@ -143,11 +144,18 @@ class ReceptiveField:
         """
         from torchviz_cnn import render
 
-        one = cells == "middle" or (len(cells) == 2 and isinstance(cells[0], int))
+        one = isinstance(cells, str) or _is_cell(cells)
         wanted = [cells] if one else list(cells)
         view = render.viewable(self.seen(picture))
         places = [self.on((view.height, view.width), each) for each in wanted]  # type: ignore[arg-type]
         return render.boxes(view, places, dim=True)
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether it is two whole numbers."""
+    if isinstance(cell, str) or not hasattr(cell, "__len__") or len(cell) != 2:
+        return False
+    return all(isinstance(n, Integral) and not isinstance(n, bool) for n in cell)
 
 
 def receptive_field(
@@ -181,21 +189,40 @@ def receptive_field(
     """
     module = module_of(model)
     found = resolve_one(module, layer)
-    says_which = isinstance(layer, str) and split_call(module, layer)[0] != layer
-    name = f"{found.name}@{found.call}" if says_which else found.name
+    size, trace = _watched(model, input_size)
+    return _field(model, _key(module, layer, found), size, trace)
+
+
+def _key(module: nn.Module, asked: str | nn.Module, found: Layer) -> str:
+    """A layer's name, with the run that was asked for where one was."""
+    says_which = isinstance(asked, str) and split_call(module, asked)[0] != asked
+    return f"{found.name}@{found.call}" if says_which else found.name
+
+
+def _watched(
+    model: nn.Module | Model, input_size: Sequence[int] | None
+) -> tuple[tuple[int, ...], Trace]:
+    """The size of pictures, and what ran on an empty one."""
+    module = module_of(model)
     size = input_size if input_size is not None else known(model, "input_size")
     if size is None:
         raise InputError(
             "how large the pictures are is not known; give input_size=(channels, height, width)"
         )
     size = checked_size(size)
-    trace = remembered(module, blank(module, size))
+    return size, remembered(module, blank(module, size))
+
+
+def _field(
+    model: nn.Module | Model, name: str, size: tuple[int, ...], trace: Trace
+) -> ReceptiveField:
+    module = module_of(model)
     runs = trace.of(module, name)
     if not runs:
         raise InputError(f"the layer {name!r} does not run in eval mode")
     shape = runs[-1].shape or ()
     cells = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
-    place = place_of_layer(module, name, trace)
+    place = runs[-1].place
     if cells == (1, 1) and place is None:
         place = Place(extent=(math.inf, math.inf))
     if place is None:
@@ -230,7 +257,8 @@ def receptive_fields(
 
     Args:
         model, input_size: as for :func:`receptive_field`.
-        layers: names or globs; by default every layer that runs.
+        layers: names or globs; by default every layer that runs. Of several runs the last, unless
+            they say which: ``relu@0``, or ``relu@*`` for every one.
 
     Returns:
         A field for each; ``None`` for layers that see a map which was resized or reordered.
@@ -244,20 +272,32 @@ def receptive_fields(
         >>> {name: field.size[0] for name, field in fields.items()}["features.12"]
         195
     """
+    size, trace = _watched(model, input_size)
     if layers is None:
-        size = input_size if input_size is not None else known(model, "input_size")
-        table = layer_table(model, None if size is None else tuple(size))
-        names = [row.name for row in table if row.calls]
+        names = [row.name for row in layer_table(model, size) if row.calls]
     else:
-        found = resolve(module_of(model), layers)
-        names = [layer.name if layer.call is None else layer.key(layer.call) for layer in found]
+        names = _names(module_of(model), layers, trace)
     fields: dict[str, ReceptiveField | None] = {}
     for name in names:
         try:
-            fields[name] = receptive_field(model, name, input_size)
+            fields[name] = _field(model, name, size, trace)
         except NotApplicable:
             fields[name] = None
     return fields
+
+
+def _names(module: nn.Module, layers: str | Sequence[str], trace: Trace) -> list[str]:
+    """The names of layers asked for; of every run, one each."""
+    names: list[str] = []
+    for asked in [layers] if isinstance(layers, str) else layers:
+        for found in resolve(module, asked):
+            if found.call is None and (runs := len(trace.of(module, found.name))) > 1:
+                names += [f"{found.name}@{run}" for run in range(runs)]
+            elif found.call is None:
+                names.append(found.name)
+            else:
+                names.append(_key(module, asked, found))
+    return names
 
 
 def fields_table(fields: Mapping[str, ReceptiveField | None]) -> str:
