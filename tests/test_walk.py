@@ -1,6 +1,7 @@
 """The walk: every number beside a derivation of its own; pictures by their properties."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -36,6 +37,7 @@ from torchviz_cnn.render import bars, paper
 from torchviz_cnn.render import kernels as kernel_room
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.steps import Sparsity, Step, Walk
+from torchviz_cnn.walking import walk_through
 
 
 def test_a_functional_network_is_walked_function_by_function():
@@ -666,6 +668,43 @@ def test_a_network_that_puts_out_nan_is_walked_and_drawn():
     broken = {name for name, array in images.items() if (array == (255, 0, 255)).all(2).any()}
     assert broken == {"conv2", "relu2", "gap", "flatten", "fc"}
     assert len(str(seen).splitlines()) == 2 + len(seen)
+
+
+def test_nan_goes_on_through_dropout_and_a_closing_activation_like_any_number():
+    """NaN is not equal to itself; that what went on is what came is another question."""
+
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    net = nn.Sequential(Closed(), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    with torch.no_grad():
+        net[0].conv.weight[2] = torch.nan
+    seen = walk_through(net.double(), pictures(1)[:, :, :8, :8], ["0", "1", "3"], whole=True)
+    assert seen["1"].identity
+    assert "goes on unchanged" in seen["1"].words()
+    assert seen.names[:3] == ["0", "relu after 0.conv", "1"]
+    changed = replace(seen["1"], before=seen["1"].before.nan_to_num(1.0))
+    assert not changed.identity
+
+
+@pytest.mark.parametrize("index", [0.0, "a", None, True, 1, -2])
+def test_what_is_no_number_of_a_picture_is_said(index):
+    with pytest.raises(tvc.InputError, match=r"there is no picture .*: 1 were given"):
+        tvc.walk(randomised(plain()), pictures(1), index=index)
+
+
+@pytest.mark.parametrize("by", ["mean", "max", "variance", "weight"])
+def test_channels_with_nan_come_last_by_whichever_measure_they_are_ranked(by):
+    """Of these nothing can be said, neither that they are strong nor weak."""
+    maps = torch.arange(4.0)[:, None, None].repeat(1, 3, 3) * torch.rand(3, 3)
+    maps[2, 1, 1] = maps[1] = torch.nan
+    asked = torch.tensor([0.0, torch.nan, torch.nan, 3.0]) if by == "weight" else by
+    assert tvc.render.strongest(maps, by=asked) == [3, 0, 1, 2]
 
 
 def test_a_table_of_the_walk_has_every_step(digit):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,8 @@ from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.dispatch import OperatorMode
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.naming import Layer, display_name
-from torchviz_cnn.observe import (
-    Enough,
-    first_tensor,
-)
-from torchviz_cnn.steps import Answer, Kind, Sparsity, Step, as_maps
-
-if TYPE_CHECKING:
-    pass
+from torchviz_cnn.observe import Enough, first_tensor
+from torchviz_cnn.steps import Answer, Kind, Sparsity, Step, as_maps, same
 
 _ATEN = torch.ops.aten
 
@@ -214,7 +208,7 @@ class Passage(OperatorMode):
             return None
         if event.kind != "activation" or event.after.shape != output.shape:
             return None
-        if not torch.equal(event.after, output):
+        if not same(event.after, output):
             return None
         return self.event_step(event)
 

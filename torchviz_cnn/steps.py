@@ -103,7 +103,7 @@ class Step:
     @property
     def identity(self) -> bool:
         """Whether exactly what reached it went on, as through dropout in eval mode."""
-        return self.before is not None and torch.equal(self.before, self.output)
+        return self.before is not None and same(self.before, self.output)
 
     def words(self) -> str:
         """A sentence or two about what happened here."""
@@ -118,7 +118,18 @@ class Step:
         return plates.drawn(self, plates.Drawing(**options))
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, of which NaN is one here, in one shape."""
+    if a.shape != b.shape:
+        return False
+    if torch.equal(a, b):
+        return True
+    # Only where there is NaN this takes another look.
+    return a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def as_maps(tensor: Tensor, *, last: bool = False) -> Tensor | None:
+    """An output without its batch axis as maps ``(C, h, w)``; ``None`` where it has no places."""
     if tensor.ndim != 3 or _as_units(tensor) is not None:
         return None
     return tensor.movedim(-1, 0) if last else tensor
@@ -228,8 +239,9 @@ class Walk(Sequence[Step]):
             options: ``colormap``, ``scale`` and ``columns`` as for
                 :func:`torchviz_cnn.render.feature_maps`; ``top``: only so many channels, and
                 ``by``: those with the highest ``"mean"``, ``"max"``, ``"variance"`` or
-                ``"weight"`` for the class given to :func:`walk`; ``channels``: draw these alone,
-                large, and with ``over=True`` over the picture.
+                ``"weight"`` for the class given to :func:`walk`, channels with NaN last by
+                whichever; ``channels``: draw these alone, large, and with ``over=True`` over the
+                picture.
 
         Raises:
             InputError: for a bad option, before anything is drawn.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,7 @@ from torchviz_cnn.head import run
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.methods.examine import examine
 from torchviz_cnn.naming import known, module_of, resolve
-from torchviz_cnn.observe import (
-    Enough,
-    LayerChoice,
-    capture,
-    refuse_not_run,
-)
+from torchviz_cnn.observe import Enough, LayerChoice, capture, refuse_not_run
 from torchviz_cnn.passage import Passage
 from torchviz_cnn.steps import Step, Walk
 from torchviz_cnn.summary import layers as layer_table
@@ -105,9 +101,7 @@ def walk_through(
     """
     module = module_of(model)
     inputs = check_inputs(model, module, inputs)
-    if not -len(inputs) <= index < len(inputs):
-        raise InputError(f"there is no picture {index}: {len(inputs)} were given")
-    index %= len(inputs)
+    index = _position(index, len(inputs))
     if target is not None and (callable(target) or not isinstance(target, int | str)):
         raise InputError(f"target must be one class, by index or name, not {target!r}")
     one = inputs[index : index + 1]
@@ -143,6 +137,14 @@ def walk_through(
         unseen=tuple(dict.fromkeys(passage.unseen)),
         to_the_end=passage.at_the_end,
     )
+
+
+def _position(index: Any, count: int) -> int:
+    """Which of so many, counted from 0."""
+    whole_number = isinstance(index, Integral) and not isinstance(index, bool)
+    if not whole_number or not -count <= index < count:
+        raise InputError(f"there is no picture {index!r}: {count} were given")
+    return int(index) % count
 
 
 def _seen(picture: Picture, view: Any) -> Image.Image:
