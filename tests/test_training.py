@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -573,7 +574,7 @@ def test_what_cannot_run_is_refused_before_a_picture_is_decoded(train, pets, mon
 
 # Two processes of a run, as Lightning starts them for two GPUs.
 TWO = """
-import sys, warnings
+import os, pathlib, sys, time, warnings
 warnings.simplefilter("ignore")
 import lightning.pytorch as pl
 import torch
@@ -585,12 +586,17 @@ from torchviz_cnn.training.start import start
 pictures = noise(21, 2, (3, 32, 32))
 settings = Settings(batch_size=5, steps=2, validation_steps=None, learning_rate=1e-3)
 begin = start("resnet18", 2, input_size=(3, 32, 32))
-kept = lambda recipe: torch.save((recipe.history, recipe.network.state_dict()), sys.argv[1])
+def kept(recipe):
+    time.sleep(3)  # a large network on a slow disk
+    torch.save((recipe.history, recipe.network.state_dict()), sys.argv[1])
+
 pl.Trainer(
     accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
     use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1,
 ).fit(Recipe(begin, 2, pictures, pictures, settings, after_epoch=kept))
+there = pathlib.Path(sys.argv[1]).exists()
+pathlib.Path(f"{os.environ.get('LOCAL_RANK', '0')}.txt").write_text(str(there))
 """
 
 
@@ -603,6 +609,11 @@ def test_devices_that_share_pictures_unevenly_find_the_mean_over_all_of_them(tmp
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+    told, since = tmp_path / "1.txt", time.monotonic()
+    while not told.exists() and time.monotonic() - since < 60:
+        time.sleep(0.1)
+    # Every process reads the best network when the run is over.
+    assert told.read_text() == "True"
     [epoch], state = torch.load(tmp_path / "kept.pt")
     begin, pictures = start("resnet18", 2, input_size=(3, 32, 32)), noise(21, 2, (3, 32, 32))
     begin.module.load_state_dict(state)

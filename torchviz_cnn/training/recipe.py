@@ -267,6 +267,8 @@ class Recipe(pl.LightningModule):
         self.history.append({"epoch": self.epoch + 1, **found})
         if self.trainer.is_global_zero:
             self.after_epoch(self)
+        # No process ends its run before the last epoch is written: each of them reads it.
+        self.trainer.strategy.barrier("kept")
         if self.settings.is_over(self.history):
             self.trainer.should_stop = True
 
