@@ -1034,3 +1034,19 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
 )
 def test_which_outputs_have_their_channels_last(shape, size, widths, last):
     assert channels_last(shape, size, widths) is last
+
+
+def test_nan_is_no_strong_unit_and_a_row_of_it_is_in_the_same_order():
+    """Units behind a flatten, some NaN: named are those with the highest numbers."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.copy_(torch.tensor([2.0, torch.nan, 9.0, 4.0, torch.nan]))
+    seen = tvc.walk(net, torch.tensor([[[[1.0, torch.nan], [0.0, 2.0]]]]).nan_to_num(3.0))
+    assert "the strongest are 2, 3, 0" in seen["1"].words()
+    flat = seen["0"]
+    with_nan = torch.where(flat.output == 3.0, torch.nan, flat.output)
+    holed = replace(flat, before=with_nan.reshape(flat.before.shape), output=with_nan)
+    assert "no number changes" in holed.words()
+    mixed = replace(holed, output=with_nan.flip(-1))
+    assert "in another order" in mixed.words()

@@ -18,7 +18,7 @@ from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
 from torchviz_cnn.report import Plate, Section, page, write_page, write_picture
-from torchviz_cnn.steps import Step, Walk
+from torchviz_cnn.steps import Step, Walk, same
 
 MOST_SCORES = 20
 _RANKS = ("mean", "max", "variance", "weight")
@@ -169,11 +169,17 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
     if top is None and len(values) > MOST_BARS and _are_chances(values):
         top = MOST_SCORES
     if top is not None:
-        few = torch.topk(values, min(top, len(values))).indices
+        few = _strongest(values, top)
         title += f"; the {len(few)} strongest"
         names = [str(int(i)) if names is None else names[int(i)] for i in few]
         before, values = before[few], values[few]
     return render.units_before_and_after(before, values, colormap, names=names, title=title)
+
+
+def _strongest(values: Tensor, count: int) -> Tensor:
+    """The units with the highest values, NaN after all numbers."""
+    ranked = values.masked_fill(values.isnan(), -torch.inf)
+    return torch.topk(ranked, min(count, len(values))).indices
 
 
 def _class_names(step: Step, classes: Sequence[str] | None, *, pair: bool) -> list[str] | None:
@@ -229,12 +235,12 @@ def _what(step: Step) -> str:
         return f"{shape}; {told}."
     if step.kind == "flatten" and step.before is not None:
         was = "×".join(map(str, step.before.shape))
-        same = torch.equal(step.before.flatten(), step.output.flatten())
+        unchanged = same(step.before.flatten(), step.output.flatten())
         return f"{was} in a row of {step.output.numel()}" + (
-            "; no number changes." if same else ", in another order."
+            "; no number changes." if unchanged else ", in another order."
         )
     if step.units is not None and len(step.units) > 1:
-        strongest = torch.topk(step.units, min(3, len(step.units))).indices.tolist()
+        strongest = _strongest(step.units, 3).tolist()
         return f"{shape}; the strongest are {', '.join(map(str, strongest))}."
     return f"{shape}."
 

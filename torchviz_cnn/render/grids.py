@@ -210,7 +210,8 @@ def strongest(
             each channel, such as its weight for a class.
 
     Returns:
-        Channel numbers, those with the largest numbers first; of equals the lower one first.
+        Channel numbers, those with the largest numbers first; of equals the lower one first;
+        channels with NaN last.
 
     Raises:
         InputError: for another ``by``, or another number of weights.
