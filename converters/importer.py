@@ -282,7 +282,6 @@ def _simplified(
         matched = _matched(graph, keras)
     by_order = names.style == "nameless" and keras is None and layer_names is not None
     if by_order:
-        passes.silu(graph)  # Keras knows them as one activation
         name_by_order(graph, listed, _kinds_of(layer_names))
     turned: tuple[str, ...] = ()
     if layout == "NCHW":
@@ -306,7 +305,6 @@ def _simplified(
 
 
 def _matched(graph: Graph, keras: KerasModel) -> Matched:
-    passes.silu(graph)  # Keras knows them as one activation
     matched = match_layers(graph, keras)
     if not matched.related:
         raise InputError(

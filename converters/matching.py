@@ -20,6 +20,7 @@ from converters.expected import (
     FOLDED,
     JOINING,
     KERNEL_KINDS,
+    SILU,
     SINGLE,
     Expected,
     activation_of,
@@ -36,6 +37,7 @@ from converters.graph import Array, Graph, Node
 from converters.keras_models import KerasLayer, KerasModel, KerasTensor, Weight
 from converters.kinds import IDLE
 from converters.names import Owner
+from converters.passes.layers import product_of_silu
 
 Names = tuple[str, ...]
 
@@ -234,8 +236,11 @@ class _Matcher:
             chains = ACTIVATIONS.get(activation_of(layer) or "", ())
         given = [self.origin(name) for name in node.inputs if name not in self.graph.constants]
         told = [known.get(source) for source in sources]
+        gate = self._gate_of(node) if activation_of(layer) in SILU else None
         if (node.op,) in chains and len(given) == 1:
             rest = given
+        elif gate is not None:
+            rest = [self.origin(gate.inputs[0])]
         elif JOINING.get(layer.type) == node.op != "Concat" and len(given) == len(sources) == 2:
             rest = [name for name in given if name not in told]
             if len(rest) != 1 or told.count(None) != 1:
@@ -243,7 +248,7 @@ class _Matcher:
         else:
             return
         owner = _owner(path, scope, layer, call)
-        self._claim([node], owner)
+        self._claim([node, *([gate] if gate is not None else [])], owner)
         self.found[".".join(owner.path)] = owner
         self.settled.add(owner)
         known[sources[told.index(None) if None in told else 0]] = rest[0]
@@ -428,10 +433,36 @@ class _Matcher:
     def _activation(self, name: str | None, owner: Owner, given: str) -> str | None:
         if name == "linear":
             return given
-        chains = ACTIVATIONS.get(name or "")
-        if chains is None:
-            return self._region(owner, given)
+        if name in SILU:
+            return self._silu(owner, given)
+        chains = ACTIVATIONS.get(name or "", ())
+        if any(len(self._ahead(given, chain[:1])) > 1 for chain in chains):
+            return None  # two layers read this tensor, and which is which cannot be told
         return self._chain(chains, owner, given) or self._region(owner, given)
+
+    def _silu(self, owner: Owner, given: str) -> str | None:
+        """Behind a sigmoid and the product with its own input, which no other layer is for."""
+        found = [
+            (way, node, product)
+            for way, node in self._ahead(given, ("Sigmoid",))
+            if (product := product_of_silu(self.graph, node, self.users)) is not None
+            and product.owner is None
+        ]
+        if len(found) != 1:
+            return None if found else self._region(owner, given)
+        way, node, product = found[0]
+        self._claim([*way, node, product], owner)
+        return product.output
+
+    def _gate_of(self, product: Node) -> Node | None:
+        """The sigmoid that a product multiplies by its own input, if nobody has it."""
+        for name in product.inputs:
+            gate = self.makers.get(self.origin(name))
+            if gate is None or gate.owner is not None:
+                continue
+            if product_of_silu(self.graph, gate, self.users) is product:
+                return gate
+        return None
 
     def _chain(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -240,12 +240,19 @@ def silu(graph: Graph) -> None:
     """``x * sigmoid(x)`` is one activation, ``Silu`` (Keras: swish)."""
     consumers = graph.consumers()
     for node in list(graph.nodes):
-        users = consumers.get(node.output, [])
-        if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
+        product = product_of_silu(graph, node, consumers)
+        if product is None or product.owner != node.owner:  # Keras' "gate" and "multiply" are two
             continue
-        product = users[0]
-        if product.owner != node.owner:  # Keras' layers "gate" and "multiply" are two
-            continue
-        if product.op == "Mul" and set(product.inputs) == {node.output, node.inputs[0]}:
-            product.op, product.inputs = "Silu", [node.inputs[0]]
-            graph.nodes.remove(node)
+        product.op, product.inputs = "Silu", [node.inputs[0]]
+        graph.nodes.remove(node)
+
+
+def product_of_silu(
+    graph: Graph, node: Node, consumers: Mapping[str, Sequence[Node]]
+) -> Node | None:
+    """The product with its own input that a sigmoid goes into, if that is all it is for."""
+    users = consumers.get(node.output, [])
+    if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
+        return None
+    is_silu = users[0].op == "Mul" and set(users[0].inputs) == {node.output, node.inputs[0]}
+    return users[0] if is_silu else None
