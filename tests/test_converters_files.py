@@ -1095,13 +1095,14 @@ CONTRADICTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("name", CONTRADICTIONS)
+@pytest.mark.parametrize(
+    ("name", "known"),
+    # widths in a table of several rows are right as long as nobody knows the axes they are for
+    [(name, known) for name in CONTRADICTIONS for known in (True, False) if known or name != "pad"],
+)
 def test_settings_that_contradict_themselves_are_refused(
     tmp_path: Path, name: str, known: bool
 ) -> None:
-    if name == "pad" and not known:
-        pytest.skip("it is right for a table")
     nodes, constants = CONTRADICTIONS[name]
     path = one(tmp_path / "n.onnx", copy.deepcopy(nodes), constants, ["N", 2, 7, 8])
     if not known:
