@@ -98,7 +98,7 @@ class _Walk:
     @property
     def next(self) -> Node | None:
         """The next operator that is more than a change of shape."""
-        rest = self.nodes[self.at :]
+        rest = map(self.nodes.__getitem__, range(self.at, len(self.nodes)))
         return next((node for node in rest if node.op not in _HELPERS), None)
 
     def layer(self, kind: str, after: str) -> list[Node] | None:
@@ -189,7 +189,8 @@ class _Walk:
     def _step(self, after: Node | None, fits: Callable[[Node], bool]) -> list[Node] | None:
         """The next operator with the changes of shape before it, if it fits and reads ``after``."""
         way: list[Node] = []
-        for node in self.nodes[self.at :]:
+        for place in range(self.at, len(self.nodes)):
+            node = self.nodes[place]
             if fits(node) and (after is None or self._reads(node, after, way)):
                 self.at += len(way) + 1
                 return [*way, node]

@@ -35,6 +35,8 @@ def dense_on_maps(graph: Graph) -> None:
         users = consumers.get(node.output, [])
         if kernel is None or before is None or before.op != "Reshape" or len(users) != 1:
             continue
+        if node.output in graph.outputs:
+            continue
         source, target = graph.shapes.get(before.inputs[0]), users[0].attributes.get("shape")
         if users[0].op != "Reshape" or source is None or target is None:
             continue
@@ -97,9 +99,17 @@ def _make_linear(graph: Graph, node: Node, matrix: str, bias: str | None) -> Non
 
 def _bias_after(graph: Graph, node: Node, consumers: dict[str, list[Node]]) -> str | None:
     """The name of the constant that is added next, which is then taken into the node."""
-    return _absorb_add(
-        graph, node, consumers, lambda c, n: c.ndim >= 1 and c.shape == (*(1,) * (c.ndim - 1), n)
-    )
+    most_axes = len(graph.shapes.get(node.output, (None, None)))
+
+    def is_row(constant: Array, width: int) -> bool:
+        return 1 <= constant.ndim <= most_axes and _is_last(constant, (width,))
+
+    return _absorb_add(graph, node, consumers, is_row)
+
+
+def _is_last(constant: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a constant has this shape, behind axes of length one."""
+    return constant.shape == (1,) * (constant.ndim - len(shape)) + shape
 
 
 def _absorb_add(
@@ -135,22 +145,24 @@ def _output_channels(node: Node, kernel: Array) -> int:
 def convolution_biases(graph: Graph) -> None:
     """A constant added to every channel right after a convolution is its bias."""
     consumers = graph.consumers()
-
-    def per_channel(constant: Array, channels: int) -> bool:
-        return (
-            constant.ndim in (3, 4)
-            and constant.shape[-3:] == (channels, 1, 1)
-            and constant.size == channels
-        )
-
     for node in list(graph.nodes):
         if node.op not in ("Conv", "ConvTranspose") or len(node.inputs) != 2:
             continue
-        if graph.static(node, 1) is None:
+        kernel = graph.static(node, 1)
+        if kernel is None:
             continue
-        bias = _absorb_add(graph, node, consumers, per_channel)
+        bias = _absorb_add(graph, node, consumers, _one_for_each_channel(kernel.ndim))
         if bias is not None:
             node.inputs.append(bias)
+
+
+def _one_for_each_channel(rank: int) -> Callable[[Array, int], bool]:
+    """Whether a constant has one number for each channel of maps of so many axes."""
+
+    def fits(constant: Array, channels: int) -> bool:
+        return constant.ndim <= rank and _is_last(constant, (channels, *(1,) * (rank - 2)))
+
+    return fits
 
 
 def batch_norms(graph: Graph) -> None:
