@@ -12,9 +12,10 @@ from onnx import version_converter
 
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
+from converters.calls import idle_layers
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
-from converters.matching import Matched, idle_layers, match_layers
+from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
