@@ -48,7 +48,7 @@ def with_weights(
 ) -> Iterator[tuple[KerasLayer, Names, int]]:
     """Every layer with weights, its name, and how often it is called."""
     inside = {layer.name: layer for layer in model.layers}
-    own = {names for names in keras.weights if names[: len(path)] == path}
+    own = [names for names in keras.weights if names[: len(path)] == path]
     for name in dict.fromkeys(names[len(path)] for names in own if len(names) > len(path)):
         layer = inside.get(name, KerasLayer(name, "", {}))
         if (*path, name) in keras.weights:

@@ -16,6 +16,8 @@ import torch
 
 import torchviz_cnn as tvc
 from converters import load_onnx
+from converters.calls import with_weights
+from converters.keras_models import KerasLayer, KerasModel, Weight
 from tests.onnx_files import evaluate, node, save
 from tests.test_matching import Described
 
@@ -183,3 +185,12 @@ def test_two_alike_on_one_tensor_are_not_guessed(tmp_path: Path, kind: str) -> N
 def test_without_a_description_they_are_one(tmp_path: Path) -> None:
     path = nameless(tmp_path / "n.onnx", CASES["two layers"][0])
     assert [record.name for record in load_onnx(path).source.layers] == ["conv_1", "silu_1"]
+
+
+def test_layers_with_weights_come_in_the_order_in_which_keras_has_them() -> None:
+    """Not in one that changes from run to run, in which a note would list them."""
+    random = np.random.default_rng(0)
+    names = [f"conv_{number}" for number in random.permutation(30)]
+    weights = {(name,): [Weight((3, 3, 1, 1), lambda: KERNEL)] for name in names}
+    keras = KerasModel("a file", KerasLayer("net", "", {}), weights, described=False)
+    assert [path for _, path, _ in with_weights(keras.model, keras, ())] == [*weights]
