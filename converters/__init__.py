@@ -6,11 +6,12 @@ leave_triton_out()  # onnx2torch imports torchvision
 
 from converters.beside_keras import compare_with_keras
 from converters.beside_torch import compare_with_torch
-from converters.comparison import Comparison, LayerComparison, compare
+from converters.comparison import compare
 from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
 from converters.network import ImportedNetwork
 from converters.trust import Limits
+from converters.verdicts import Comparison, LayerComparison
 
 __all__ = [
     "Comparison",

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from converters.comparison import Comparison, LayerComparison, beside, network_inputs
 from converters.importer import InputLayout, LayerRecord, load_onnx
+from converters.modules.arithmetic import Affine
 from converters.network import ImportedNetwork
-from converters.operators import Affine
+from converters.sides import network_inputs
+from converters.verdicts import Comparison, LayerComparison, beside
 from torchviz_cnn import head
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed

@@ -33,11 +33,9 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "relu6": (("Clip",), ("Relu", "Min"), ("Relu", "Clip")),
     "selu": (("Selu",),),
     "sigmoid": (("Sigmoid",),),
-    "silu": (("Silu",),),
     "softmax": (("Softmax",),),
     "softplus": (("Softplus",),),
     "softsign": (("Softsign",),),
-    "swish": (("Silu",),),
     "tanh": (("Tanh",),),
 }
 # Layers that are activations.
@@ -72,6 +70,8 @@ JOINING = {
     "Multiply": "Mul",
     "Subtract": "Sub",
 }
+# The activation that a file has as two operators, which two layers of Keras' may be as well.
+SILU = frozenset(["silu", "swish"])
 
 
 @dataclass(frozen=True)

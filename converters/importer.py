@@ -12,9 +12,10 @@ from onnx import version_converter
 
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
+from converters.calls import idle_layers
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
-from converters.matching import Matched, idle_layers, match_layers
+from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, ImportedNetwork, Made
@@ -282,7 +283,6 @@ def _simplified(
         matched = _matched(graph, keras)
     by_order = names.style == "nameless" and keras is None and layer_names is not None
     if by_order:
-        passes.silu(graph)  # Keras knows them as one activation
         name_by_order(graph, listed, _kinds_of(layer_names))
     turned: tuple[str, ...] = ()
     if layout == "NCHW":
@@ -306,7 +306,6 @@ def _simplified(
 
 
 def _matched(graph: Graph, keras: KerasModel) -> Matched:
-    passes.silu(graph)  # Keras knows them as one activation
     matched = match_layers(graph, keras)
     if not matched.related:
         raise InputError(

@@ -15,6 +15,7 @@ from converters.graph import Graph, Node
 from converters.kinds import ACTIVATIONS as ACTIVATING
 from converters.kinds import IDLE, kind_by_name
 from converters.names import Owner
+from converters.passes.layers import product_of_silu
 from torchviz_cnn.errors import InputError
 
 # They stand in front of others to fit their shapes, and are layers only where one is listed.
@@ -83,6 +84,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         constants = self.graph.constants
+        self.consumers = self.graph.consumers()
         self.nodes = [
             node for node in self.graph.nodes if node.op not in _MOVING and self._is_run(node)
         ]
@@ -96,7 +98,7 @@ class _Walk:
     @property
     def next(self) -> Node | None:
         """The next operator that is more than a change of shape."""
-        rest = self.nodes[self.at :]
+        rest = map(self.nodes.__getitem__, range(self.at, len(self.nodes)))
         return next((node for node in rest if node.op not in _HELPERS), None)
 
     def layer(self, kind: str, after: str) -> list[Node] | None:
@@ -106,7 +108,7 @@ class _Walk:
         ``after`` it where that one is of such a class.
         """
         begin = self.at
-        taken = self._begin(kind)
+        taken = self._begin(kind, after)
         if taken is None:
             self.at = begin
             return None
@@ -115,12 +117,12 @@ class _Walk:
             taken += self._while(taken[-1], lambda node: self._on_constant(node, ("Add",)), 1)
             if after not in _ACTIVATION_KINDS:
                 taken += self._while(taken[-1], lambda node: node.op in ACTIVATING, 1)
-                taken += self._rest_of_relu6(taken[-1])
+                taken += self._rest_of_activation(taken[-1], "")
         elif kind in JOINING and after != kind:  # more than two, one after another
             taken += self._while(taken[-1], lambda node: self._joins(node, JOINING[kind]), 16)
         return taken
 
-    def _begin(self, kind: str) -> list[Node] | None:
+    def _begin(self, kind: str, after: str) -> list[Node] | None:
         if kind in _MOST_STEPS:
             if (found := self._chain(("BatchNormalization",))) is not None:
                 return found
@@ -135,16 +137,35 @@ class _Walk:
             return self._step(None, lambda node: self._joins(node, JOINING[kind]))
         if kind == "Activation":
             found = self._step(None, lambda node: node.op in ACTIVATING)
-            return None if found is None else found + self._rest_of_relu6(found[-1])
+            return None if found is None else found + self._rest_of_activation(found[-1], after)
         for chain in _chains(kind):
             if (found := self._chain(chain, linked=kind not in _SPELLED_OUT)) is not None:
                 return found
         return None
 
-    def _rest_of_relu6(self, node: Node) -> list[Node]:
-        if node.op != "Relu":
+    def _rest_of_activation(self, node: Node, after: str) -> list[Node]:
+        """The second operator of ReLU6 and SiLU.
+
+        A product that the layer listed next needs, for want of another, is no part of a SiLU.
+        """
+        if node.op == "Relu":
+            return self._while(node, lambda each: each.op in ("Clip", "Min"), 1)
+        begin, product = self.at, product_of_silu(self.graph, node, self.consumers)
+        taken = self._while(node, lambda each: each is product, 1)
+        if (
+            taken
+            and after == "Multiply"
+            and not self._is_next(lambda each: self._joins(each, "Mul"))
+        ):
+            self.at = begin
             return []
-        return self._while(node, lambda each: each.op in ("Clip", "Min"), 1)
+        return taken
+
+    def _is_next(self, fits: Callable[[Node], bool]) -> bool:
+        begin = self.at
+        found = self._step(None, fits)
+        self.at = begin
+        return found is not None
 
     def _chain(self, ops: Sequence[str], *, linked: bool = True) -> list[Node] | None:
         begin, taken = self.at, list[Node]()
@@ -168,7 +189,8 @@ class _Walk:
     def _step(self, after: Node | None, fits: Callable[[Node], bool]) -> list[Node] | None:
         """The next operator with the changes of shape before it, if it fits and reads ``after``."""
         way: list[Node] = []
-        for node in self.nodes[self.at :]:
+        for place in range(self.at, len(self.nodes)):
+            node = self.nodes[place]
             if fits(node) and (after is None or self._reads(node, after, way)):
                 self.at += len(way) + 1
                 return [*way, node]

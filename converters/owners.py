@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from converters.graph import Graph, Node
+from converters.graph import Graph, Node, Wires
 from converters.kinds import IDLE, kind_by_name, readable
 from converters.names import Owner, clean
 from torchviz_cnn.errors import InputError, closest
@@ -105,33 +105,45 @@ def _stay_with_maker(graph: Graph) -> None:
 
 def _give_to_users(graph: Graph) -> None:
     """To the layer that reads it; a copy to each where several do."""
-    for node in reversed(list(graph.nodes)):
+    wires, calls = Wires(graph), _calls(graph)
+    for node in reversed(graph.nodes):
         if node.owner is not None:
             continue
-        users = graph.consumers().get(node.output, [])
+        users = wires.readers(node.output)
         owners = list(dict.fromkeys(user.owner for user in users if user.owner is not None))
         if not owners:
             continue
-        node.owner = owners[0]
-        if node.op in _HELPERS and len(owners) == 1 and _is_called_again(graph, owners[0]):
-            node.owner = Owner(owners[0].path[:-1], owners[0].scope[:-1])
-            continue
-        if node.op not in _HELPERS or node.output in graph.outputs:
-            continue
-        for owner in owners[1:]:
-            copy = replace(node, outputs=[graph.fresh(node.output)], owner=owner)
-            if (shape := graph.shapes.get(node.output)) is not None:
-                graph.shapes[copy.output] = shape
-            graph.nodes.insert(graph.nodes.index(node) + 1, copy)
-            for user in users:
-                if user.owner == owner:
-                    user.inputs = [copy.output if n == node.output else n for n in user.inputs]
+        node.owner, *others = owners
+        is_helper = node.op in _HELPERS
+        if is_helper and not others and len(calls[node.owner.path]) > 1:
+            # What stands before one of a layer's calls is no part of the layer.
+            node.owner = Owner(node.owner.path[:-1], node.owner.scope[:-1])
+            calls.setdefault(node.owner.path, set()).add(node.owner)
+        elif is_helper and node.output not in graph.outputs:
+            for owner in others:
+                _copy_for(wires, node, owner, users)
+    wires.settle()
 
 
-def _is_called_again(graph: Graph, owner: Owner) -> bool:
-    """Whether a layer has several calls: then what stands before one of them is no part of it."""
-    owners = {node.owner for node in graph.nodes if node.owner is not None}
-    return any(each.path == owner.path and each != owner for each in owners)
+def _calls(graph: Graph) -> dict[tuple[str, ...], set[Owner]]:
+    """The calls of each layer."""
+    found: dict[tuple[str, ...], set[Owner]] = {}
+    for node in graph.nodes:
+        if node.owner is not None:
+            found.setdefault(node.owner.path, set()).add(node.owner)
+    return found
+
+
+def _copy_for(wires: Wires, node: Node, owner: Owner, users: Iterable[Node]) -> None:
+    """A copy of a node that the users of one layer read in its place."""
+    graph = wires.graph
+    copy = replace(node, inputs=[*node.inputs], outputs=[graph.fresh(node.output)], owner=owner)
+    if (shape := graph.shapes.get(node.output)) is not None:
+        graph.shapes[copy.output] = shape
+    wires.put_behind(node, copy)
+    for user in users:
+        if user.owner == owner:
+            wires.feed(user, [copy.output if n == node.output else n for n in user.inputs])
 
 
 def name_fused_norms(graph: Graph) -> dict[tuple[str, ...], tuple[str, ...]]:

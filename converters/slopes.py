@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from converters.comparison import as_in_file, inputs_left, output_tensors, start_session
+from converters.file_tensors import output_tensors
 from converters.importer import without_dead_nodes
 from converters.network import ImportedNetwork
+from converters.reference import start_session
+from converters.sides import as_in_file, inputs_left
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
 from torchviz_cnn.errors import NotApplicable

@@ -31,7 +31,7 @@ from converters.passes.shapes import repeats, shape_arithmetic
 from converters.passes.vocabulary import BINARY, UNARY
 from converters.passes.windows import pooling_over_more_axes
 
-__all__ = ["channels_first", "merge", "silu", "simplify"]
+__all__ = ["channels_first", "merge", "simplify"]
 
 # Each round of folding may settle the size of the maps up to the next border.
 _MOST_BORDERS = 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,8 @@ def dense_on_maps(graph: Graph) -> None:
         before = makers.get(node.inputs[0]) if kernel is not None and kernel.ndim == 2 else None
         users = consumers.get(node.output, [])
         if kernel is None or before is None or before.op != "Reshape" or len(users) != 1:
+            continue
+        if node.output in graph.outputs:
             continue
         source, target = graph.shapes.get(before.inputs[0]), users[0].attributes.get("shape")
         if users[0].op != "Reshape" or source is None or target is None:
@@ -97,9 +99,17 @@ def _make_linear(graph: Graph, node: Node, matrix: str, bias: str | None) -> Non
 
 def _bias_after(graph: Graph, node: Node, consumers: dict[str, list[Node]]) -> str | None:
     """The name of the constant that is added next, which is then taken into the node."""
-    return _absorb_add(
-        graph, node, consumers, lambda c, n: c.ndim >= 1 and c.shape == (*(1,) * (c.ndim - 1), n)
-    )
+    most_axes = len(graph.shapes.get(node.output, (None, None)))
+
+    def is_row(constant: Array, width: int) -> bool:
+        return 1 <= constant.ndim <= most_axes and _is_last(constant, (width,))
+
+    return _absorb_add(graph, node, consumers, is_row)
+
+
+def _is_last(constant: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a constant has this shape, behind axes of length one."""
+    return constant.shape == (1,) * (constant.ndim - len(shape)) + shape
 
 
 def _absorb_add(
@@ -135,22 +145,24 @@ def _output_channels(node: Node, kernel: Array) -> int:
 def convolution_biases(graph: Graph) -> None:
     """A constant added to every channel right after a convolution is its bias."""
     consumers = graph.consumers()
-
-    def per_channel(constant: Array, channels: int) -> bool:
-        return (
-            constant.ndim in (3, 4)
-            and constant.shape[-3:] == (channels, 1, 1)
-            and constant.size == channels
-        )
-
     for node in list(graph.nodes):
         if node.op not in ("Conv", "ConvTranspose") or len(node.inputs) != 2:
             continue
-        if graph.static(node, 1) is None:
+        kernel = graph.static(node, 1)
+        if kernel is None:
             continue
-        bias = _absorb_add(graph, node, consumers, per_channel)
+        bias = _absorb_add(graph, node, consumers, _one_for_each_channel(kernel.ndim))
         if bias is not None:
             node.inputs.append(bias)
+
+
+def _one_for_each_channel(rank: int) -> Callable[[Array, int], bool]:
+    """Whether a constant has one number for each channel of maps of so many axes."""
+
+    def fits(constant: Array, channels: int) -> bool:
+        return constant.ndim <= rank and _is_last(constant, (channels, *(1,) * (rank - 2)))
+
+    return fits
 
 
 def batch_norms(graph: Graph) -> None:
@@ -240,12 +252,19 @@ def silu(graph: Graph) -> None:
     """``x * sigmoid(x)`` is one activation, ``Silu`` (Keras: swish)."""
     consumers = graph.consumers()
     for node in list(graph.nodes):
-        users = consumers.get(node.output, [])
-        if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
+        product = product_of_silu(graph, node, consumers)
+        if product is None or product.owner != node.owner:  # Keras' "gate" and "multiply" are two
             continue
-        product = users[0]
-        if product.owner != node.owner:  # Keras' layers "gate" and "multiply" are two
-            continue
-        if product.op == "Mul" and set(product.inputs) == {node.output, node.inputs[0]}:
-            product.op, product.inputs = "Silu", [node.inputs[0]]
-            graph.nodes.remove(node)
+        product.op, product.inputs = "Silu", [node.inputs[0]]
+        graph.nodes.remove(node)
+
+
+def product_of_silu(
+    graph: Graph, node: Node, consumers: Mapping[str, Sequence[Node]]
+) -> Node | None:
+    """The product with its own input that a sigmoid goes into, if that is all it is for."""
+    users = consumers.get(node.output, [])
+    if node.op != "Sigmoid" or len(users) != 1 or node.output in graph.outputs:
+        return None
+    is_silu = users[0].op == "Mul" and set(users[0].inputs) == {node.output, node.inputs[0]}
+    return users[0] if is_silu else None

@@ -263,7 +263,9 @@ def turn_remaining_maps(graph: Graph) -> None:
     """
     last = _channels_last_maps(graph)
     consumers = graph.consumers()
-    for node in list(graph.nodes):
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
         name = node.output
         users = consumers.get(name, [])
         inside = name not in graph.outputs and all(user.owner == node.owner for user in users)
@@ -278,8 +280,8 @@ def turn_remaining_maps(graph: Graph) -> None:
         for user in users:
             if user.owner == node.owner:
                 user.inputs = [inner if given == name else given for given in user.inputs]
-        position = graph.nodes.index(node) + 1
-        graph.nodes[position:position] = [turn, back]
+        nodes += [turn, back]
+    graph.nodes = nodes
 
 
 def _channels_last_maps(graph: Graph) -> set[str]:

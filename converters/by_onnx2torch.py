@@ -1,0 +1,108 @@
+"""Operators that onnx2torch has good modules for, built by it; those in the file stay inside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from onnx2torch.node_converters import get_converter
+from onnx2torch.onnx_graph import OnnxGraph
+from torch import nn
+
+from converters.graph import Graph, Node
+from converters.modules.arithmetic import WithConstants
+from converters.weights import check_trainable, tensor
+from torchviz_cnn.errors import InputError
+
+Built = tuple[nn.Module, list[str]]
+
+
+def unsupported(node: Node, why: str = "") -> InputError:
+    """What to say of an operator that has no module."""
+    layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+    return InputError(
+        f"the operator {node.op}{layer} is not supported{f' {why}' if why else ''}; "
+        "export the network without that layer, or with Keras' torch back end (KERAS_BACKEND=torch)"
+    )
+
+
+_WITH_WEIGHTS = frozenset(
+    ["BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization", "LayerNormalization"]
+)
+
+
+def by_onnx2torch(graph: Graph, node: Node) -> Built:
+    """The module for an operator, and the tensors it must be given.
+
+    Raises:
+        InputError: for an operator, or a setting of one, that onnx2torch does not know.
+    """
+    for name in node.inputs:
+        if node.op in _WITH_WEIGHTS and name in graph.constants:
+            check_trainable(node, graph.constants[name])
+    try:
+        converter = get_converter(node.op, _known_version(graph, node))
+        module, mapping = converter(*_as_onnx(graph, node))
+    except (NotImplementedError, KeyError, ValueError) as error:
+        raise unsupported(node, f"({error})" if str(error) else "") from error
+    return with_constants(graph, node, module, [name for name in mapping.inputs if name])
+
+
+def _known_version(graph: Graph, node: Node) -> int:
+    """The version of the standard to read an operator by: the latest that onnx2torch knows it in.
+
+    What an average pool of version 19 has more than one before it is a dilation.
+    """
+    plain = set(node.attributes.get("dilations", [1])) == {1}
+    return min(graph.opset, 18) if node.op == "AveragePool" and plain else graph.opset
+
+
+def with_constants(graph: Graph, node: Node, module: nn.Module, inputs: list[str]) -> Built:
+    """The module with those operands that are fixed in the file inside it."""
+    constants = {
+        i: tensor(graph.constants[n]) for i, n in enumerate(inputs) if n in graph.constants
+    }
+    if constants:
+        learnt = [
+            i
+            for i, value in constants.items()
+            if value.is_floating_point() and _is_learnt(graph, node, i, inputs[i])
+        ]
+        module = WithConstants(module, constants, learnt)
+    return module, [name for name in inputs if name not in graph.constants]
+
+
+def _is_learnt(graph: Graph, node: Node, place: int, name: str) -> bool:
+    """Whether an operand is a weight of a Keras layer; a batch norm's statistics are none."""
+    is_weight = name in graph.learnt or name.split("//")[0].endswith("ReadVariableOp:0")
+    return is_weight and not (node.op == "BatchNormalization" and place > 2)
+
+
+def _as_onnx(graph: Graph, node: Node) -> tuple[Any, OnnxGraph]:
+    """The node alone, in the form onnx2torch reads."""
+    proto = helper.make_node(node.op, node.inputs, node.outputs, name="node")
+    for name, value in node.attributes.items():
+        plain = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        proto.attribute.append(helper.make_attribute(name, plain))
+    infos, constants, known = [], [], []
+    for name in node.inputs:
+        if name in graph.constants:
+            constants.append(numpy_helper.from_array(graph.constants[name], name))
+            own = list(graph.constants[name].shape)
+            known.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, own))
+        elif name:
+            shape = graph.shapes.get(name)
+            dims = (
+                None
+                if shape is None
+                else [n if n is not None else f"d{i}" for i, n in enumerate(shape)]
+            )
+            infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.outputs
+    ]
+    alone = OnnxGraph(
+        helper.make_graph([proto], "one", infos, outputs, constants, value_info=known)
+    )
+    return next(iter(alone.nodes.values())), alone

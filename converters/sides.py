@@ -1,0 +1,94 @@
+"""What a file and its network are both given, and what the network makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converters.file_tensors import FileTensor
+from converters.graph import Array
+from converters.network import ImportedNetwork
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.inputs import place_and_kind
+from torchviz_cnn.observe import capture
+
+
+def network_inputs(
+    network: ImportedNetwork, inputs: Tensor | Sequence[Tensor] | None, seed: int
+) -> list[Tensor]:
+    """What both sides are given, float32 on the CPU."""
+    source = network.source
+    if inputs is not None:
+        given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        if len(given) != len(source.inputs) or not all(isinstance(x, Tensor) for x in given):
+            raise InputError(f"the network takes {len(source.inputs)} tensors, not {len(given)}")
+        return [x.detach().float().cpu() for x in given]
+    if len(source.inputs) != 1:
+        raise InputError(
+            f"the network takes {len(source.inputs)} inputs ({', '.join(source.inputs)}): give a "
+            "tensor for each"
+        )
+    last = source.input_layout == "as_exported"
+    size = [
+        _side(n, axis, len(source.input_size), last) for axis, n in enumerate(source.input_size)
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand((2, *size), generator=generator)]
+
+
+def _side(known: int | None, axis: int, rank: int, last: bool) -> int:
+    """The length of an axis of any length: 3 channels, 64 rows and columns."""
+    is_channels = rank == 3 and axis == (2 if last else 0)
+    return known or (3 if is_channels else 64)
+
+
+def inputs_left(network: ImportedNetwork) -> tuple[str, ...]:
+    """The inputs that a network which takes (N, C, H, W) takes as the file does."""
+    source = network.source
+    if source.input_layout != "NCHW":
+        return ()
+    return tuple(name for name in source.inputs if name not in source.turned)
+
+
+def as_in_file(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Array]:
+    """What the network is given, with the axes where the file has them."""
+    source = network.source
+    arrays = {name: x.numpy() for name, x in zip(source.inputs, given, strict=True)}
+    for name in source.turned:
+        if arrays[name].ndim == 4:  # else onnxruntime says what is wrong
+            arrays[name] = np.moveaxis(arrays[name], 1, -1)
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def as_in_network(network: ImportedNetwork, found: Mapping[str, Array], place: FileTensor) -> Array:
+    """A tensor of the file with its channels where the network has them."""
+    array = found[place.tensor]
+    turned = place.axes == "channels last" and array.ndim == 4
+    turned = turned and network.source.input_layout == "NCHW"
+    return np.moveaxis(array, -1, 1) if turned else array
+
+
+def run_network(
+    network: ImportedNetwork, given: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """What every layer puts out at each of its calls, and the network itself; outside training.
+
+    The network comes back as it was, whatever mode its parts are in.
+    """
+    there = [
+        f"{record.module}@*"
+        for record in network.source.layers
+        if record.module is not None and record.status == "in the file"
+    ]
+    placed = [x.to(**place_and_kind(network)) for x in given]
+    with undisturbed(network, placed[0] if placed else None), capture(network, there) as seen:
+        results = network(*placed)
+    results = results if isinstance(results, tuple) else (results,)
+    return (
+        {name: tensor.float().cpu() for name, tensor in seen.items()},
+        tuple(result.float().cpu() for result in results),
+    )

@@ -1,0 +1,193 @@
+"""How far a layer's output is from another's, and what that comes to for a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from converters.graph import Array
+
+# Relative to a layer's largest value. Float32 on two engines was seen to differ by up to 4e-6; what
+# is wrong (a transposed kernel, a forgotten epsilon) differs by far more than a thousandth.
+SAME = 1e-4
+FAILS = 1e-3
+Verdict = Literal["same", "nearly the same", "differs"]
+NOT_RUN = "not run by the network"
+LOST = "not in the network"
+_FAILING = ("differs", NOT_RUN, LOST)
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How far one layer's output is from the file's.
+
+    Attributes:
+        name: Keras' name; of later calls with ``@1``, ``@2``.
+        type: Keras' class.
+        shape: of the output for one image; ``None`` where there is none.
+        status: ``"same"``, ``"nearly the same"``, ``"differs"``, ``"fused into X"``,
+            ``"not in the file"``; ``"not in the network"`` for a layer of the file that the import
+            lost, ``"not run by the network"`` for one, or a call of one, that never ran.
+        max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
+        relative: the same over the reference's largest magnitude.
+        cosine: of the angle between the two outputs as vectors.
+        beside: the layer of another torch network it was compared with.
+        weights: how far its weights are from that one's, relative to the largest.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None
+    status: str
+    max_abs: float | None = None
+    relative: float | None = None
+    cosine: float | None = None
+    beside: str | None = None
+    weights: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The layers of an imported network beside those of its file.
+
+    Attributes:
+        file: its name.
+        reference: what computed the other side.
+        images: how many inputs were compared.
+        layers: one row for each layer and call.
+        outputs: one row for each output of the whole network.
+    """
+
+    file: str
+    reference: str
+    images: int
+    layers: tuple[LayerComparison, ...]
+    outputs: tuple[LayerComparison, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def first_difference(self) -> LayerComparison | None:
+        """The first layer, in running order, that is not the same, or not there."""
+        rows = (*self.layers, *self.outputs)
+        wrong = ("nearly the same", *_FAILING)
+        return next((row for row in rows if row.status in wrong), None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no layer and no output differs by a thousandth of its largest value, and none of
+        the file's layers is missing in the network.
+        """
+        return all(row.status not in _FAILING for row in (*self.layers, *self.outputs))
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of all."""
+        found = [row.relative for row in (*self.layers, *self.outputs) if row.relative is not None]
+        return max(found, default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON, which knows no infinity: such a difference is ``None``."""
+        return {
+            "file": self.file,
+            "reference": self.reference,
+            "images": self.images,
+            "passed": self.passed,
+            "worst_relative": _finite(self.worst),
+            "first_difference": getattr(self.first_difference, "name", None),
+            "layers": [_plain(row) for row in self.layers],
+            "outputs": [_plain(row) for row in self.outputs],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def __str__(self) -> str:
+        return self.format()
+
+    def format(self, width: int | None = None) -> str:
+        """The comparison as text: what differs first, then a line for each layer."""
+        width = width or shutil.get_terminal_size((100, 24)).columns
+        compared = [row for row in self.layers if row.relative is not None]
+        first = self.first_difference
+        if first is None:
+            head = (
+                f"{self.file}: {len(compared)} of {len(self.layers)} layers compared with "
+                f"{self.reference}, all the same; the largest difference is {self.worst:.1e} of a "
+                "layer's largest value"
+            )
+        elif first.relative is None:
+            head = f"{self.file}: the layer {first.name!r} ({first.type}) is {first.status}"
+        else:
+            head = (
+                f"{self.file}: the first layer that differs is {first.name!r} ({first.type}), by "
+                f"{first.relative:.1e} of its largest value"
+            )
+        titles = _TITLES
+        rows = [_cells(row) for row in (*self.layers, *self.outputs)]
+        if all(row.beside is None for row in self.layers):
+            titles, *rows = (row[:-2] for row in (titles, *rows))
+        widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        widths[0] = max(16 if len(titles) < 7 else 28, widths[0] - max(0, over))
+        lines = [head, *self.notes, ""]
+        for number, row in enumerate([titles, *rows]):
+            name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
+            cells = [name.ljust(widths[0]), row[1].ljust(widths[1]), row[2].ljust(widths[2])]
+            cells += [text.rjust(widths[i]) for i, text in enumerate(row) if 2 < i < 7]
+            cells += row[7:]
+            lines.append("  ".join(cells).rstrip())
+            if number in (0, len(self.layers)):
+                lines.append("─" * min(width, sum(widths) + 2 * (len(widths) - 1)))
+        return "\n".join(lines)
+
+
+def _plain(row: LayerComparison) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in asdict(row).items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_TITLES: tuple[str, ...] = (
+    *("Layer (type)", "Shape", "Status", "Max abs", "Relative", "Cosine"),
+    *("Weights", "Beside"),
+)
+
+
+def _cells(row: LayerComparison) -> tuple[str, ...]:
+    numbers = [
+        "" if value is None else form.format(value)
+        for value, form in (
+            (row.max_abs, "{:.1e}"),
+            (row.relative, "{:.1e}"),
+            (row.cosine, "{:.6f}"),
+            (row.weights, "{:.1e}"),
+        )
+    ]
+    shape = "" if row.shape is None else "×".join(map(str, row.shape))
+    return (f"{row.name} ({row.type})", shape, row.status, *numbers, row.beside or "")
+
+
+def beside(name: str, kind: str, ours: Array, theirs: Array) -> LayerComparison:
+    """One row: how far ``ours`` is from ``theirs``, in double precision."""
+    if ours.shape != theirs.shape:
+        return LayerComparison(name, kind, ours.shape[1:], "differs", np.inf, np.inf, 0.0)
+    a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
+    gap = float(np.abs(a - b).max(initial=0.0))
+    largest = float(np.abs(b).max(initial=0.0))
+    relative = gap / largest if largest else (0.0 if gap == 0 else np.inf)
+    if not np.isfinite([gap, largest]).all():
+        relative = 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / lengths if lengths else 1.0
+    status: Verdict = "differs"
+    if relative < FAILS:
+        status = "same" if relative <= SAME else "nearly the same"
+    return LayerComparison(name, kind, ours.shape[1:], status, gap, relative, cosine)
