@@ -753,3 +753,30 @@ def test_an_unknown_alignment_is_refused_by_every_result(kind: str) -> None:
     result = tvc.METHODS[method](net, torch.rand(1, 1, 6, 6, dtype=torch.float64), 0)
     with pytest.raises(tvc.InputError, match="align must be stretch or receptive_field"):
         result.heatmap("middle")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_without_negative_cells_has_no_negative_pixel(dtype):
+    """One at -1e-10, a rounding, would give the picture the colours of a signed map."""
+    values = (0.01 * normal(60, 12, 12)).relu().to(dtype)
+    values[:, 0, 0] += 0.003
+    result = cells(values, (28, 30))
+    assert float(result.maps().min()) == 0
+    assert float(result.heatmap().min()) == 0
+    ground = Image.new("RGB", (30, 28))
+    for index in range(0, 60, 7):
+        drawn = np.asarray(result.overlay(ground, index=index, alpha=1.0))
+        heat = result.one_heatmap(index)
+        assert np.abs(drawn[heat == 0].astype(int) - [0, 0, 128]).max() <= 1  # jet's first colour
+
+
+def test_a_cell_that_is_nan_is_seen_where_it_is_and_nowhere_else():
+    values = normal(2, 4, 4).abs()
+    values[0, 0, 0] = torch.nan
+    values[1, 3, 3] = torch.inf
+    grown = cells(values, (16, 16)).maps()
+    reach = torch.zeros(16, 16, dtype=torch.bool)
+    reach[:6, :6] = True
+    assert grown[0][~reach].isfinite().all()
+    assert grown[0][:2, :2].isnan().all()
+    assert grown[1][~reach.flip(0, 1)].isfinite().all()

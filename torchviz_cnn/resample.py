@@ -17,8 +17,10 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     dtype = flat.dtype if flat.dtype in (torch.float32, torch.float64) else torch.float32
     flat = flat.to(dtype)
-    # Interpolating differences keeps a constant map constant to the last bit.
-    base = flat[..., :1, :1]
+    # What is interpolated is how far cells are above the lowest: a constant map then stays constant
+    # to the last bit, and none falls below its lowest cell, where rounding would make it signed.
+    base = torch.where(flat.isfinite(), flat, torch.inf).amin((-2, -1), keepdim=True)
+    base = base.nan_to_num(posinf=0.0)  # no finite cell at all
     grown = base + F.interpolate(flat - base, size=size, mode="bilinear", align_corners=False)
     return grown.to(maps.dtype).reshape(*maps.shape[:-2], *size)
 
