@@ -101,7 +101,7 @@ def load(
     size = None if input_size is None else checked_size(input_size)
     if keras is not None and not spec.lower().endswith(".onnx"):
         raise InputError(f"a Keras file tells the layers' names of an ONNX file; {spec!r} is none")
-    if weights is not None and _is_trained(spec, weights):
+    if weights is not None and _is_trained(spec, weights) and _is_name(spec):
         spec, weights = weights, None
     if spec.lower().endswith(".onnx"):
         model = from_onnx(spec, weights, preprocess, size, keras)
