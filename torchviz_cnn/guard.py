@@ -42,13 +42,14 @@ def every_module(module: nn.Module) -> list[nn.Module]:
     """Every module once, in no particular order. A flat walk: this runs before each explanation,
     and the nested generators of ``module.modules()`` would cost as much as a small network.
     """
-    found: dict[nn.Module, None] = {}
+    found = {module: None}
     waiting = [module]
     while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found[current] = None
-            waiting.extend(child for child in current._modules.values() if child is not None)
+        children = waiting.pop()._modules
+        if children:
+            new = [child for child in children.values() if child is not None and child not in found]
+            found.update(dict.fromkeys(new))
+            waiting += new
     return list(found)
 
 
@@ -79,14 +80,21 @@ def check_ready(module: nn.Module) -> None:
         InputError: when parameters have no shape yet, were created under ``torch.inference_mode``,
             or a part is TorchScript.
     """
-    for each in every_module(module):
+    _check_parts(every_module(module))
+
+
+def _check_parts(modules: list[nn.Module]) -> None:
+    for each in modules:
         if isinstance(each, torch.jit.ScriptModule):
             raise InputError(
                 "a part of this network is TorchScript, whose layers cannot be observed; build the "
                 "network with the nn.Module it was scripted or traced from"
             )
         for parameter in each._parameters.values():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
+            # The type first: asking whether something is an instance of a kind of parameter is slow.
+            if type(parameter) is not nn.Parameter and isinstance(
+                parameter, nn.parameter.UninitializedParameter
+            ):
                 raise InputError(
                     f"the {type(each).__name__} of this network is lazy and has no weights yet; "
                     "run the network once on an input of its size first"
@@ -102,20 +110,22 @@ def check_ready(module: nn.Module) -> None:
 def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     """Let the network work on copies of its buffers, and give it its own back.
 
+    Entered where gradients are off, so that the copies belong to no graph.
+
     Looking for changes afterwards would not do: writing through ``.data``, or moving a batch norm's
     statistics, leaves no version behind; and writing back what did not change would spoil a graph
     that the caller still wants to differentiate.
     """
     owners = [(m, m._buffers, dict(m._buffers)) for m in modules]
-    copies: dict[Tensor, Tensor] = {}  # a buffer that two layers share stays shared
+    copies: dict[int, Tensor] = {}  # a buffer that two layers share stays shared
     try:
         for _, live, kept in owners:
             for key, buffer in kept.items():
                 # Inference tensors cannot be written outside inference mode anyway.
                 if buffer is not None and not buffer.is_inference():
-                    if buffer not in copies:
-                        copies[buffer] = buffer.detach().clone()
-                    live[key] = copies[buffer]
+                    if id(buffer) not in copies:
+                        copies[id(buffer)] = buffer.clone()
+                    live[key] = copies[id(buffer)]
         yield
     finally:
         for m, live, kept in owners:
@@ -169,8 +179,8 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     Raises:
         InputError: for a network that is not ready, see :func:`check_ready`.
     """
-    check_ready(module)
     modules = every_module(module)
+    _check_parts(modules)
     parameters = _parameters(modules)
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
