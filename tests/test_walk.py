@@ -1050,3 +1050,14 @@ def test_nan_is_no_strong_unit_and_a_row_of_it_is_in_the_same_order():
     assert "no number changes" in holed.words()
     mixed = replace(holed, output=with_nan.flip(-1))
     assert "in another order" in mixed.words()
+
+
+def test_units_that_are_whole_numbers_are_ranked_like_any():
+    class Ranks(nn.Module):
+        def forward(self, x):
+            return x.argsort(1)
+
+    net = nn.Sequential(nn.Flatten(), Ranks())
+    seen = tvc.walk(net, torch.tensor([[[[0.5, 0.1], [0.9, 0.3]]]]))
+    assert seen["1"].output.tolist() == [1, 3, 0, 2]
+    assert "the strongest are 1, 3, 0" in seen["1"].words()

@@ -178,7 +178,8 @@ def _units_drawn(step: Step, drawing: Drawing, classes: Sequence[str] | None) ->
 
 def _strongest(values: Tensor, count: int) -> Tensor:
     """The units with the highest values, NaN after all numbers."""
-    ranked = values.masked_fill(values.isnan(), -torch.inf)
+    # As floating-point numbers, which whole ones and truth values may not be.
+    ranked = values.double().masked_fill(values.isnan(), -torch.inf)
     return torch.topk(ranked, min(count, len(values))).indices
 
 

@@ -1,7 +1,7 @@
 """torchvision's networks, with their published weights or others.
 
-The only room that imports torchvision, and opened only where one of its networks is asked for: that
-import takes longer than all of this library's.
+It is opened only where one of them is asked for: importing torchvision takes longer than importing
+all of this library. The rest does without, but for what is blurred in :mod:`~torchviz_cnn.methods`.
 """
 
 from __future__ import annotations

@@ -15,14 +15,11 @@ from torchviz_cnn.errors import InputError
 
 T = TypeVar("T")
 
-
 # What loading a file of weights raises when it is not there, not one, or damaged.
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError)
 
-
 IMAGENET_CLASSES = 1000
-
-
+# torchvision's networks that scale pictures themselves where their weights want it.
 RESCALING = ("googlenet", "inception_v3")
 
 
