@@ -69,7 +69,7 @@ class Attribution:
         for name in ("values", "score", "target"):
             tensor = getattr(self, name)
             if tensor is not None:
-                object.__setattr__(self, name, tensor.detach())
+                object.__setattr__(self, name, tensor.detach().contiguous())
 
     def __len__(self) -> int:
         return self.values.shape[0]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -64,3 +66,12 @@ def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     if not near:
         return ""
     return "; did you mean " + " or ".join(repr(by_folded[match]) for match in near) + "?"
+
+
+def levels_to_the_caller() -> int:
+    """The ``stacklevel`` of whoever called this library."""
+    here = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame, level = frame.f_back, level + 1
+    return level

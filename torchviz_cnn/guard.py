@@ -6,6 +6,7 @@ Every function of this package that runs somebody's network runs it inside :func
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -134,6 +135,34 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
                 live.update(kept)
                 if m._buffers is not live:
                     m._buffers = live
+
+
+@contextmanager
+def rehearsing(module: nn.Module) -> Iterator[None]:
+    """Run a network once more, inside :func:`undisturbed`, for something that is not its answer.
+
+    The block leaves no trace in its buffers and in the CPU's random state, and no hook sees it.
+    """
+    modules = every_module(module)
+    with torch.random.fork_rng(devices=[]), _copied_buffers(modules), _without_hooks(modules):
+        yield
+
+
+@contextmanager
+def _without_hooks(modules: list[nn.Module]) -> Iterator[None]:
+    hooked = [
+        (vars(m), kind, vars(m)[kind])
+        for m in modules
+        for kind in ("_forward_pre_hooks", "_forward_hooks")
+        if vars(m)[kind]
+    ]
+    try:
+        for own, kind, _ in hooked:
+            own[kind] = OrderedDict()
+        yield
+    finally:
+        for own, kind, hooks in hooked:
+            own[kind] = hooks
 
 
 @contextmanager

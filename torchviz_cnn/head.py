@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, levels_to_the_caller
 
 Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
@@ -257,6 +257,12 @@ class Output:
         """The same for some of the images."""
         return Output(self.raw[start:stop], self.logits[start:stop], self.kind)
 
+    def contiguous(self) -> Output:
+        """The same, laid out as if it had been computed channels first."""
+        if self.raw.is_contiguous() and self.logits.is_contiguous():
+            return self
+        return Output(self.raw.contiguous(), self.logits.contiguous(), self.kind)
+
     def probabilities(self) -> Tensor:
         """The network's own final softmax or sigmoid, else the one its output calls for."""
         if self.kind in ("softmax", "sigmoid"):
@@ -325,6 +331,7 @@ def run(
     sure: bool = False,
     variants_of: Tensor | None = None,
     through: Callable[[Tensor], object] | None = None,
+    layout: torch.memory_format = torch.preserve_format,
 ) -> Output:
     """One forward pass, and the scores before its final softmax or sigmoid.
 
@@ -336,6 +343,7 @@ def run(
         variants_of: the user's images, where ``inputs`` are variants made of them. Those the
             network may have; otherwise it gets a copy, as some networks write into their input.
         through: computes what the network would, in another way.
+        layout: in which the network gets them, see :mod:`~torchviz_cnn.layout`.
 
     Raises:
         NoScores: when the network returns no tensor, or not one row an image.
@@ -348,13 +356,14 @@ def run(
     watching = sure or ending in (None, "watched")
     watch = _Watch()
     with watch if watching else nullcontext():
-        given = inputs.clone() if variants_of is None else inputs
-        raw = tensor_in((through or module)(given))
+        raw = tensor_in((through or module)(_given(inputs, variants_of, layout)))
     _check_rows(raw, inputs, variants_of)
     found = watch.output(raw) if watching else None
     likely = found is None and _are_probabilities(raw)
     if not watching and (likely or (ending == "plain" and _graph_ends_in_activation(raw))):
-        output = run(module, inputs, sure=True, variants_of=variants_of, through=through)
+        output = run(
+            module, inputs, sure=True, variants_of=variants_of, through=through, layout=layout
+        )
         if _ENDS[module] == "plain" and not likely:
             _ENDS[module] = "looks watched"  # and is not: do not look again
         return output
@@ -370,6 +379,14 @@ def run(
     return output
 
 
+def _given(inputs: Tensor, variants_of: Tensor | None, layout: torch.memory_format) -> Tensor:
+    """What the network gets: a copy, unless it may have, and write into, the inputs themselves."""
+    leaf = inputs.requires_grad and inputs.is_leaf
+    if variants_of is None or leaf or layout is not torch.preserve_format:
+        return inputs.clone(memory_format=layout)
+    return inputs
+
+
 def _plain(ending: _Ending | None) -> _Ending:
     return "looks watched" if ending == "looks watched" else "plain"
 
@@ -382,7 +399,7 @@ def _from_nowhere(module: nn.Module, raw: Tensor) -> Output:
             "this network puts out probabilities, and what they were made of could not be "
             "seen (the softmax is spelled out, or something follows it); the logarithm of the "
             "probability is explained in place of the score before the softmax",
-            stacklevel=6,
+            stacklevel=levels_to_the_caller(),
         )
     return Output(raw, raw.clamp_min(torch.finfo(raw.dtype).tiny).log(), "softmax")
 

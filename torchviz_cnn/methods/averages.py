@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn.attribution import PathAttribution, PixelAttribution
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import run
+from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, batch_of, examine, parts
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.variants import (

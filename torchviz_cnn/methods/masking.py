@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn.attribution import CellAttribution
-from torchviz_cnn.head import run
+from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, batch_of, examine, parts
 from torchviz_cnn.methods.passes import Chosen, HeldMaps, LayerChoice, choose
 from torchviz_cnn.methods.registry import attribution_method

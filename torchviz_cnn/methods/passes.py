@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError, NotApplicable
-from torchviz_cnn.head import Output, run
+from torchviz_cnn.head import Output
+from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, gradients
 from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
 from torchviz_cnn.naming import resolve_one

@@ -7,9 +7,7 @@ them all, changes nothing in the network and costs nothing in the forward pass.
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
 
 from torchviz_cnn.dispatch import OperatorMode
-from torchviz_cnn.errors import NotApplicable
+from torchviz_cnn.errors import NotApplicable, levels_to_the_caller
 
 Rule = Literal["guided", "deconvnet", "redirected"]
 
@@ -86,17 +84,8 @@ class ReLURule(OperatorMode):
             warnings.warn(
                 f"only {share:.0%} of the activation functions passed are ReLUs and follow the "
                 f"{self.rule} rule; the others keep their ordinary gradient",
-                stacklevel=_levels_to_the_caller(),
+                stacklevel=levels_to_the_caller(),
             )
-
-
-def _levels_to_the_caller() -> int:
-    """The ``stacklevel`` of whoever called this library."""
-    here = str(Path(__file__).parents[1])
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 _CLAMPS = {

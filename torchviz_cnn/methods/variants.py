@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchviz_cnn.beside_tensorflow import leave_triton_out
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Output, run
+from torchviz_cnn.head import Output
+from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, gradients
 from torchviz_cnn.targets import Explained, Question
 
@@ -122,33 +122,12 @@ def answers(examination: Examination, variants: Tensor, dtype: torch.dtype | Non
     # Inference mode saves nothing that can be measured, and its tensors do not count their
     # versions, by which a final activation that is written over is told.
     with torch.no_grad(), lower:
-        output = _in_the_faster_layout(examination, variants, dtype)
+        output = run(
+            *(examination.module, variants), sure=True, variants_of=inputs, lower=dtype is not None
+        )
     if dtype is None:
         return output
     return Output(output.raw.to(inputs.dtype), output.logits.to(inputs.dtype), output.kind)
-
-
-_CHANNELS_FIRST: WeakSet[nn.Module] = WeakSet()  # networks whose views need their maps so
-
-
-def _in_the_faster_layout(
-    examination: Examination, variants: Tensor, dtype: torch.dtype | None
-) -> Output:
-    """Channels last where convolutions are faster so, and the network can be run so."""
-    module, inputs = examination.module, examination.inputs
-    # On two cores VGG16 and MobileNetV2 took 0.8 of the time, ResNet50 the same. In double
-    # precision, and on a GPU in single, there is nothing to gain.
-    pays = dtype is not None if variants.is_cuda else variants.dtype is torch.float32
-    if not pays or variants.ndim != 4 or module in _CHANNELS_FIRST:
-        return run(module, variants, sure=True, variants_of=inputs)
-    faster = variants.clone(memory_format=torch.channels_last)
-    try:
-        return run(module, faster, sure=True, variants_of=inputs)
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        _CHANNELS_FIRST.add(module)  # x.view(N, -1), where x.flatten(1) would do
-        return run(module, variants, sure=True, variants_of=inputs)
 
 
 def gradients_of_variants(examination: Examination, whole: Explained, variants: Tensor) -> Tensor:
@@ -167,7 +146,7 @@ def gradients_of_variants(examination: Examination, whole: Explained, variants: 
     """
     leaf = variants.flatten(0, 1).detach().requires_grad_()
     with torch.enable_grad():
-        output = run(examination.module, leaf.clone(), variants_of=examination.inputs)
+        output = run(examination.module, leaf, variants_of=examination.inputs)
         score = scores_of_variants(examination.question, whole, output, 0)
     found = gradients(Explained(score, None), leaf, of="the picture")
     return found.unflatten(0, variants.shape[:2])
