@@ -314,6 +314,33 @@ def test_hooks_see_one_pass_and_no_rehearsal(habit):
     assert calls == ["Habit", "Conv2d", "Conv2d", "Linear", "Linear", "Habit"]
 
 
+class Noting(nn.Module):
+    """Notes each pass, and hands everything on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_a_network_that_cannot_do_without_its_hooks_is_rehearsed_once():
+    net = nn.Sequential(Noting(), *randomised(plain()).float())
+    net[1].register_forward_pre_hook(lambda _, args: torch.cat([args[0], args[0][:, :1]], 1))
+    for _ in range(3):
+        tvc.saliency(net.eval(), small()[:, :2].contiguous(), 1)
+    assert net[0].passes == 4
+
+
+def test_a_network_is_rehearsed_once_in_both_layouts():
+    net = nn.Sequential(Noting(), *randomised(plain()).float()).eval()
+    for side in (10, 9, 8):
+        tvc.saliency(net, small()[..., :side].contiguous(), 1)
+    assert net[0].passes == 5
+
+
 @every_method
 def test_of_two_errors_the_one_of_the_layout_that_was_given_is_told(method):
     def fails(net: Habit, x: Tensor) -> Tensor:

@@ -138,13 +138,17 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def rehearsing(module: nn.Module) -> Iterator[None]:
+def rehearsing(module: nn.Module, inputs: Tensor) -> Iterator[None]:
     """Run a network once more, inside :func:`undisturbed`, for something that is not its answer.
 
-    The block leaves no trace in its buffers and in the CPU's random state, and no hook sees it.
+    The block leaves no trace in its buffers and in the random state, and no hook sees it.
+
+    Args:
+        module: an unwrapped network.
+        inputs: what it will be run on; only its device matters.
     """
-    modules = every_module(module)
-    with torch.random.fork_rng(devices=[]), _copied_buffers(modules), _without_hooks(modules):
+    modules, devices = every_module(module), _devices([inputs])
+    with torch.random.fork_rng(devices=devices), _copied_buffers(modules), _without_hooks(modules):
         yield
 
 

@@ -56,8 +56,14 @@ def run(
     Raises:
         NoScores: as there; and whatever the network raises for inputs as they were given.
     """
-    if not _pays(module, inputs, lower) or not _indifferent(module, inputs):
+    if not _pays(module, inputs, lower):
         return head.run(module, inputs, sure=sure, variants_of=variants_of)
+    if not _indifferent(module, inputs):
+        output = head.run(module, inputs, sure=sure, variants_of=variants_of)
+        _INDIFFERENT[module] = (
+            False  # also where only its hooks keep it running: no more rehearsals
+        )
+        return output
     gradients, randomness = torch.is_grad_enabled(), torch.get_rng_state()
     try:
         output = head.run(
@@ -116,7 +122,7 @@ def _indifferent(module: nn.Module, inputs: Tensor) -> bool:
 
 
 def _rehearsed(module: nn.Module, inputs: Tensor, layout: torch.memory_format) -> Tensor:
-    with torch.no_grad(), rehearsing(module):
+    with torch.no_grad(), rehearsing(module, inputs):
         return tensor_in(module(inputs.detach().clone(memory_format=layout))).clone()
 
 
