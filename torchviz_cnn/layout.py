@@ -60,9 +60,8 @@ def run(
         return head.run(module, inputs, sure=sure, variants_of=variants_of)
     if not _indifferent(module, inputs):
         output = head.run(module, inputs, sure=sure, variants_of=variants_of)
-        _INDIFFERENT[module] = (
-            False  # also where only its hooks keep it running: no more rehearsals
-        )
+        # Also of one that only its hooks keep running, and that no rehearsal can tell anything of.
+        _INDIFFERENT[module] = False
         return output
     gradients, randomness = torch.is_grad_enabled(), torch.get_rng_state()
     try:
