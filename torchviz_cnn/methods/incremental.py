@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
 from torchviz_cnn.head import Output, run, tensor_in
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reader, Sliding, makes_new, writes
+from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
 
 logger = logging.getLogger("torchviz_cnn")
 
@@ -43,8 +45,12 @@ _WORTH_MACS = 2e7
 _WORTH_RATIO = 1.5
 _WORTH_POSITIONS = 12
 _SIDE = 6  # positions along the side of a batch: more of them have less in common
-_OVERHEAD = 2e6  # what an operation costs before it computes anything, in multiply-adds
-_PICTURES = 8  # the memory that a batch may take, in pictures that go through the whole network
+# What an operation costs before it computes anything, in multiply-adds: itself, and a weight that
+# has to be read and laid out.
+_OVERHEAD = 2e6
+_OVERHEAD_OF_A_WEIGHT = 64.0
+_PICTURES = 8  # the memory of the batches at work, in pictures that go through the whole network
+_LEAST_TILE = 9  # positions: smaller batches lose more than a core of their own gains
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
@@ -285,12 +291,17 @@ class Network:
         self.macs = {node: self._macs(node) for node in self.nodes}
 
     def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
+        """What every node gives; of maps that nothing needs any more, a tensor of that shape."""
         values: dict[fx.Node, Any] = {}
+        last_use = _last_uses(self.nodes)
         for node in self.nodes:
             value = self.compute(node, values, images, keeping=True)
             if node in self.follows and isinstance(value, Tensor) and value.ndim == 0:
                 raise Unsuited(f"{node.name} is one number for a whole batch")
             values[node] = value
+            for done in last_use.get(node, ()):
+                if done in self.follows and isinstance(values[done], Tensor):
+                    values[done] = values[done].new_empty(()).expand(values[done].shape)
         return values
 
     def laid_out(self, images: Tensor) -> Tensor:
@@ -414,23 +425,32 @@ class Plan:
         tiles: the groups of rows and of columns of positions.
         cuts: the maps that are needed whole, though computed in part.
         kept: the maps of the untouched picture that are needed.
+        pasted: those of them that windows are pasted into as they are, without padding.
+        behind: how many positions go together through what is computed whole.
+        workers: how many tiles are at work at a time.
     """
 
-    def __init__(self, network: Network, request: Request, together: int) -> None:
+    def __init__(self, network: Network, request: Request, together: int, cores: int) -> None:
         self.network = network
         self.request = request
-        most = max(1, request.limit // together)
+        limit = max(1, request.limit // together)
+        most, room = limit, _PICTURES * self._whole_numbers()
         while True:
             down = min(request.positions[0], _SIDE, max(1, math.isqrt(most)))
             across = min(request.positions[1], _SIDE, max(1, most // down))
             self.tiles = (_tiles(request.positions[0], down), _tiles(request.positions[1], across))
             self._lay()
-            if most == 1 or self._numbers() * down * across <= _PICTURES * self._whole_numbers():
+            fits = int(room / self._numbers())  # positions, of all tiles at work at a time
+            self.workers = max(1, min(cores, fits // min(_LEAST_TILE, most)))
+            if most == 1 or down * across * self.workers <= fits:
                 break
-            most //= 2
+            most = max(1, min(most - 1, fits // self.workers))
         for axis, side in enumerate((down, across)):
             self._regroup(axis, side)
         self._find_needs()
+        self.behind = self._together_behind(limit, room)
+        groups = math.prod(map(len, self.tiles))
+        self.workers = min(self.workers, groups)
 
     def _regroup(self, axis: int, side: int) -> None:
         """Group the positions of an axis so that least is computed, the other axis as it is."""
@@ -441,10 +461,19 @@ class Plan:
                 cell = self.network.macs[node] / math.prod(self._size(node))
                 across = sum(strip.size * len(strip.starts) for strip in self.areas[node][other])
                 costs.append((cell * across, [max(1, high - low) for low, high in spans[axis]]))
-        each = _OVERHEAD * len(self.network.follows) * len(self.tiles[other])
+        each = self._overhead() * len(self.tiles[other])
         groups = _cheapest(costs, self.request.positions[axis], side, each)
         self.tiles = (groups, self.tiles[1]) if axis == 0 else (self.tiles[0], groups)
         self._lay()
+
+    def _overhead(self) -> float:
+        """What a tile costs besides, in multiply-adds."""
+        network = self.network
+        weights = 0
+        for node in self.spans:
+            local = network.local.get(node)
+            weights += local.costs if isinstance(local, Sliding) else 0
+        return _OVERHEAD * len(network.follows) + _OVERHEAD_OF_A_WEIGHT * weights
 
     def _lay(self) -> None:
         network = self.network
@@ -501,21 +530,38 @@ class Plan:
     def _find_needs(self) -> None:
         self.cuts: set[fx.Node] = set()
         self.kept: set[fx.Node] = set()
+        self.pasted: set[fx.Node] = {self.network.picture}
         for node in self.network.nodes:
             if node in self.spans:
                 local = self.network.local.get(node)
                 if isinstance(local, Sliding) and not local.keeps_place:
                     self.kept.add(local.source)
-                if isinstance(local, InPlace) and len(local.sources) > 1:
-                    self.kept.update(local.sources)
+                if isinstance(local, InPlace):
+                    self.pasted.update(s for s in local.sources if self._differ(s, node))
             elif not _asks_shape(node):
                 self.cuts.update(s for s in node.all_input_nodes if s in self.spans)
-        self.kept |= self.cuts | {self.network.picture}
+        self.pasted |= self.cuts
+        self.kept |= self.pasted
 
-    def _numbers(self) -> float:
+    def _differ(self, source: fx.Node, node: fx.Node) -> bool:
+        """Whether a map is computed elsewhere, for any tile, than what is made of it."""
+        return any(
+            (one.starts, one.size) != (other.starts, other.size)
+            for ones, others in zip(self.areas[source], self.areas[node], strict=True)
+            for one, other in zip(ones, others, strict=True)
+        )
+
+    def _together_behind(self, limit: int, room: float) -> int:
+        """How many positions go together through what is computed whole."""
+        tile = math.prod(max(map(len, groups)) for groups in self.tiles)
+        rest = [node for node in self.network.nodes if node not in self.spans]
+        fits = room / self.workers / max(1, self._numbers(rest))
+        return max(tile, min(limit, int(fits)))
+
+    def _numbers(self, nodes: Sequence[fx.Node] | None = None) -> float:
         """The most numbers that an item has in hand at one node."""
         most = 0.0
-        for node in self.network.nodes:
+        for node in self.network.nodes if nodes is None else nodes:
             value = self.network.values[node]
             if isinstance(value, Tensor) and node in self.network.follows:
                 read = sum(self._held(s) for s in node.all_input_nodes)
@@ -585,7 +631,7 @@ class Engine:
         except (RuntimeError, TypeError, IndexError, AttributeError) as error:
             run(module, self.first, sure=True)  # if it fails as well, it says so better
             raise Unsuited(f"as torch.fx traces it, it fails ({error})") from error
-        self.plan = Plan(self.network, request, together)
+        self.plan = Plan(self.network, request, together, cores_for(images.device))
         self.macs = self.plan.macs()
         if not any(self.network.macs[node] for node in self.plan.spans):
             raise Unsuited(self._obstacle())
@@ -599,9 +645,7 @@ class Engine:
         self._check_same()
         network, plan = self.network, self.plan
         self.last_use = _last_uses(network.nodes)
-        parts = {node: network.values[node] for node in plan.spans}
-        self.blanks = {node: v.new_empty(()).expand(v.shape) for node, v in parts.items()}
-        self.maps = {node: network.values[node] for node in plan.kept}
+        self.blanks = {node: network.values[node] for node in plan.spans}
         network.values = {}
 
     @property
@@ -649,12 +693,10 @@ class Engine:
             filling: what hides, of the same shape.
         """
         self.images, self.filling = images, filling
-        if images.data_ptr() != self.first.data_ptr() or len(images) != 1:
-            self.maps = self._maps()
-        self.padded = self._padded()
+        self._lay_sheets(self._maps())
         # As many at once as variants are, mostly: kernels round otherwise for other numbers.
-        down, across = (max(map(len, tiles)) for tiles in self.plan.tiles)
-        self.reference = self._answer(None, down * across * len(images))
+        count = self.plan.behind * len(images)
+        self.reference = self._answer(self._untouched(count), count)
         return self.reference.rows(0, len(images))
 
     def _maps(self) -> dict[fx.Node, Tensor]:
@@ -672,34 +714,58 @@ class Engine:
                     values.pop(done, None)
         return maps
 
-    def _padded(self) -> dict[fx.Node, Tensor]:
-        """Every map with what the operation that slides over it takes for its outside."""
-        padded = {}
-        for node in self.plan.spans:
-            local = self.network.local.get(node)
-            if not isinstance(local, Sliding) or local.keeps_place:
-                continue
-            whole = self.maps[local.source]
-            (top, down), (left, right) = (
-                (reach.before, reach.after(rows))
-                for reach, rows in zip(local.reaches, whole.shape[-2:], strict=True)
-            )
-            around = [left, right, top, down]
-            padded[node] = F.pad(whole, around, value=local.padding) if any(around) else whole
-        return padded
+    def _lay_sheets(self, maps: dict[fx.Node, Tensor]) -> None:
+        """Lay out the maps that windows are pasted into; the maps themselves are let go."""
+        plan = self.plan
+        self.hiding = Sheet.of(self.filling)
+        self.sheets = {node: Sheet.of(maps[node]) for node in plan.pasted}
+        self.padded: dict[fx.Node, Sheet] = {}
+        sliding = {
+            node: local
+            for node in plan.spans
+            if isinstance(local := self.network.local.get(node), Sliding) and not local.keeps_place
+        }
+        readers = Counter(local.source for local in sliding.values())
+        for node, local in sliding.items():
+            self.padded[node] = _padded(maps[local.source], local)
+            readers[local.source] -= 1
+            if not readers[local.source]:
+                del maps[local.source]
 
     # ---- the hidden variants --------------------------------------------------------------
 
     def tiles(self) -> Iterator[tuple[list[Pair], Output]]:
         """Positions, and the answers for them: for each position one row a picture."""
-        n = len(self.images)
         same = self._same_already()
+        jobs = [partial(self._answered, group, same) for group in self._groups()]
+        yield from side_by_side(jobs, self.plan.workers)
+
+    def _groups(self) -> list[list[Pair]]:
+        """The tiles that go together through what is computed whole."""
+        groups: list[list[Pair]] = []
+        room = 0
         for i, rows in enumerate(self.plan.tiles[0]):
             for j, columns in enumerate(self.plan.tiles[1]):
-                positions = [(row, column) for row in rows for column in columns]
-                output = self._answer((i, j), len(positions) * n)
-                untouched = torch.stack([same[:, row, column] for row, column in positions])
-                yield positions, self._restored(output, untouched.flatten())
+                size = len(rows) * len(columns)
+                if size > room:
+                    groups.append([])
+                    room = self.plan.behind
+                groups[-1].append((i, j))
+                room -= size
+        return groups
+
+    def _answered(self, tiles: list[Pair], same: Tensor) -> tuple[list[Pair], Output]:
+        positions = [
+            (row, column)
+            for i, j in tiles
+            for row in self.plan.tiles[0][i]
+            for column in self.plan.tiles[1][j]
+        ]
+        wholes = _joined([self._wholes(tile) for tile in tiles])
+        count = len(positions) * len(self.images)
+        output = self._answer({**self._blank(count), **wholes}, count)
+        untouched = torch.stack([same[:, row, column] for row, column in positions])
+        return positions, self._restored(output, untouched.flatten())
 
     def _same_already(self) -> Tensor:
         """Where a window hides nothing: there already is what fills it, or nothing reads it."""
@@ -738,8 +804,7 @@ class Engine:
             output.kind,
         )
 
-    def _answer(self, tile: Pair | None, count: int) -> Output:
-        wholes = self._wholes(tile, count)
+    def _answer(self, wholes: dict[fx.Node, Tensor], count: int) -> Output:
         rows = self.images[:1].expand(count, *self.images.shape[1:])
         return run(
             self.module,
@@ -749,21 +814,31 @@ class Engine:
             through=lambda _: self._rest(wholes),
         )
 
-    def _wholes(self, tile: Pair | None, count: int) -> dict[fx.Node, Tensor]:
-        """The whole maps that the rest of the network needs, for the variants of one tile.
+    def _blank(self, count: int) -> dict[fx.Node, Tensor]:
+        """Maps with nothing behind them, where only the shape is asked for."""
+        blanks = {n: b for n, b in self.blanks.items() if n not in self.plan.cuts}
+        return {node: b[:1].expand(count, *b.shape[1:]) for node, b in blanks.items()}
 
-        Those of the untouched pictures without one. Where only the shape is asked for there is
-        nothing behind it.
-        """
+    def _untouched(self, count: int) -> dict[fx.Node, Tensor]:
+        """The whole maps that the rest of the network needs, of the pictures as they are."""
+        places = count // len(self.images)
+        wholes = self._blank(count)
+        for node in self.plan.cuts:
+            sheet = self.sheets[node]
+            height, width = sheet.size
+            wholes[node] = self._laid(
+                sheet.cut((Extent((0,) * places, height), Extent((0,), width)))
+            )
+        return wholes
+
+    def _wholes(self, tile: Pair) -> dict[fx.Node, Tensor]:
+        """The whole maps that the rest of the network needs, for the variants of one tile."""
         parts: dict[fx.Node, Tensor] = {}
         wholes: dict[fx.Node, Tensor] = {}
         for node in self.plan.spans:
-            if tile is not None:
-                parts[node] = self._part(node, parts, tile)
+            parts[node] = self._part(node, parts, tile)
             if node in self.plan.cuts:
-                wholes[node] = self._whole(node, parts, tile, count)
-            else:
-                wholes[node] = self.blanks[node][:1].expand(count, *self.blanks[node].shape[1:])
+                wholes[node] = self._whole(node, parts[node], tile)
             for done in self.last_use.get(node, ()):
                 parts.pop(done, None)
         return wholes
@@ -792,24 +867,15 @@ class Engine:
             there = self.plan.area(source, tile)
             read[source] = parts[source]
             if len(local.sources) > 1 and _extent(there) != _extent(area):
-                whole = self.maps[source]
-                read[source] = self._composed(whole, (0, 0), _extent(area), parts[source], there)
+                sheet = self.sheets[source]
+                read[source] = self._composed(sheet, (0, 0), _extent(area), parts[source], there)
         return self.network.compute(node, read, self.images, keeping=False)
 
     def _hidden(self, area: Area) -> Tensor:
         """The hidden windows of the pictures, with what lies around them."""
-        n = len(self.images)
         extent = _extent(area)
-        filling = torch.cat(
-            [
-                self.filling[..., top : top + extent[0].size, left : left + extent[1].size]
-                for top in extent[0].starts
-                for left in extent[1].starts
-            ]
-        )
-        assert len(filling) == n * len(extent[0].starts) * len(extent[1].starts)
-        whole = self.network.laid_out(self.images)
-        return self._composed(whole, (0, 0), extent, filling, area)
+        filling = self.hiding.cut(extent)
+        return self._composed(self.sheets[self.network.picture], (0, 0), extent, filling, area)
 
     def _slid(self, node: fx.Node, local: Sliding, part: Tensor, area: Area, tile: Pair) -> Tensor:
         if local.keeps_place:
@@ -839,22 +905,23 @@ class Engine:
         items = each.flatten(0, 1).repeat_interleave(len(self.images), 0)
         return items[:, None]
 
-    def _whole(
-        self, node: fx.Node, parts: dict[fx.Node, Tensor], tile: Pair | None, count: int
-    ) -> Tensor:
+    def _whole(self, node: fx.Node, part: Tensor, tile: Pair) -> Tensor:
         """The whole map of every variant."""
-        whole = self.maps[node]
-        if tile is None:
-            return whole.repeat(count // len(whole), *[1] * (whole.ndim - 1))
-        area = self.plan.area(node, tile)
-        full = tuple(
+        area, sheet = self.plan.area(node, tile), self.sheets[node]
+        down, across = (
             Extent((0,) * len(strip.starts), rows)
-            for strip, rows in zip(area, whole.shape[-2:], strict=True)
+            for strip, rows in zip(area, sheet.size, strict=True)
         )
-        return self._composed(whole, (0, 0), (full[0], full[1]), parts[node], area)
+        return self._laid(self._composed(sheet, (0, 0), (down, across), part, area))
+
+    def _laid(self, whole: Tensor) -> Tensor:
+        """In the layout that the rest of the network would see."""
+        last = self.network.channels_last and whole.ndim == 4
+        layout = torch.channels_last if last else torch.contiguous_format
+        return whole.contiguous(memory_format=layout)
 
     def _composed(
-        self, source: Tensor, before: Pair, wanted: tuple[Extent, Extent], part: Tensor, area: Area
+        self, sheet: Sheet, before: Pair, wanted: tuple[Extent, Extent], part: Tensor, area: Area
     ) -> Tensor:
         """Crops of the untouched pictures' map with the changed windows pasted into them.
 
@@ -862,34 +929,85 @@ class Engine:
         differ from the map in its last bits.
 
         Args:
-            source: the map, ``(n, …, rows, columns)``.
+            sheet: the map.
             before: how many rows and columns of padding are in front of it.
             wanted: which crops, counted from the map's first row and column without padding.
             part: the map anew, in the windows of every position.
             area: where those windows lie.
         """
-        n = len(source)
-        down, across = wanted
-        shape = (
-            len(down.starts) * len(across.starts) * n,
-            *source.shape[1:-2],
-            down.size,
-            across.size,
+        crops = sheet.cut(wanted, before)
+        places = (*(len(each.starts) for each in wanted), sheet.pictures)
+        into, taken = crops.unflatten(0, places), part.unflatten(0, places)
+        rows, columns = (
+            _alike(_pastes(each, strip)) for each, strip in zip(wanted, area, strict=True)
         )
-        last = self.network.channels_last and len(shape) == 4
-        layout = torch.channels_last if last else torch.contiguous_format
-        crops = torch.empty(shape, dtype=source.dtype, device=source.device, memory_format=layout)
-        rows, columns = (_pastes(w, strip) for w, strip in zip(wanted, area, strict=True))
-        at = 0
-        for top, (to_rows, from_rows) in zip(down.starts, rows, strict=True):
-            top += before[0]
-            for left, (to_columns, from_columns) in zip(across.starts, columns, strict=True):
-                x = left + before[1]
-                crop = crops[at : at + n]
-                crop.copy_(source[..., top : top + down.size, x : x + across.size])
-                crop[..., to_rows, to_columns] = part[at : at + n, ..., from_rows, from_columns]
-                at += n
+        for down, (to_rows, from_rows) in rows:
+            for across, (to_columns, from_columns) in columns:
+                there = into[down, across][..., to_rows, to_columns]
+                there.copy_(taken[down, across][..., from_rows, from_columns])
         return crops
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A map of the untouched pictures, laid out so that crops are cut in one go.
+
+    Attributes:
+        rows: ``(n · H · W, numbers of one place)``.
+        pictures: how many.
+        size: height and width.
+        channels: the axes between the pictures' and those two.
+    """
+
+    rows: Tensor
+    pictures: int
+    size: Pair
+    channels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, maps: Tensor) -> Sheet:
+        """Of maps ``(n, …, H, W)``."""
+        n, *channels, height, width = maps.shape
+        rows = maps.movedim((-2, -1), (1, 2)).reshape(n * height * width, math.prod(channels))
+        return cls(rows, n, (height, width), tuple(channels))
+
+    def cut(self, wanted: tuple[Extent, Extent], before: Pair = (0, 0)) -> Tensor:
+        """Crops ``(positions · n, …, rows, columns)``, of every position all pictures.
+
+        Args:
+            wanted: which rows and columns.
+            before: where the first row and column are that these are counted from.
+        """
+        places = [
+            torch.tensor(each.starts)[:, None] + torch.arange(first, first + each.size)
+            for each, first in zip(wanted, before, strict=True)
+        ]
+        height, width = self.size
+        first = torch.arange(self.pictures)[:, None, None] * (height * width)
+        down = places[0][:, None, None, :, None] * width
+        index = (first + down + places[1][None, :, None, None, :]).flatten().to(self.rows.device)
+        crops = self.rows.index_select(0, index)
+        items = index.numel() // (wanted[0].size * wanted[1].size)
+        shape = (items, wanted[0].size, wanted[1].size, *self.channels)
+        return crops.reshape(shape).movedim((1, 2), (-2, -1))
+
+
+def _joined(wholes: list[dict[fx.Node, Tensor]]) -> dict[fx.Node, Tensor]:
+    """The maps of several tiles as one; they are let go on the way."""
+    first, *others = wholes
+    if not others:
+        return first
+    return {node: torch.cat([each.pop(node) for each in wholes]) for node in list(first)}
+
+
+def _padded(whole: Tensor, local: Sliding) -> Sheet:
+    """A map with what the operation that slides over it takes for its outside."""
+    (top, down), (left, right) = (
+        (reach.before, reach.after(rows))
+        for reach, rows in zip(local.reaches, whole.shape[-2:], strict=True)
+    )
+    around = [left, right, top, down]
+    return Sheet.of(F.pad(whole, around, value=local.padding) if any(around) else whole)
 
 
 @dataclass(frozen=True)
@@ -914,6 +1032,29 @@ def _pastes(wanted: Extent, strip: Strip) -> list[tuple[slice, slice]]:
         high = max(low, high)
         found.append((slice(low - start, high - start), slice(low - have, high - have)))
     return found
+
+
+def _alike(pastes: Sequence[tuple[slice, slice]]) -> list[tuple[slice, tuple[slice, slice]]]:
+    """The positions of an axis that are pasted alike, as evenly spaced runs of them."""
+    where: dict[tuple[int, int, int, int], list[int]] = {}
+    for position, (to, taken) in enumerate(pastes):
+        where.setdefault((to.start, to.stop, taken.start, taken.stop), []).append(position)
+    found = []
+    for (low, high, start, stop), positions in where.items():
+        slices = (slice(low, high), slice(start, stop))
+        found += [(some, slices) for some in _even_runs(positions)]
+    return found
+
+
+def _even_runs(numbers: Sequence[int]) -> list[slice]:
+    """Rising numbers as slices."""
+    runs, rest = [], list(numbers)
+    while rest:
+        step = rest[1] - rest[0] if len(rest) > 1 else 1
+        length = next((i for i in range(1, len(rest)) if rest[i] - rest[i - 1] != step), len(rest))
+        runs.append(slice(rest[0], rest[length - 1] + 1, step))
+        rest = rest[length:]
+    return runs
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

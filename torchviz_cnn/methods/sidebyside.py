@@ -1,0 +1,77 @@
+"""Independent jobs side by side on the CPU's cores, each on a core of its own.
+
+A small operation hardly gains from several cores: sharing it out costs nearly what it saves. Many
+jobs of small operations are done faster one a core than one after the other on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.profiler import record_function
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+T = TypeVar("T")
+
+# A job's name for a profiler; how many go on at a time follows.
+JOB = "torchviz_cnn: one of several jobs, at a time:"
+
+_IN_TURN: ContextVar[bool] = ContextVar("_IN_TURN", default=False)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Do the jobs here, one after the other: where they are to be seen by a profiler."""
+    before = _IN_TURN.set(True)
+    try:
+        yield
+    finally:
+        _IN_TURN.reset(before)
+
+
+def cores_for(device: torch.device) -> int:
+    """How many jobs may go on at a time.
+
+    One, where something watches or changes what this thread computes: other threads would escape
+    it.
+    """
+    watched = _get_current_function_mode_stack() or _get_current_dispatch_mode_stack()
+    return 1 if device.type != "cpu" or watched else torch.get_num_threads()
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:
+    """What the jobs give, in their order, computed without a graph.
+
+    Args:
+        jobs: independent of each other.
+        workers: how many go on at a time; with one they are done here.
+
+    Raises:
+        whatever a job raises; those not begun are left.
+    """
+
+    def alone(job: Callable[[], T]) -> T:
+        with torch.inference_mode(False), torch.no_grad(), record_function(f"{JOB} {workers}"):
+            return job()
+
+    if workers == 1 or _IN_TURN.get():
+        for job in jobs:
+            yield alone(job)
+        return
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers, "torchviz_cnn", torch.set_num_threads, (max(1, threads // workers),)
+    )
+    try:
+        waiting = [pool.submit(alone, job) for job in jobs]
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what threads of tomorrow begin with
