@@ -179,13 +179,14 @@ def _peak(events: Sequence[Any]) -> int:
     ends = [(e.start_ns() + e.duration_ns(), "end", 0) for e in jobs]
     starts = [(e.start_ns(), "start", 0) for e in jobs]
     sizes = [(e.start_ns(), "size", e.nbytes()) for e in events if e.name() == "[memory]"]
-    now = most = before = rise = 0
+    now = most = rise = 0
+    before: int | None = None
     for _, what, size in sorted(ends + starts + sizes, key=lambda each: each[0]):
         now += size
         most = max(most, now)
-        if what == "start":
-            before = now
-        elif jobs:
+        if what == "size" and before is not None:
             rise = max(rise, now - before)
+        elif what != "size":
+            before = now if what == "start" else None
     others = int(jobs[0].name().removeprefix(JOB)) - 1 if jobs else 0
     return most + others * rise
