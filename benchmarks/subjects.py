@@ -72,7 +72,30 @@ class Subject:
 @lru_cache(maxsize=2)
 def network(name: str, device: torch.device) -> nn.Module:
     """A network with random weights, the same every time; not touched by anybody for long."""
-    return tvc.models.load(name, weights="none", device=device).module
+    module = tvc.models.load(name, weights="none", device=device).module
+    _calibrate(module, usual_side(name), device)
+    return module
+
+
+def _calibrate(module: nn.Module, side: int, device: torch.device) -> None:
+    """Give batch norms the statistics of noise, as training would have given them some.
+
+    Without them the numbers of a deep network with random weights die away from layer to layer, its
+    scores are all but the same for every picture, and their differences nothing but rounding.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(8, 3, side, side, generator=generator).to(device)
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    plain(module, pictures)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
 
 
 def usual_side(name: str, *, quick: bool = False) -> int:

@@ -24,7 +24,7 @@ from benchmarks.machine import about
 from benchmarks.occluded import Task
 from benchmarks.peers import compare, compared
 from benchmarks.record import OURS, About, Record, Row, pick, read
-from benchmarks.subjects import Subject
+from benchmarks.subjects import Subject, network, subject
 from torchviz_cnn.errors import InputError
 
 CPU = torch.device("cpu")
@@ -434,3 +434,14 @@ class TestCommandLine:
         assert (tmp_path / "limit.md").read_text(encoding="utf-8") == tables.markdown(record)
         assert (tmp_path / "limit.png").stat().st_size > 5000
         assert "saliency" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet"])
+def test_networks_tell_pictures_apart(name):
+    network.cache_clear()
+    asked = subject(name, batch=2, side=224, device=torch.device("cpu"))
+    one, other = asked.forward()
+    assert one.abs().max() > 0.05  # as they are made, mobilenet_v2's are of 1e-9
+    assert (one - other).abs().max() > 0.05 * one.abs().max()  # and googlenet's differ by 1e-5
+    assert not any(m.training for m in asked.module.modules())
+    network.cache_clear()
