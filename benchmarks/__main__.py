@@ -61,6 +61,10 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Folder for SUITE.json, SUITE.md and SUITE.png.", file_okay=False),
 ]
+Add = Annotated[
+    bool,
+    typer.Option("--add", help="Keep the results that are in --out, of the same machine."),
+]
 
 
 @app.callback()
@@ -98,7 +102,9 @@ def _effort(
     )
 
 
-def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
+def _run(
+    name: str, measure: Suite, effort: Effort, out: Path | None, *, add: bool = False
+) -> Record:
     """Measure one suite, tell while doing so, and keep what was found even when interrupted."""
     machine.in_full_precision()
     record = Record(
@@ -108,6 +114,7 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
         effort.quick,
         command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
     )
+    earlier = _earlier(record, out) if add else None
     print(f"\n{name}: {machine.line(record.machine)}")
     print(tables.EXPLAINED[name] + "\n")
     rows: list[Row] = []
@@ -123,10 +130,19 @@ def _run(name: str, measure: Suite, effort: Effort, out: Path | None) -> Record:
     finally:
         record = record.with_rows(rows, dict.fromkeys(remarks))
         if out is not None and rows:
-            _write(record, out)
+            _write(record if earlier is None else record.added_to(earlier), out)
     if words := tables.verdict(rows):
         print(f"\n{words}")
     return record
+
+
+def _earlier(record: Record, out: Path | None) -> Record:
+    """What is to be added to, seen to fit before anything is measured."""
+    if out is None:
+        raise InputError("--add needs the folder to add to: --out FOLDER")
+    earlier = read(out / f"{record.suite}.json")
+    record.added_to(earlier)
+    return earlier
 
 
 def _write(record: Record, out: Path) -> None:
@@ -178,9 +194,10 @@ def _add(name: str, about: str, measure: Suite) -> None:
         rounds: Rounds = Effort.rounds,
         device: Device = "auto",
         out: Out = None,
+        add: Add = False,
     ) -> None:
         effort = _effort(name, model, method, batch, quick, rounds, device)
-        _run(name, measure, effort, out)
+        _run(name, measure, effort, out, add=add)
 
 
 for _name, (_about, _measure) in _OF_NETWORKS.items():
@@ -202,6 +219,7 @@ def convert_command(
     rounds: Rounds = Effort.rounds,
     device: Device = "auto",
     out: Out = None,
+    add: Add = False,
 ) -> None:
     """An imported network beside onnxruntime and beside torchvision's own."""
     if file is not None and not file.is_file():
@@ -209,7 +227,7 @@ def convert_command(
     if against is not None and against not in names():
         raise InputError(f"there is no network {against!r} to put it beside")
     effort = _effort("convert", model, method, batch, quick, rounds, device)
-    _run("convert", lambda asked: convert.measure(asked, file, against), effort, out)
+    _run("convert", lambda asked: convert.measure(asked, file, against), effort, out, add=add)
 
 
 @app.command("all")

@@ -52,6 +52,12 @@ class Row:
     goal: tuple[float | None, float | None] | None = None
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What was measured, whatever was found."""
+        where = (self.suite, self.method, self.model, self.setting, self.at)
+        return (*where, self.measure, self.side, self.against)
+
+    @property
     def met(self) -> bool | None:
         """Whether the goal was reached, to the precision that is printed; ``None`` without one."""
         if self.goal is None:
@@ -134,11 +140,50 @@ class Record:
     def with_rows(self, rows: Iterable[Row], remarks: Iterable[str] = ()) -> Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))
 
+    def added_to(self, earlier: Record) -> Record:
+        """Both; what was measured again takes the place of what was found before.
+
+        Raises:
+            InputError: when they are not of one machine with one set of packages, or one of them is
+                of a quick run.
+        """
+        if (
+            (where := _place(self.machine)) != _place(earlier.machine)
+            or self.quick
+            or earlier.quick
+        ):
+            differ = [name for name in where if where[name] != _place(earlier.machine)[name]]
+            raise InputError(
+                f"--add adds to results of the same machine and packages, but these differ: "
+                f"{', '.join(differ) or 'one is a quick run'}; without it the suite begins anew"
+            )
+        found = {row.key: row for row in (*earlier.rows, *self.rows)}
+        commits = dict.fromkeys(str(each.machine.get("commit")) for each in (earlier, self))
+        found_loads = (each.machine.get("load") for each in (earlier, self))
+        loads = [load for load in found_loads if load is not None]
+        commands = dict.fromkeys([*earlier.command.split(" && "), self.command])
+        return replace(
+            self,
+            machine={
+                **self.machine,
+                "commit": ", ".join(commits),
+                "load": max(loads, default=None),
+            },
+            rows=tuple(found.values()),
+            remarks=tuple(dict.fromkeys((*earlier.remarks, *self.remarks))),
+            command=" && ".join(commands),
+        )
+
     def write(self, path: Path) -> None:
         """As JSON, never half-written."""
         data = {"format": FORMAT, **asdict(self), "rows": [_plain(row) for row in self.rows]}
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _place(machine: dict[str, Any]) -> dict[str, Any]:
+    """What figures depend on."""
+    return {name: value for name, value in machine.items() if name not in ("commit", "load")}
 
 
 def _plain(row: Row) -> dict[str, Any]:

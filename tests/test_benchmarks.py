@@ -334,6 +334,31 @@ class TestRecord:
         assert found.rows[1].median == pytest.approx(1 / 3, rel=1e-5)
         assert (found.machine, found.remarks, found.quick) == (record.machine, ("no x",), False)
 
+    def test_what_is_added_takes_the_place_of_what_was_there(self):
+        kept, again, new = row(), row(side="zennit"), row(model="resnet18")
+        here = {**about(CPU), "load": 0.2, "commit": "aaa"}
+        earlier = Record("peers", here, "2026-01-02", False, (kept, again), ("no x",), "one")
+        better = dataclasses.replace(again, median=9.0)
+        later = Record(
+            *("peers", {**here, "load": 0.0, "commit": "bbb"}, "2026-01-03", False),
+            *((better, new), ("no x", "no y"), "two"),
+        )
+        found = later.added_to(earlier)
+        assert found.rows == (kept, better, new)
+        assert (found.remarks, found.command) == (("no x", "no y"), "one && two")
+        assert (found.machine["load"], found.machine["commit"]) == (0.2, "aaa, bbb")
+        assert found.started == "2026-01-03"
+
+    def test_what_was_measured_elsewhere_is_not_added_to(self):
+        here = about(CPU)
+        later = Record("peers", here, "2026-01-03", False)
+        for change in ({"threads": 64}, {"packages": {"torch": "1"}}, {"device": "a GPU"}):
+            earlier = dataclasses.replace(later, machine={**here, **change})
+            with pytest.raises(InputError, match=next(iter(change))):
+                later.added_to(earlier)
+        with pytest.raises(InputError, match="quick"):
+            later.added_to(dataclasses.replace(later, quick=True))
+
     def test_other_files_are_refused_in_a_sentence(self, tmp_path):
         path = tmp_path / "x.json"
         for text in ("", "[]", "{}", '{"format": 99, "rows": []}'):
@@ -422,6 +447,16 @@ class TestCommandLine:
         assert done.returncode == 2
         assert "resnet5000" in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_there_must_be_something_to_add_to(self, tmp_path):
+        for words, said in (
+            (["--add"], "--out"),
+            (["--add", "--out", str(tmp_path)], "peers.json"),
+        ):
+            done = self.run("peers", "--quick", *words)
+            assert done.returncode == 2
+            assert said in done.stderr
+            assert "Traceback" not in done.stderr
 
     def test_a_suite_leaves_rows_a_page_and_a_plot(self, tmp_path):
         words = "limit --quick --model cat_dog_small --method saliency --device cpu --out"

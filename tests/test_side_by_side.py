@@ -106,6 +106,11 @@ def test_a_mode_sees_everything(threads):
     assert counts[0] == counts[1] > 19 * 19 * 6 * 40 * 40 * 3
 
 
+def test_one_pool_of_threads_is_not_shared_out(threads, monkeypatch):
+    monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
+    assert cores_for(CPU) == 1
+
+
 def test_in_turn_is_here():
     with in_turn():
         found = list(side_by_side([threading.get_ident] * 3, 2))

@@ -39,10 +39,12 @@ def cores_for(device: torch.device) -> int:
     """How many jobs may go on at a time.
 
     One, where something watches or changes what this thread computes: other threads would escape
-    it.
+    it. And where threads share one pool, so that none can be kept to a core of its own.
     """
     watched = _get_current_function_mode_stack() or _get_current_dispatch_mode_stack()
-    return 1 if device.type != "cpu" or watched else torch.get_num_threads()
+    if device.type != "cpu" or watched or not torch.backends.openmp.is_available():
+        return 1
+    return torch.get_num_threads()
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:
