@@ -217,6 +217,23 @@ class TestComparison:
         assert found.same
         assert found.difference < 1e-12
 
+    @pytest.mark.parametrize(("change", "same"), [("one number", True), ("all numbers", False)])
+    def test_what_rounding_turns_is_told_from_another_map(self, change, same):
+        pytest.importorskip("captum")
+        asked = small(convolutions())
+        asked = dataclasses.replace(asked, module=asked.module.float(), inputs=asked.inputs.float())
+        peer = PEERS["saliency"][0]
+        found = peer.map_of(peer.ask(asked)()).clone()
+        if change == "one number":
+            found.view(-1)[0] += 0.02 * found.abs().max()
+        else:
+            found *= 1.1
+        theirs = dataclasses.replace(peer, map_of=lambda _: found)
+        answer = compare(theirs, asked, peer.ask(asked), peer.ours(asked))
+        assert answer.difference > 1e-3
+        assert (answer.same, "rounding" in answer.verdict) == (same, same)
+        assert next(asked.module.parameters()).dtype is torch.float32
+
     def test_guided_backprop_of_functional_relus_is_reported_with_the_reason(self):
         pytest.importorskip("captum")
 
