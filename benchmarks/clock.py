@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from torchviz_cnn.methods.sidebyside import JOB, in_turn
+from torchviz_cnn.methods.sidebyside import JOB
 
 Run = Callable[[], object]
 LEAST_ROUNDS = 3
@@ -155,8 +155,8 @@ def _summary(turns: list[_Turn]) -> Ratio:
 def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:
     """The most memory in use at one time above what was in use at the start.
 
-    Allocations are seen on one thread only, so jobs that go on side by side are done in turn here,
-    and each of the others is taken to need at the same time what the neediest of them needs.
+    Jobs that go on side by side are done in turn under a profiler, so each of the others is taken
+    to need at the same time what the neediest of them needs.
     """
     for _ in range(warm_up):
         run()
@@ -168,7 +168,7 @@ def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - start
-    with in_turn(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     assert recorded.profiler is not None
     return _peak(recorded.profiler.kineto_results.events())

@@ -15,9 +15,11 @@ from benchmarks.clock import Ratio, Run
 from benchmarks.effort import Effort
 from benchmarks.subjects import Subject
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.methods.incremental import Engine, Network, Request
+from torchviz_cnn.methods.graphs import Network
+from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.local import InPlace, Sliding
 from torchviz_cnn.methods.perturbation import most_in_part
+from torchviz_cnn.methods.plans import Request
 
 Spans = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 _GRID = 8  # windows a side of the sample: at least 64 positions

@@ -52,10 +52,10 @@ class Row:
     goal: tuple[float | None, float | None] | None = None
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """What was measured, whatever was found."""
+    def pair(self) -> tuple[object, ...]:
+        """Which two sides were measured, where, whatever was found."""
         where = (self.suite, self.method, self.model, self.setting, self.at)
-        return (*where, self.measure, self.side, self.against)
+        return (*where, self.side, self.against)
 
     @property
     def met(self) -> bool | None:
@@ -141,23 +141,21 @@ class Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))
 
     def added_to(self, earlier: Record) -> Record:
-        """Both; what was measured again takes the place of what was found before.
+        """Both; nothing stays of what was found before about two sides that were measured again.
 
         Raises:
             InputError: when they are not of one machine with one set of packages, or one of them is
                 of a quick run.
         """
-        if (
-            (where := _place(self.machine)) != _place(earlier.machine)
-            or self.quick
-            or earlier.quick
-        ):
-            differ = [name for name in where if where[name] != _place(earlier.machine)[name]]
+        here, there = _place(self.machine), _place(earlier.machine)
+        differ = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+        if differ or self.quick or earlier.quick:
             raise InputError(
                 f"--add adds to results of the same machine and packages, but these differ: "
                 f"{', '.join(differ) or 'one is a quick run'}; without it the suite begins anew"
             )
-        found = {row.key: row for row in (*earlier.rows, *self.rows)}
+        again = {row.pair for row in self.rows}
+        kept = [row for row in earlier.rows if row.pair not in again]
         commits = dict.fromkeys(str(each.machine.get("commit")) for each in (earlier, self))
         found_loads = (each.machine.get("load") for each in (earlier, self))
         loads = [load for load in found_loads if load is not None]
@@ -169,7 +167,7 @@ class Record:
                 "commit": ", ".join(commits),
                 "load": max(loads, default=None),
             },
-            rows=tuple(found.values()),
+            rows=(*kept, *self.rows),
             remarks=tuple(dict.fromkeys((*earlier.remarks, *self.remarks))),
             command=" && ".join(commands),
         )

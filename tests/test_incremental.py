@@ -7,6 +7,7 @@ and the windows reach corners, edges and the interior, and stand over the border
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,8 +34,9 @@ from tests.networks import (
     randomised,
 )
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.methods import incremental
-from torchviz_cnn.methods.incremental import Engine, Request
+from torchviz_cnn.methods import incremental, plans
+from torchviz_cnn.methods.incremental import Engine
+from torchviz_cnn.methods.plans import Request
 
 WINDOWS = {"window": (5, 4), "stride": (3, 2), "fill": 0.3}
 
@@ -548,7 +550,7 @@ def test_positions_are_grouped_so_that_least_is_computed(
         return total
 
     costs = [(float(p), n) for p, n in zip(prices, needs, strict=False)]
-    groups = incremental._cheapest(costs, 7, side, each)
+    groups = plans._cheapest(costs, 7, side, each)
     assert [position for group in groups for position in group] == list(range(7))
     assert max(map(len, groups)) <= side
     assert price([len(group) for group in groups]) == min(map(price, partitions(7, side)))
@@ -574,3 +576,20 @@ def test_the_counted_multiply_adds_are_near_those_of_the_geometry() -> None:
     with undisturbed(net, x):
         ratio = Engine(net, x, request).ratio
     assert 8.9 / 1.25 < ratio < 8.9
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 9, 20, 50, 300])
+def test_no_more_variants_at_once_than_asked_for(limit: int) -> None:
+    net, x = plain().double().eval(), pictures(1, 3, 64, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with undisturbed(net, x):
+            plan = Engine(net, x, Request((4, 4), (2, 2), (31, 31), limit)).plan
+    finally:
+        torch.set_num_threads(threads)
+    tile = math.prod(max(map(len, groups)) for groups in plan.tiles)
+    assert 1 <= plan.workers <= 3
+    assert plan.workers * tile <= limit
+    assert plan.workers * plan.behind <= limit
+    assert limit < 50 or plan.workers == 3

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchviz_cnn as tvc
-from torchviz_cnn.methods.sidebyside import cores_for, in_turn, side_by_side
+from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -63,6 +65,7 @@ def test_an_error_comes_out_and_the_rest_is_left(threads):
     def job(number: int) -> int:
         if number == 1:
             raise ValueError("of its own")
+        time.sleep(0.02)  # so that all of them would take far longer than hearing of the error
         done.append(number)
         return number
 
@@ -101,8 +104,6 @@ def test_a_mode_sees_everything(threads):
             occluded(images)
         counts.append(counter.get_total_flops())
     torch.set_num_threads(threads)
-    with in_turn():
-        occluded(images)
     assert counts[0] == counts[1] > 19 * 19 * 6 * 40 * 40 * 3
 
 
@@ -111,7 +112,7 @@ def test_one_pool_of_threads_is_not_shared_out(threads, monkeypatch):
     assert cores_for(CPU) == 1
 
 
-def test_in_turn_is_here():
-    with in_turn():
+def test_under_a_profiler_all_is_done_here():
+    with profile(activities=[ProfilerActivity.CPU]):
         found = list(side_by_side([threading.get_ident] * 3, 2))
     assert found == [threading.get_ident()] * 3

@@ -16,8 +16,10 @@ from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.head import Kind, Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
-from torchviz_cnn.methods.incremental import Engine, Request, engine_for
+from torchviz_cnn.methods.incremental import Engine, engine_for
+from torchviz_cnn.methods.plans import Request
 from torchviz_cnn.methods.registry import attribution_method
+from torchviz_cnn.methods.sidebyside import cores_for
 from torchviz_cnn.methods.variants import (
     Fill,
     answers,
@@ -98,11 +100,13 @@ class _Grid:
 
 
 def most_in_part(images: Tensor, batch_size: int | None) -> int:
-    """How many hidden variants may be computed in part at once.
+    """How many hidden variants may be computed in part at once, on all cores together.
 
     They take less room than whole ones; the engine looks at that for itself.
     """
-    return max(25, batch_of(images, None, 8)) if batch_size is None else batch_size
+    if batch_size is not None:
+        return batch_size
+    return max(25, batch_of(images, None, 8)) * cores_for(images.device)
 
 
 @attribution_method

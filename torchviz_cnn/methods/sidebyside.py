@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch.overrides import _get_current_function_mode_stack
 from torch.profiler import record_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -21,18 +20,6 @@ T = TypeVar("T")
 
 # A job's name for a profiler; how many go on at a time follows.
 JOB = "torchviz_cnn: one of several jobs, at a time:"
-
-_IN_TURN: ContextVar[bool] = ContextVar("_IN_TURN", default=False)
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """Do the jobs here, one after the other: where they are to be seen by a profiler."""
-    before = _IN_TURN.set(True)
-    try:
-        yield
-    finally:
-        _IN_TURN.reset(before)
 
 
 def cores_for(device: torch.device) -> int:
@@ -52,7 +39,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:
 
     Args:
         jobs: independent of each other.
-        workers: how many go on at a time; with one they are done here.
+        workers: how many go on at a time; with one they are done here, and so they are under a
+            profiler, which sees one thread only.
 
     Raises:
         whatever a job raises; those not begun are left.
@@ -62,7 +50,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:
         with torch.inference_mode(False), torch.no_grad(), record_function(f"{JOB} {workers}"):
             return job()
 
-    if workers == 1 or _IN_TURN.get():
+    if workers == 1 or _profiler_enabled():
         for job in jobs:
             yield alone(job)
         return

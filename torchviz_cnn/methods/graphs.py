@@ -1,0 +1,261 @@
+"""A network as a graph whose nodes can be run one by one, on pictures or on parts of maps.
+
+It is read by ``torch.fx``. Batch norms are folded into the convolutions before them, and weights laid
+out as they are fastest; both are the graph's own copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import every_module
+from torchviz_cnn.methods.local import Local, Reader, Sliding, makes_new, writes
+
+
+class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
+    """A network that cannot be computed in part; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"occlusion cannot compute this network in part: {reason}")
+
+
+def traced(module: nn.Module) -> fx.GraphModule:
+    """The network as a graph. It is read off a copy that shares its weights and nothing else.
+
+    Raises:
+        Unsuited: where it cannot be traced, or would notice being run in parts.
+    """
+    for each in every_module(module):
+        if _hooked(each):
+            raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
+    tensors = [*module.parameters(), *module.buffers()]
+    try:
+        twin = copy.deepcopy(module, {id(t): t for t in tensors})
+        graph = fx.symbolic_trace(twin, concrete_args=_defaults(module))
+    except Exception as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Unsuited(f"torch.fx cannot trace it ({words})") from error
+    _check_writes(graph)
+    graph.graph.eliminate_dead_code()  # bookkeeping, perhaps, of a whole batch
+    graph.recompile()
+    return graph
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(h, "__module__", None) != "torchviz_cnn.inputs" for h in hooks)
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """The arguments that nobody gives, at their defaults."""
+    _, *rest = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in rest if p.default is not p.empty}
+
+
+def _check_writes(graph: fx.GraphModule) -> None:
+    """Refuse a network that writes into a tensor and then reads what shares its memory.
+
+    Raises:
+        Unsuited: for such a network, or one that writes into its own tensors.
+    """
+    modules = dict(graph.named_modules())
+    shared: dict[fx.Node, set[fx.Node]] = {}
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        family = {node}
+        into = node.args[0] if node.args else None
+        if writes(node, modules) and isinstance(into, fx.Node):
+            seen = {u for member in shared[into] for u in member.users}
+            later = any(order[u] > order[node] for u in seen)
+            if later or any(m.op == "get_attr" for m in shared[into]):
+                raise Unsuited(f"it writes in place ({node.name}) into what it reads again")
+            family |= shared[into]
+        elif not makes_new(node, modules):
+            for source in node.all_input_nodes:
+                family |= shared[source]
+        for member in family:
+            shared[member] = family | shared.get(member, set())
+
+
+def _following(graph: fx.GraphModule) -> tuple[fx.Node, set[fx.Node]]:
+    """The picture's node, and every node whose value depends on it."""
+    nodes = list(graph.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    if not inputs or any(str(node.target).startswith("*") for node in inputs):
+        raise Unsuited("it takes other arguments than one tensor of pictures")
+    follows = {inputs[0]}
+    for node in nodes:
+        if any(source in follows for source in node.all_input_nodes):
+            follows.add(node)
+    return inputs[0], follows
+
+
+def _fold_norms(graph: fx.GraphModule) -> None:
+    """Fold batch norms into the convolutions before them; both are the graph's own copies."""
+    modules = dict(graph.named_modules())
+    calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    for node in list(graph.graph.nodes):
+        conv = node.args[0] if node.args else None
+        if (
+            isinstance(conv, fx.Node)
+            and node.op == conv.op == "call_module"
+            and len(conv.users) == calls[str(node.target)] == calls[str(conv.target)] == 1
+            and _foldable(modules[str(conv.target)], modules[str(node.target)])
+        ):
+            _fold(modules[str(conv.target)], modules[str(node.target)])
+            node.replace_all_uses_with(conv)
+            graph.graph.erase_node(node)
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and norm.running_mean is not None
+        and not norm.training
+        and conv.weight.dtype == norm.running_mean.dtype
+        and not {"forward", "_conv_forward"} & {*conv.__dict__, *norm.__dict__}
+    )
+
+
+def _fold(conv: Any, norm: Any) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),
+        *(norm.weight, norm.bias),
+    )
+
+
+def _lay_out_weights(graph: fx.GraphModule) -> None:
+    """Channels last: else they are laid out anew at every call."""
+    for module in graph.modules():
+        if type(module) is nn.Conv2d:
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+_SHAPES = {"size", "dim", "ndimension", "numel"}
+_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
+
+
+def asks_shape(node: fx.Node) -> bool:
+    """Whether a node reads nothing of a tensor but its shape and kind."""
+    if node.op == "call_method":
+        return node.target in _SHAPES
+    return node.target is getattr and node.args[1] in _ATTRIBUTES
+
+
+class Network:
+    """A traced network whose nodes can be run one by one, on pictures or on parts of maps."""
+
+    def __init__(self, module: nn.Module, images: Tensor) -> None:
+        self.channels_last = (
+            images.device.type == "cpu" and images.dtype is torch.float32 and images.ndim == 4
+        )
+        self.graph = traced(module)
+        _fold_norms(self.graph)
+        if self.channels_last:
+            _lay_out_weights(self.graph)
+        self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
+        self.modules = dict(self.graph.named_modules())
+        self.picture, self.follows = _following(self.graph)
+        self.answer = next(node for node in self.nodes if node.op == "output")
+        self.values = self._first_run(images)
+        reader = Reader(self.graph, self.values, self.follows)
+        self.local: dict[fx.Node, Local] = {}
+        for node in self.nodes:
+            found = reader.read(node) if node in self.follows else None
+            if found is not None:
+                self.local[node] = found
+        self.fixed = {n: v for n, v in self.values.items() if n not in self.follows}
+        self.macs = {node: self._macs(node) for node in self.nodes}
+
+    def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
+        """What every node gives; of maps that nothing needs any more, a tensor of that shape."""
+        values: dict[fx.Node, Any] = {}
+        last_use = last_uses(self.nodes)
+        for node in self.nodes:
+            value = self.compute(node, values, images, keeping=True)
+            if node in self.follows and isinstance(value, Tensor) and value.ndim == 0:
+                raise Unsuited(f"{node.name} is one number for a whole batch")
+            values[node] = value
+            for done in last_use.get(node, ()):
+                if done in self.follows and isinstance(values[done], Tensor):
+                    values[done] = values[done].new_empty(()).expand(values[done].shape)
+        return values
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Channels last, where convolutions are faster that way."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
+
+    def compute(
+        self, node: fx.Node, values: dict[fx.Node, Any], images: Tensor, *, keeping: bool
+    ) -> Any:
+        """What a node gives for the values of the nodes before it.
+
+        Args:
+            node: the node.
+            values: of the nodes it reads.
+            images: the pictures.
+            keeping: whether its arguments are still needed, so that none may be written into.
+        """
+        if node.op == "placeholder":
+            if node is self.picture:
+                return self.laid_out(images)
+            return node.args[0] if node.args else None
+        if node.op == "get_attr":
+            value: Any = self.graph
+            for name in str(node.target).split("."):
+                value = getattr(value, name)
+            return value
+        given: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = given
+        if writes(node, self.modules) and (keeping or self._shared(node)):
+            args = (args[0].clone(), *args[1:])
+        if node.op == "call_module":
+            return self.modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "output":
+            return args[0]
+        function: Any = node.target
+        return function(*args, **kwargs)
+
+    def _shared(self, node: fx.Node) -> bool:
+        """Whether the tensor a node writes into might be somebody else's, too."""
+        into = node.args[0]
+        assert isinstance(into, fx.Node)
+        own = into in self.follows and makes_new(into, self.modules)
+        return not own or len(into.users) > 1
+
+    def _macs(self, node: fx.Node) -> int:
+        """Multiply-adds a picture."""
+        value, local = self.values[node], self.local.get(node)
+        if isinstance(local, Sliding) and local.costs:
+            return local.costs * value.shape[-2:].numel()
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear):
+            return module.weight.numel() * value[0].numel() // module.out_features
+        if isinstance(module, nn.Conv2d) and isinstance(value, Tensor):
+            return module.weight.numel() * value.shape[-2:].numel()
+        return 0
+
+
+def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """After which node which others are needed no more."""
+    seen: set[fx.Node] = set()
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(nodes):
+        for source in {*node.all_input_nodes, node} - seen:
+            seen.add(source)
+            last.setdefault(node, []).append(source)
+    return {node: [s for s in done if node.op != "output"] for node, done in last.items()}

@@ -1,0 +1,310 @@
+"""Which parts of which maps are computed anew, and for which positions together.
+
+Everything is planned from the geometry alone, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, fx
+
+from torchviz_cnn.methods.graphs import Network, asks_shape
+from torchviz_cnn.methods.local import InPlace, Pair, Sliding
+
+# From here on cropping and pasting costs more than the rest of the map (measured on VGG16).
+MOSTLY_CHANGED = 0.8
+_SIDE = 6  # positions along the side of a batch: more of them have less in common
+# What an operation costs before it computes anything, in multiply-adds: itself, and a weight that
+# has to be read and laid out.
+_OVERHEAD = 2e6
+_OVERHEAD_OF_A_WEIGHT = 64.0
+_PICTURES = 8  # the memory of the batches at work, in pictures that go through the whole network
+_LEAST_TILE = 9  # positions: smaller batches lose more than a core of their own gains
+
+
+@dataclass(frozen=True)
+class Strip:
+    """On one axis, where a map is computed anew for some neighbouring positions.
+
+    Attributes:
+        starts: the first row for each position.
+        size: how many rows, for all of them.
+        changed: the rows that the hidden window changes, for each position; they lie inside.
+    """
+
+    starts: tuple[int, ...]
+    size: int
+    changed: tuple[Pair, ...]
+
+
+Spans = tuple[list[Pair], list[Pair]]  # what each row of positions changes, and each column
+Area = tuple[Strip, Strip]
+Costs = tuple[float, list[int]]  # of a map: one row, and the rows that each position needs
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is hidden of the pictures.
+
+    Attributes:
+        window, stride, positions: height and width; rows and columns of positions.
+        limit: how many variants may be computed at once.
+    """
+
+    window: Pair
+    stride: Pair
+    positions: Pair
+    limit: int
+
+    def spans(self, size: Sequence[int]) -> Spans:
+        """The picture's rows and columns under each row and column of positions."""
+        rows, columns = (
+            [
+                (i * self.stride[axis], min(i * self.stride[axis] + self.window[axis], size[axis]))
+                for i in range(self.positions[axis])
+            ]
+            for axis in (0, 1)
+        )
+        return rows, columns
+
+
+def _tiles(count: int, side: int) -> list[tuple[int, ...]]:
+    """Neighbouring positions in groups of about one size, none larger than ``side``."""
+    groups = math.ceil(count / side)
+    edges = [count * g // groups for g in range(groups + 1)]
+    return [tuple(range(*edge)) for edge in pairwise(edges)]
+
+
+def _cheapest(costs: Sequence[Costs], count: int, side: int, each: float) -> list[tuple[int, ...]]:
+    """Neighbouring positions in the groups that cost least.
+
+    A group computes as many rows for each of its positions as the one that needs most; so it pays
+    to keep those at the border, whose windows are cut off, to themselves, where that saves more
+    than another group costs.
+
+    Args:
+        costs: a row's, and the rows that each position needs, of every map.
+        count: of positions.
+        side: how many may be in a group.
+        each: what a group costs besides.
+    """
+    least, cut = [0.0] + [math.inf] * count, [0] * (count + 1)
+    for start in range(count):
+        most = [0] * len(costs)
+        for stop in range(start + 1, min(start + side, count) + 1):
+            most = [max(m, needs[stop - 1]) for m, (_, needs) in zip(most, costs, strict=True)]
+            rows = sum(cost * m for m, (cost, _) in zip(most, costs, strict=True))
+            total = least[start] + each + (stop - start) * rows
+            if total < least[stop]:
+                least[stop], cut[stop] = total, start
+    groups: list[tuple[int, ...]] = []
+    while count:
+        groups.insert(0, tuple(range(cut[count], count)))
+        count = cut[count]
+    return groups
+
+
+def _strip(spans: Sequence[Pair], tile: Sequence[int], rows: int) -> Strip:
+    changed = tuple(spans[i] for i in tile)
+    size = max(1, *(high - low for low, high in changed))
+    starts = tuple(min(low, rows - size) for low, _ in changed)
+    return Strip(starts, size, changed)
+
+
+def _union(first: Pair, second: Pair) -> Pair:
+    """The smallest interval that holds both; an empty one holds nothing."""
+    if first[1] <= first[0]:
+        return second
+    if second[1] <= second[0]:
+        return first
+    return min(first[0], second[0]), max(first[1], second[1])
+
+
+class Plan:
+    """For one size of picture: which nodes are computed in part, and which part.
+
+    Attributes:
+        spans: what each position changes of every map that is computed in part.
+        tiles: the groups of rows and of columns of positions.
+        cuts: the maps that are needed whole, though computed in part.
+        kept: the maps of the untouched picture that are needed.
+        pasted: those of them that windows are pasted into as they are, without padding.
+        behind: how many positions go together through what is computed whole.
+        workers: how many tiles are at work at a time.
+    """
+
+    def __init__(self, network: Network, request: Request, together: int, cores: int) -> None:
+        self.network = network
+        self.request = request
+        limit = max(1, request.limit // together)
+        most, room = limit, _PICTURES * self._whole_numbers()
+        while True:
+            down = min(request.positions[0], _SIDE, max(1, math.isqrt(most)))
+            across = min(request.positions[1], _SIDE, max(1, most // down))
+            self.tiles = (_tiles(request.positions[0], down), _tiles(request.positions[1], across))
+            self._lay()
+            fits = min(limit, int(room / self._numbers()))  # positions, of all tiles at work
+            self.workers = max(1, min(cores, fits // min(_LEAST_TILE, most)))
+            if most == 1 or down * across * self.workers <= fits:
+                break
+            most = max(1, min(most - 1, fits // self.workers))
+        for axis, side in enumerate((down, across)):
+            self._regroup(axis, side)
+        self._find_needs()
+        self.behind = self._together_behind(limit, room)
+        groups = math.prod(map(len, self.tiles))
+        self.workers = min(self.workers, groups)
+
+    def _regroup(self, axis: int, side: int) -> None:
+        """Group the positions of an axis so that least is computed, the other axis as it is."""
+        other = 1 - axis
+        costs: list[Costs] = []
+        for node, spans in self.spans.items():
+            if self.network.macs[node]:
+                cell = self.network.macs[node] / math.prod(self._size(node))
+                across = sum(strip.size * len(strip.starts) for strip in self.areas[node][other])
+                costs.append((cell * across, [max(1, high - low) for low, high in spans[axis]]))
+        each = self._overhead() * len(self.tiles[other])
+        groups = _cheapest(costs, self.request.positions[axis], side, each)
+        self.tiles = (groups, self.tiles[1]) if axis == 0 else (self.tiles[0], groups)
+        self._lay()
+
+    def _overhead(self) -> float:
+        """What a tile costs besides, in multiply-adds."""
+        network = self.network
+        weights = 0
+        for node in self.spans:
+            local = network.local.get(node)
+            weights += local.costs if isinstance(local, Sliding) else 0
+        return _OVERHEAD * len(network.follows) + _OVERHEAD_OF_A_WEIGHT * weights
+
+    def _lay(self) -> None:
+        network = self.network
+        self.spans: dict[fx.Node, Spans] = {}
+        self.areas: dict[fx.Node, tuple[list[Strip], list[Strip]]] = {}
+        self._add(network.picture, self.request.spans(self._size(network.picture)))
+        # What follows the last layer is a final activation, if anything: it has to be seen at work.
+        costly = [i for i, node in enumerate(network.nodes) if network.macs[node]]
+        for node in network.nodes[: max(costly, default=0) + 1]:
+            found = self._changed(node)
+            if found is not None:
+                self._add(node, found)
+
+    def _changed(self, node: fx.Node) -> Spans | None:
+        local = self.network.local.get(node)
+        if isinstance(local, Sliding) and local.source in self.spans:
+            rows, columns = self.spans[local.source]
+            down, across = local.reaches
+            return [down.changed(*r) for r in rows], [across.changed(*c) for c in columns]
+        if isinstance(local, InPlace) and all(source in self.spans for source in local.sources):
+            found = self.spans[local.sources[0]]
+            for source in local.sources[1:]:
+                found = tuple(  # type: ignore[assignment]
+                    [_union(a, b) for a, b in zip(one, other, strict=True)]
+                    for one, other in zip(found, self.spans[source], strict=True)
+                )
+            return found
+        return None
+
+    def _add(self, node: fx.Node, spans: Spans) -> None:
+        """Compute a node in part, unless that is most of it."""
+        size = self._size(node)
+        strips = [
+            [_strip(spans[axis], tile, size[axis]) for tile in self.tiles[axis]] for axis in (0, 1)
+        ]
+        share = math.prod(
+            sum(s.size * len(s.starts) for s in strips[axis])
+            / (self.request.positions[axis] * size[axis])
+            for axis in (0, 1)
+        )
+        if share < MOSTLY_CHANGED or node is self.network.picture:
+            self.spans[node] = spans
+            self.areas[node] = (strips[0], strips[1])
+
+    def _size(self, node: fx.Node) -> Pair:
+        rows, columns = self.network.values[node].shape[-2:]
+        return rows, columns
+
+    def area(self, node: fx.Node, tile: Pair) -> Area:
+        """Where a node is computed, for a tile of positions."""
+        rows, columns = self.areas[node]
+        return rows[tile[0]], columns[tile[1]]
+
+    def _find_needs(self) -> None:
+        self.cuts: set[fx.Node] = set()
+        self.kept: set[fx.Node] = set()
+        self.pasted: set[fx.Node] = {self.network.picture}
+        for node in self.network.nodes:
+            if node in self.spans:
+                local = self.network.local.get(node)
+                if isinstance(local, Sliding) and not local.keeps_place:
+                    self.kept.add(local.source)
+                if isinstance(local, InPlace):
+                    self.pasted.update(s for s in local.sources if self._differ(s, node))
+            elif not asks_shape(node):
+                self.cuts.update(s for s in node.all_input_nodes if s in self.spans)
+        self.pasted |= self.cuts
+        self.kept |= self.pasted
+
+    def _differ(self, source: fx.Node, node: fx.Node) -> bool:
+        """Whether a map is computed elsewhere, for any tile, than what is made of it."""
+        return any(
+            (one.starts, one.size) != (other.starts, other.size)
+            for ones, others in zip(self.areas[source], self.areas[node], strict=True)
+            for one, other in zip(ones, others, strict=True)
+        )
+
+    def _together_behind(self, limit: int, room: float) -> int:
+        """How many positions go together through what is computed whole."""
+        tile = math.prod(max(map(len, groups)) for groups in self.tiles)
+        rest = [node for node in self.network.nodes if node not in self.spans]
+        fits = min(limit, int(room / max(1, self._numbers(rest))))
+        return max(tile, fits // self.workers)
+
+    def _numbers(self, nodes: Sequence[fx.Node] | None = None) -> float:
+        """The most numbers that an item has in hand at one node."""
+        most = 0.0
+        for node in self.network.nodes if nodes is None else nodes:
+            value = self.network.values[node]
+            if isinstance(value, Tensor) and node in self.network.follows:
+                read = sum(self._held(s) for s in node.all_input_nodes)
+                most = max(most, read + self._held(node))
+        return most
+
+    def _held(self, node: fx.Node) -> float:
+        value = self.network.values[node]
+        if not isinstance(value, Tensor) or node not in self.network.follows:
+            return 0
+        if node not in self.areas:
+            return value[0].numel()
+        size = math.prod(max(s.size for s in strips) for strips in self.areas[node])
+        return value[0].numel() / value.shape[-2:].numel() * size
+
+    def _whole_numbers(self) -> int:
+        network = self.network
+        values = [v for n, v in network.values.items() if n in network.follows]
+        return 2 * max(v[0].numel() for v in values if isinstance(v, Tensor))
+
+    def macs(self) -> tuple[float, int]:
+        """Multiply-adds a position, computed in part and by running the whole network."""
+        part = 0.0
+        for node, macs in self.network.macs.items():
+            share = 1.0
+            if node in self.areas:
+                for axis, strips in enumerate(self.areas[node]):
+                    share *= sum(s.size * len(s.starts) for s in strips)
+                    share /= self.request.positions[axis] * self._size(node)[axis]
+            part += share * macs
+        return part, sum(self.network.macs.values())
+
+    def changes_nothing(self, row: int, column: int) -> bool:
+        """Whether what a position hides is never read."""
+        cuts = [self.spans[node] for node in self.cuts]
+        return all(
+            rows[row][1] <= rows[row][0] or columns[column][1] <= columns[column][0]
+            for rows, columns in cuts
+        )
