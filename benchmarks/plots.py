@@ -117,7 +117,10 @@ def _few(value: float, _: int) -> str:
 
 def _sweeps(record: Record) -> Figure:
     """A column for each axis; time above, memory below, each side's own figures."""
-    axes_names = [name for name in _AXES if pick(record.rows, setting=name)]
+    places = {name: {row.at for row in pick(record.rows, setting=name)} for name in _AXES}
+    # One place is no growth: a network of one class has targets to choose from nowhere.
+    axes_names = [name for name, at in places.items() if len(at) > 1]
+    axes_names = axes_names or [name for name, at in places.items() if at]
     figure = Figure(figsize=(4.2 * len(axes_names), 7.2), layout="constrained")
     figure.suptitle(_title(record), fontsize=11, x=0.02, ha="left")
     panels = figure.subplots(2, len(axes_names), squeeze=False)

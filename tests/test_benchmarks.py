@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import occluded, speed, tables
+from benchmarks import occluded, plots, speed, tables
 from benchmarks.clock import ratios, settled
 from benchmarks.goals import GOALS, Goal, with_goals
 from benchmarks.libraries import PEERS
@@ -450,6 +450,21 @@ class TestReadme:
         assert "| `grad_cam`, captum | 0.40 | ≠ |" in text
         assert "0 are reached" in text
         assert "Missed: grad_cam, vgg16" in text
+
+
+def test_what_has_one_place_only_is_no_growth():
+    record = Record("scaling", about(CPU), "2026-01-02T03:04:05+00:00", False)
+    several = [row(suite="scaling", setting="batch", at=at) for at in (1.0, 4.0)]
+    alone = row(suite="scaling", setting="targets", at=1.0)
+    for rows, columns in (
+        ([*several, alone], 1),
+        ([alone], 1),
+        ([*several, alone, row(suite="scaling", setting="targets", at=10.0)], 2),
+    ):
+        figure = plots._sweeps(record.with_rows(rows))
+        assert len(figure.axes) == 2 * columns
+    labels = {axes.get_xlabel() for axes in figure.axes}
+    assert labels == {"pictures in one call", "targets of one picture"}
 
 
 class TestCommandLine:
