@@ -5,6 +5,7 @@ Double precision is never laid out anew, so it serves as the reference for singl
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -411,11 +412,65 @@ def test_pictures_that_come_channels_last_are_shown_so_even_where_it_does_not_pa
     assert seen.last == [True]
 
 
+@pytest.fixture
+def heavy(monkeypatch):
+    """Every network has too many weights for channels last, and so has every convolution."""
+    monkeypatch.setattr(layout, "_WEIGHTS_A_PIXEL", 0)
+    monkeypatch.setattr(layout, "_WEIGHTS_A_PIXEL_OF_A_MAP", 0)
+    monkeypatch.setattr(layout, "_MOST_WEIGHTS_A_PIXEL", torch.inf)
+
+
+@every_method
+@pytest.mark.parametrize("make", [plain, residual, Functional])
+def test_heavy_networks_give_what_double_precision_gives(method, make, heavy):
+    wanted = explained(method, randomised(make()), pictures())
+    net = randomised(make()).float()
+    given, read = Layouts(net.conv1), {}
+    for name in ("conv1", "conv2"):
+        getattr(net, name).register_forward_hook(partial(_note, read, name))
+    with nothing_changes(net):
+        found = explained(method, net, small())
+    assert given.always(method)
+    assert read == {"conv1": False, "conv2": False}
+    close(found.values, wanted.values)
+    close(found.score, wanted.score)
+
+
+def test_a_heavy_network_may_view_its_last_maps(heavy, monkeypatch):
+    """In a batch in which it is not heavy it may not; what is known of the one is not of the other."""
+    monkeypatch.setattr(layout, "_WEIGHTS_A_PIXEL", 1)
+    net = randomised(Habit(_views)).float()
+    seen = Layouts(net.conv1)
+    for count in (1, 8, 1, 8):
+        found = tvc.saliency(net, small(count), 1)
+        close(found.values, tvc.saliency(randomised(Habit(_views)), pictures(count), 1).values)
+    assert seen.last == [True, False, True, False]
+
+
+def _note(notes: dict[str, bool], name: str, part: nn.Module, args: Any, out: Any = None) -> None:
+    notes[name] = _is_last(args[0])
+
+
 @pytest.mark.parametrize(
-    ("name", "batch", "last"),
-    [("resnet18", 1, False), ("resnet18", 8, True), ("mobilenet_v2", 1, True), ("vgg16", 1, True)],
+    ("name", "batch", "size", "last", "turned"),
+    [
+        ("resnet18", 1, 64, False, []),
+        ("resnet18", 1, 224, True, ["layer3.0.conv1"]),
+        ("resnet18", 8, 224, True, []),
+        ("mobilenet_v2", 1, 224, True, []),
+        ("vgg16", 1, 224, True, ["features.17"]),
+    ],
 )
-def test_small_batches_of_heavy_networks_are_left_as_they_are(name, batch, last):
-    with torch.device("meta"):
-        net = getattr(torchvision.models, name)(weights=None)
-    assert layout._pays(net, torch.zeros(batch, 3, 224, 224), lower=False) is last
+def test_convolutions_of_heavy_networks_read_small_maps_channels_first(
+    name, batch, size, last, turned
+):
+    """The first of them is found; those that follow get such maps anyway."""
+    net = getattr(torchvision.models, name)(weights=None).eval()
+    given, read = {}, {}
+    for part_name, part in net.named_modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_pre_hook(partial(_note, given, part_name))
+            part.register_forward_hook(partial(_note, read, part_name))
+    tvc.saliency(net, torch.rand(batch, 3, size, size), 1)
+    assert next(iter(given.values())) is last
+    assert [part for part in given if given[part] and not read[part]] == turned
