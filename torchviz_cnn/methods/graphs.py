@@ -1,7 +1,8 @@
 """A network as a graph whose nodes can be run one by one, on pictures or on parts of maps.
 
 It is read by ``torch.fx``. Batch norms are folded into the convolutions before them, and weights laid
-out as they are fastest; both are the graph's own copies.
+out as they are fastest; both are the graph's own copies. Large convolutions of 3×3 windows are
+replaced by Winograd's filtering.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
 from torchviz_cnn.methods.local import Local, Reader, Sliding, makes_new, writes
+from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
@@ -111,7 +113,11 @@ def _fold_norms(graph: fx.GraphModule) -> None:
             and len(conv.users) == calls[str(node.target)] == calls[str(conv.target)] == 1
             and _foldable(modules[str(conv.target)], modules[str(node.target)])
         ):
-            _fold(modules[str(conv.target)], modules[str(node.target)])
+            norm, target = modules[str(node.target)], str(conv.target)
+            if is_suited(modules[target]):
+                graph.set_submodule(target, WinogradConvolution(modules[target], norm))
+            else:
+                _fold(modules[target], norm)
             node.replace_all_uses_with(conv)
             graph.graph.erase_node(node)
 
@@ -132,6 +138,13 @@ def _fold(conv: Any, norm: Any) -> None:
         *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),
         *(norm.weight, norm.bias),
     )
+
+
+def _filter(graph: fx.GraphModule) -> None:
+    """Put Winograd's filtering in the place of convolutions that no batch norm was folded into."""
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, nn.Conv2d) and is_suited(module):
+            graph.set_submodule(name, WinogradConvolution(module))
 
 
 def _lay_out_weights(graph: fx.GraphModule) -> None:
@@ -162,6 +175,7 @@ class Network:
         )
         self.graph = traced(module)
         _fold_norms(self.graph)
+        _filter(self.graph)
         if self.channels_last:
             _lay_out_weights(self.graph)
         self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
@@ -245,7 +259,7 @@ class Network:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Linear):
             return module.weight.numel() * value[0].numel() // module.out_features
-        if isinstance(module, nn.Conv2d) and isinstance(value, Tensor):
+        if isinstance(module, nn.Conv2d | WinogradConvolution) and isinstance(value, Tensor):
             return module.weight.numel() * value.shape[-2:].numel()
         return 0
 

@@ -30,6 +30,7 @@ from torchviz_cnn.methods.local import Pair, Sliding
 from torchviz_cnn.methods.plans import Area, Plan, Request
 from torchviz_cnn.methods.sheets import Extent, Sheet, extents, padded
 from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
+from torchviz_cnn.methods.winograd import WinogradConvolution
 
 logger = logging.getLogger("torchviz_cnn")
 
@@ -38,6 +39,7 @@ logger = logging.getLogger("torchviz_cnn")
 _WORTH_MACS = 2e7
 _WORTH_RATIO = 1.5
 _WORTH_POSITIONS = 12
+_FILTERS = 2**26  # numbers in all that weights are transformed to, of 256 MiB; VGG16 has 57 million
 
 
 def engine_for(
@@ -106,9 +108,24 @@ class Engine:
         """
         self._check_same()
         network, plan = self.network, self.plan
+        self._prepare_filters()
         self.last_use = last_uses(network.nodes)
         self.blanks = {node: network.values[node] for node in plan.spans}
         network.values = {}
+
+    def _prepare_filters(self) -> None:
+        """Transform weights for Winograd's filtering, first those that are used most often."""
+        network, plan, room = self.network, self.plan, _FILTERS
+        wanted: dict[WinogradConvolution, float] = {}
+        for node in network.nodes:
+            module = network.modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, WinogradConvolution) and module.suits(*plan.shape(node)):
+                uses = plan.share(node) * network.macs[node] / module.size
+                wanted[module] = wanted.get(module, 0) + uses
+        for module in sorted(wanted, key=wanted.__getitem__, reverse=True):
+            if module.size <= room:
+                module.prepare()
+                room -= module.size
 
     @property
     def ratio(self) -> float:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from torchviz_cnn.methods.winograd import WinogradConvolution
+
 Pair = tuple[int, int]
 
 
@@ -172,8 +174,8 @@ def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        new = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
-        return type(module) in (*new, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
+        new = (nn.Conv2d, WinogradConvolution, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+        return type(module) in (*new, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
     sure = {F.conv2d, torch.conv2d, F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.linear}
     binary = _BINARY - _IN_PLACE_FUNCTIONS
     return node.target in sure | binary | _CONCATENATIONS
@@ -206,7 +208,14 @@ class Reader:
     def _module(self, node: fx.Node) -> Local | None:
         module = self.modules[str(node.target)]
         source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        if not isinstance(source, fx.Node) or not _is_torchs(module):
+        if not isinstance(source, fx.Node):
+            return None
+        if isinstance(module, WinogradConvolution):
+            return self._convolution(
+                *(node, source, module.weight, None, module.stride, module.padding),
+                *(module.dilation, 1, module.of_crops),
+            )
+        if not _is_torchs(module):
             return None
         if isinstance(module, nn.Conv2d):
             if module.padding_mode != "zeros":
@@ -300,6 +309,7 @@ class Reader:
         padding: Any,
         dilation: Any,
         groups: int,
+        apply: Callable[[Tensor], Tensor] | None = None,
     ) -> Sliding | None:
         if not self._is_map(source) or self.values[source].ndim != 4:
             return None
@@ -312,7 +322,7 @@ class Reader:
             before = 0 if padding == "valid" else padding
         reaches = self._reaches(node, tuple(kernel), stride, before, dilation)
         alone = all(r.extent == 1 and r.stride == 1 and r.before == 0 for r in reaches)
-        apply = partial(
+        apply = apply or partial(
             F.conv2d, weight=weight, bias=bias, stride=stride, dilation=dilation, groups=groups
         )
         same_size = self.values[source].shape[-2:] == self.values[node].shape[-2:]

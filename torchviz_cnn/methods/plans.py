@@ -275,6 +275,14 @@ class Plan:
                 most = max(most, read + self._held(node))
         return most
 
+    def shape(self, node: fx.Node) -> tuple[int, Pair]:
+        """For how many positions a node is computed at a time, at most, and how much of it."""
+        if node not in self.areas:
+            return self.behind, self._size(node)
+        rows, columns = ([(len(s.starts), s.size) for s in strips] for strips in self.areas[node])
+        (down, height), (across, width) = max(rows), max(columns)
+        return down * across, (height, width)
+
     def _held(self, node: fx.Node) -> float:
         value = self.network.values[node]
         if not isinstance(value, Tensor) or node not in self.network.follows:
@@ -289,17 +297,18 @@ class Plan:
         values = [v for n, v in network.values.items() if n in network.follows]
         return 2 * max(v[0].numel() for v in values if isinstance(v, Tensor))
 
+    def share(self, node: fx.Node) -> float:
+        """How much of a map is computed, for a position on average."""
+        share = 1.0
+        for axis, strips in enumerate(self.areas.get(node, ())):
+            share *= sum(s.size * len(s.starts) for s in strips)
+            share /= self.request.positions[axis] * self._size(node)[axis]
+        return share
+
     def macs(self) -> tuple[float, int]:
         """Multiply-adds a position, computed in part and by running the whole network."""
-        part = 0.0
-        for node, macs in self.network.macs.items():
-            share = 1.0
-            if node in self.areas:
-                for axis, strips in enumerate(self.areas[node]):
-                    share *= sum(s.size * len(s.starts) for s in strips)
-                    share /= self.request.positions[axis] * self._size(node)[axis]
-            part += share * macs
-        return part, sum(self.network.macs.values())
+        each = self.network.macs
+        return sum(self.share(node) * macs for node, macs in each.items()), sum(each.values())
 
     def changes_nothing(self, row: int, column: int) -> bool:
         """Whether what a position hides is never read."""

@@ -1,0 +1,194 @@
+"""Winograd's filtering gives the convolution, and takes its place in incremental occlusion."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchviz_cnn as tvc
+from tests.networks import pictures, randomised
+from tests.test_incremental import Body, Skip, compared, differ
+from torchviz_cnn.guard import undisturbed
+from torchviz_cnn.methods import incremental, winograd
+from torchviz_cnn.methods.incremental import Engine
+from torchviz_cnn.methods.plans import Request
+from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of channels will do, and any number of squares."""
+    monkeypatch.setattr(winograd, "_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "_LEAST_SQUARES", 1)
+    monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.0)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
+    found = nn.BatchNorm2d(channels, affine=affine).double().eval()
+    for seed, tensor in enumerate([*found.parameters(), *found.buffers()]):
+        if tensor.ndim:
+            tensor.data.copy_(drawn(channels, seed=seed).abs() + 0.5)
+    return found
+
+
+def count_filtered(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    shapes: list[torch.Size] = []
+    real = winograd._filtered
+
+    def counted(maps: Tensor, *args: Any) -> Tensor:
+        shapes.append(maps.shape)
+        return real(maps, *args)
+
+    monkeypatch.setattr(winograd, "_filtered", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 9), (7, 7), (10, 5), (14, 31)])
+@pytest.mark.parametrize("padding", [0, 1, (2, 0), 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_is_the_convolution(size, padding, layout, monkeypatch):
+    """Maps that squares of 4×4 do not fill, in more pieces than one, also from memory laid out else."""
+    monkeypatch.setattr(winograd, "_AT_A_TIME", 9)
+    conv = nn.Conv2d(5, 7, 3, padding=padding).double()
+    maps = drawn(11, 5, *size).contiguous(memory_format=layout)
+    filtered = WinogradConvolution(conv)
+    filtered.prepare()
+    shapes = count_filtered(monkeypatch)
+    with torch.no_grad():
+        assert differ(filtered(maps), conv(maps)) < 1e-13
+        cropped = nn.functional.conv2d(maps, conv.weight, conv.bias)
+        assert differ(filtered.of_crops(maps), cropped) < 1e-13
+    assert len(shapes) == 2
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_batch_norm_is_part_of_it(bias, affine, prepared):
+    conv, after = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double(), norm(7, affine)
+    with torch.no_grad():
+        both = WinogradConvolution(conv, after)
+        if prepared:
+            both.prepare()
+        maps = drawn(3, 5, 9, 6)
+        assert differ(both(maps), after(conv(maps))) < 1e-13
+
+
+def test_in_single_precision_five_digits_are_right():
+    """Points farther apart, as 0, ±1, ±4, would lose another."""
+    conv = randomised(nn.Conv2d(512, 64, 3, padding=1))
+    maps = drawn(4, 512, 12, 12).relu()
+    with torch.no_grad():
+        wanted = conv(maps)
+        filtered = WinogradConvolution(conv.float())
+        filtered.prepare()
+        assert differ(filtered(maps.float()).double(), wanted) < 1e-5
+
+
+SUITED = {"padding": 1}
+UNSUITED: list[dict[str, Any]] = [
+    {"kernel_size": 5},
+    {"kernel_size": (3, 1)},
+    {"stride": 2},
+    {"stride": (1, 2)},
+    {"dilation": 2},
+    {"groups": 2},
+    {"padding": 1, "padding_mode": "reflect"},
+    {"padding": "same"},
+]
+
+
+def convolution(**options: Any) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, **({"kernel_size": 3} | options))
+
+
+def test_only_plain_windows_of_3_by_3_are_suited(monkeypatch):
+    assert is_suited(convolution(**SUITED))
+    assert not any(is_suited(convolution(**options)) for options in UNSUITED)
+    assert not is_suited(convolution(device="meta"))
+    changed = convolution()
+    changed.forward = lambda x: x  # type: ignore[method-assign]
+    assert not is_suited(changed)
+
+    class Mine(nn.Conv2d):
+        pass
+
+    assert not is_suited(Mine(4, 4, 3))
+    monkeypatch.setattr(winograd, "_CHANNELS", 5)
+    assert not is_suited(convolution())
+    assert not is_suited(nn.Conv2d(8, 4, 3))
+
+
+@pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])
+@pytest.mark.parametrize("batch_size", [3, 25])
+def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypatch):
+    shapes = count_filtered(monkeypatch)
+    net = randomised(Body(between()))
+    compared(net, pictures(2, 3, 31, 26), [3, 1], batch_size=batch_size)
+    assert {shape[1] for shape in shapes} == {3, 4}  # channels: those of the stem, and the others
+
+
+def test_whole_maps_are_filtered_too(monkeypatch):
+    shapes = count_filtered(monkeypatch)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, stride=3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1)),
+        *(nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, padding=1)),
+        *(nn.Flatten(), nn.Linear(6 * 9 * 8, 4)),
+    )
+    compared(randomised(net), pictures(2, 3, 29, 26), window=(13, 11))
+    assert any(tuple(shape[-2:]) == (9, 8) for shape in shapes)
+
+
+def test_few_squares_and_small_corners_of_them_are_summed_up(monkeypatch):
+    conv = WinogradConvolution(convolution())
+    monkeypatch.setattr(winograd, "_LEAST_SQUARES", 8)
+    monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.5)
+    assert conv.suits(2, (8, 8))
+    assert not conv.suits(1, (8, 8))
+    assert conv.suits(9, (6, 6))
+    assert not conv.suits(9, (5, 5))
+    assert not conv.suits(99, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("room", "found"),
+    [(35, [0, 0, 0]), (36 * 12, [1, 0, 0]), (36 * 64, [0, 0, 1]), (36 * 108, [1, 1, 1])],
+)
+def test_weights_are_transformed_within_bounds_those_used_most_first(room, found, monkeypatch):
+    """Of the last one most places are computed, of the second fewest; they have 12, 32, 64 windows."""
+    monkeypatch.setattr(incremental, "_FILTERS", room)
+    net = randomised(
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+        )
+    )
+    x = pictures(1, 3, 31, 26)
+    with undisturbed(net, x), torch.no_grad():
+        engine = Engine(net, x, Request((5, 4), (3, 2), (10, 12), 25))
+        engine.prepare()
+    layers = [m for m in engine.network.graph.modules() if isinstance(m, WinogradConvolution)]
+    assert [int(layer.filters is not None) for layer in layers] == found
+    compared(net, x)
+
+
+def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters():
+    net = randomised(Body(Skip(True)))
+    kinds, weights = [type(m) for m in net.modules()], [p.clone() for p in net.parameters()]
+    tvc.occlusion(net, pictures(1, 3, 31, 26), 1, window=5, stride=3, engine="incremental")
+    assert [type(m) for m in net.modules()] == kinds
+    assert all(map(torch.equal, net.parameters(), weights))
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
