@@ -61,8 +61,9 @@ class ReLURule(OperatorMode):
                 self.overridden += 1
                 if self.rule == "redirected":
                     return torch.where(gradient > 0, gradient, func(gradient, *rest, **kwargs))
-                positive = gradient.clamp(min=0)
-                return positive if self.rule == "deconvnet" else func(positive, *rest, **kwargs)
+                if self.rule == "deconvnet":
+                    return gradient.clamp(min=0)
+                return func(gradient, *rest, **kwargs).clamp_(min=0)  # a new tensor, still at hand
             self.others += 1
         elif packet in _OTHER_ACTIVATIONS:
             self.others += 1
