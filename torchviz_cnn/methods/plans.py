@@ -22,7 +22,9 @@ _SIDE = 6  # positions along the side of a batch: more of them have less in comm
 # has to be read and laid out.
 _OVERHEAD = 2e6
 _OVERHEAD_OF_A_WEIGHT = 64.0
-_PICTURES = 8  # the memory of the batches at work, in pictures that go through the whole network
+# The memory of the batches at work, in pictures that go through the whole network. With 8, ResNet50 goes
+# in batches of 10, for each of which its weights are read anew: 1.2 times the time of 16.
+_PICTURES = 16
 _LEAST_TILE = 9  # positions: smaller batches lose more than a core of their own gains
 
 
