@@ -116,6 +116,7 @@ def test_only_plain_windows_of_3_by_3_are_suited(monkeypatch):
     assert is_suited(convolution(**SUITED))
     assert not any(is_suited(convolution(**options)) for options in UNSUITED)
     assert not is_suited(convolution(device="meta"))
+    assert not is_suited(convolution(dtype=torch.bfloat16))
     changed = convolution()
     changed.forward = lambda x: x  # type: ignore[method-assign]
     assert not is_suited(changed)
@@ -182,13 +183,21 @@ def test_weights_are_transformed_within_bounds_those_used_most_first(room, found
     compared(net, x)
 
 
-def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters():
+def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters(monkeypatch):
+    filters = []
+    prepare = WinogradConvolution.prepare
+
+    def watched(layer: WinogradConvolution) -> None:
+        prepare(layer)
+        assert layer.filters is not None
+        filters.append(weakref.ref(layer.filters))
+
+    monkeypatch.setattr(WinogradConvolution, "prepare", watched)
     net = randomised(Body(Skip(True)))
     kinds, weights = [type(m) for m in net.modules()], [p.clone() for p in net.parameters()]
     tvc.occlusion(net, pictures(1, 3, 31, 26), 1, window=5, stride=3, engine="incremental")
     assert [type(m) for m in net.modules()] == kinds
     assert all(map(torch.equal, net.parameters(), weights))
-    gone = weakref.ref(net)
-    del net
     gc.collect()
-    assert gone() is None
+    assert len(filters) == 3
+    assert all(each() is None for each in filters)
