@@ -141,7 +141,7 @@ class Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))
 
     def added_to(self, earlier: Record) -> Record:
-        """Both; nothing stays of what was found before about two sides that were measured again.
+        """Both, by network; nothing stays of what was found about sides that were measured again.
 
         Raises:
             InputError: when they are not of one machine with one set of packages, or one of them is
@@ -155,7 +155,10 @@ class Record:
                 f"{', '.join(differ) or 'one is a quick run'}; without it the suite begins anew"
             )
         again = {row.pair for row in self.rows}
-        kept = [row for row in earlier.rows if row.pair not in again]
+        rows = [row for row in earlier.rows if row.pair not in again] + [*self.rows]
+        # By network, whenever they were measured: these are the lines of tables and plots.
+        order = [row.model for row in (*earlier.rows, *self.rows)]
+        rows.sort(key=lambda row: order.index(row.model))
         commits = dict.fromkeys(str(each.machine.get("commit")) for each in (earlier, self))
         found_loads = (each.machine.get("load") for each in (earlier, self))
         loads = [load for load in found_loads if load is not None]
@@ -167,7 +170,7 @@ class Record:
                 "commit": ", ".join(commits),
                 "load": max(loads, default=None),
             },
-            rows=(*kept, *self.rows),
+            rows=tuple(rows),
             remarks=tuple(dict.fromkeys((*earlier.remarks, *self.remarks))),
             command=" && ".join(commands),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from converters import operators
 from converters.graph import Graph, Node, attributes_equal
 from converters.kinds import kind_of, part_names
+from torchviz_cnn.overwriting import Layer, after
 
 # ---------------------------------------------------------------------------- modules
 
@@ -45,11 +46,14 @@ class Wired(nn.Module):
             self.add_module(name, part)
         self.steps = tuple(steps)
         self.results = tuple(outputs)
+        self.makers = _makers(self.steps, self.results)
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         values: dict[int, Any] = dict(enumerate(inputs))
-        for step in self.steps:
-            made = getattr(self, step.part)(*[values[number] for number in step.inputs])
+        for step, maker in zip(self.steps, self.makers, strict=True):
+            part = getattr(self, step.part)
+            given = [values[number] for number in step.inputs]
+            made = part(*given) if maker is None else after(getattr(self, maker), part, *given)
             if len(step.outputs) == 1:
                 values[step.outputs[0]] = made
             else:
@@ -63,18 +67,22 @@ class Wired(nn.Module):
         return self.run(inputs)
 
 
+def _makers(steps: Sequence[Step], results: Sequence[int]) -> tuple[str | None, ...]:
+    """For each step that alone is given one value, the part that made it."""
+    readers = Counter(number for step in steps for number in step.inputs)
+    readers.update(results)
+    makers: dict[int, str] = {}
+    found: list[str | None] = []
+    for step in steps:
+        alone = len(step.inputs) == 1 and readers[step.inputs[0]] == 1
+        found.append(makers.get(step.inputs[0]) if alone else None)
+        if len(step.outputs) == 1:
+            makers[step.outputs[0]] = step.part
+    return tuple(found)
+
+
 class WiredLayer(Wired):
     """A Keras layer whose parts do not simply follow one another."""
-
-    is_layer = True
-    layer_type = "Layer"
-
-
-class Layer(nn.Sequential):
-    """A Keras layer: its operation, and the activation after it.
-
-    ``.conv`` or ``.dense`` puts out what comes before the activation, ``.act`` is the activation.
-    """
 
     is_layer = True
     layer_type = "Layer"
@@ -316,7 +324,7 @@ def legal_name(name: str, taken: Mapping[str, object], cls: type[nn.Module] = nn
     ('mobilenetv2_1_00_224', 'train_', 'dense')
     """
     legal = "".join("_" if character in ".@*?[]/" else character for character in name) or "_"
-    own = {"steps", "results", "source", "unavailable_layers", "layer_names", "training"}
+    own = {"steps", "results", "makers", "source", "unavailable_layers", "layer_names", "training"}
     while legal in taken or legal in own or hasattr(cls, legal) or legal in _ATTRIBUTES:
         legal += "_"
     return legal

@@ -353,15 +353,16 @@ class TestRecord:
 
     def test_what_is_added_takes_the_place_of_what_was_there(self):
         kept, again, new = row(), row(side="zennit"), row(model="resnet18")
+        other = dataclasses.replace(new, side="zennit")
         here = {**about(CPU), "load": 0.2, "commit": "aaa"}
-        earlier = Record("peers", here, "2026-01-02", False, (kept, again), ("no x",), "one")
+        earlier = Record("peers", here, "2026-01-02", False, (kept, again, other), ("no x",), "one")
         better = dataclasses.replace(again, median=9.0)
         later = Record(
             *("peers", {**here, "load": 0.0, "commit": "bbb"}, "2026-01-03", False),
             *((better, new), ("no x", "no y"), "two"),
         )
         found = later.added_to(earlier)
-        assert found.rows == (kept, better, new)
+        assert found.rows == (kept, better, other, new)  # by network
         assert (found.remarks, found.command) == (("no x", "no y"), "one && two")
         assert (found.machine["load"], found.machine["commit"]) == (0.2, "aaa, bbb")
         assert found.started == "2026-01-03"

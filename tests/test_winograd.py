@@ -183,6 +183,24 @@ def test_weights_are_transformed_within_bounds_those_used_most_first(room, found
     compared(net, x)
 
 
+@pytest.mark.parametrize(("batch_size", "found"), [(1, [1, 1, 0]), (3, [1, 1, 1])])
+def test_a_small_batch_size_bounds_the_transformed_weights_too(batch_size, found):
+    """A picture has 2 · 4 · 29 · 24 numbers in hand; the weights become 36 · 12, 64 and 256."""
+    net = randomised(
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 3)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+        )
+    )
+    x = pictures(1, 3, 31, 26)
+    with undisturbed(net, x), torch.no_grad():
+        engine = Engine(net, x, Request((5, 4), (3, 2), (10, 12), batch_size))
+        engine.prepare()
+    layers = [m for m in engine.network.graph.modules() if isinstance(m, WinogradConvolution)]
+    assert [int(layer.filters is not None) for layer in layers] == found
+    compared(net, x, batch_size=batch_size)
+
+
 def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters(monkeypatch):
     filters = []
     prepare = WinogradConvolution.prepare

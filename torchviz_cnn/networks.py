@@ -11,14 +11,13 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from torchviz_cnn.overwriting import Layer
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
-class Layer(nn.Sequential):
+class WeightedLayer(Layer):
     """One named layer made of parts: a weighted operation and the activation after it."""
-
-    is_layer = True
-    layer_type = "Layer"
 
     def __init__(self, part: str, operation: nn.Conv2d | nn.Linear, activation: str | None) -> None:
         parts: OrderedDict[str, nn.Module] = OrderedDict([(part, operation)])
@@ -32,7 +31,7 @@ class Layer(nn.Sequential):
             nn.init.zeros_(operation.bias)
 
 
-class Conv2D(Layer):
+class Conv2D(WeightedLayer):
     """A 3×3 convolution without padding, and a ReLU."""
 
     layer_type = "Conv2D"
@@ -41,7 +40,7 @@ class Conv2D(Layer):
         super().__init__("conv", nn.Conv2d(channels_in, channels_out, 3), "relu")
 
 
-class Dense(Layer):
+class Dense(WeightedLayer):
     """A linear layer and its activation."""
 
     layer_type = "Dense"

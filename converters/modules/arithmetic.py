@@ -14,6 +14,8 @@ class Affine(nn.Module):
     The mean and variance it was trained with are folded into the two.
     """
 
+    puts_out_its_own = True
+
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter, rank: int) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
@@ -49,9 +51,11 @@ class Standardize(nn.Module):
 class Add(nn.Module):
     """The sum of what it is given."""
 
+    puts_out_its_own = True
+
     def forward(self, *inputs: Tensor) -> Tensor:
-        total = inputs[0]
-        for each in inputs[1:]:
+        total = inputs[0] + inputs[1] if len(inputs) > 1 else inputs[0].clone()
+        for each in inputs[2:]:
             total = total + each
         return total
 

@@ -115,7 +115,8 @@ class Engine:
 
     def _prepare_filters(self) -> None:
         """Transform weights for Winograd's filtering, first those that are used most often."""
-        network, plan, room = self.network, self.plan, _FILTERS
+        network, plan = self.network, self.plan
+        room = min(_FILTERS, plan.request.limit * plan.numbers_of_a_picture())
         wanted: dict[WinogradConvolution, float] = {}
         for node in network.nodes:
             module = network.modules.get(str(node.target)) if node.op == "call_module" else None

@@ -143,7 +143,7 @@ class Plan:
         self.network = network
         self.request = request
         limit = max(1, request.limit // together)
-        most, room = limit, _PICTURES * self._whole_numbers()
+        most, room = limit, _PICTURES * self.numbers_of_a_picture()
         while True:
             down = min(request.positions[0], _SIDE, max(1, math.isqrt(most)))
             across = min(request.positions[1], _SIDE, max(1, most // down))
@@ -294,7 +294,8 @@ class Plan:
         size = math.prod(max(s.size for s in strips) for strips in self.areas[node])
         return value[0].numel() / value.shape[-2:].numel() * size
 
-    def _whole_numbers(self) -> int:
+    def numbers_of_a_picture(self) -> int:
+        """About as many as a picture has in hand at a time that goes through the whole network."""
         network = self.network
         values = [v for n, v in network.values.items() if n in network.follows]
         return 2 * max(v[0].numel() for v in values if isinstance(v, Tensor))
