@@ -104,7 +104,9 @@ def hook_that_keeps(kept: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
-@pytest.mark.parametrize("where", ["operation", "before", "given", "inner", "everywhere", "pre"])
+@pytest.mark.parametrize(
+    "where", ["operation", "before", "given", "inner", "pre", "all", "all pre"]
+)
 def test_what_a_hook_is_shown_stays_as_it_was(where: str) -> None:
     conv, activation = layer()
     expected = conv(X)
@@ -115,9 +117,13 @@ def test_what_a_hook_is_shown_stays_as_it_was(where: str) -> None:
         handle = net[0].register_forward_hook(hook)
     elif where == "inner":
         handle = conv.register_forward_hook(hook)
-    elif where == "everywhere":
+    elif where == "all":
         handle = nn.modules.module.register_module_forward_hook(
             lambda module, *shown: hook(module, *shown) if module is conv else None
+        )
+    elif where == "all pre":
+        handle = nn.modules.module.register_module_forward_pre_hook(
+            lambda module, args: hook(module, args) if module is activation else None
         )
     elif where == "pre":
         handle = activation.register_forward_pre_hook(hook)

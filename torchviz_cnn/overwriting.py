@@ -56,7 +56,6 @@ def after(maker: nn.Module, part: nn.Module, made: Tensor) -> Tensor:
         over is None
         or torch.is_grad_enabled()
         or type(made) is not Tensor
-        or torch.compiler.is_compiling()
         or _is_shown(part)
         or not _keeps_to_itself(maker)
     ):
