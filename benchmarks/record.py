@@ -32,6 +32,7 @@ class Row:
         note: what has to be said of it.
         at: the number that a sweep is over, for a plot's axis.
         goal: what the median ought to be, ``(least, most)``; ``None`` leaves an end open.
+        run: in which of the record's runs it was measured; 0 is the last.
     """
 
     suite: str
@@ -50,6 +51,7 @@ class Row:
     note: str = ""
     at: float | None = None
     goal: tuple[float | None, float | None] | None = None
+    run: int = 0
 
     @property
     def pair(self) -> tuple[object, ...]:
@@ -116,6 +118,23 @@ class About:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One call of a suite.
+
+    Attributes:
+        command: how it was called.
+        started: date and time, ISO 8601.
+        load: of the machine before the start, if it is known.
+        commit: of what was measured, likewise.
+    """
+
+    command: str
+    started: str
+    load: float | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """The rows of one suite, and where they were measured.
 
@@ -127,6 +146,7 @@ class Record:
         command: how it was called.
         rows: in the order they were measured.
         remarks: what could not be measured, and how it could.
+        earlier: runs before this one that some of the rows are of, the latest first.
     """
 
     suite: str
@@ -136,6 +156,13 @@ class Record:
     rows: tuple[Row, ...] = ()
     remarks: tuple[str, ...] = field(default=())
     command: str = ""
+    earlier: tuple[Run, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All that the rows are of; this one first."""
+        load, commit = self.machine.get("load"), self.machine.get("commit")
+        return Run(self.command, self.started, load, commit), *self.earlier
 
     def with_rows(self, rows: Iterable[Row], remarks: Iterable[str] = ()) -> Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))
@@ -155,24 +182,17 @@ class Record:
                 f"{', '.join(differ) or 'one is a quick run'}; without it the suite begins anew"
             )
         again = {row.pair for row in self.rows}
-        rows = [row for row in earlier.rows if row.pair not in again] + [*self.rows]
+        kept = [row for row in earlier.rows if row.pair not in again]
+        used = sorted({row.run for row in kept})
+        kept = [replace(row, run=1 + used.index(row.run)) for row in kept]
         # By network, whenever they were measured: these are the lines of tables and plots.
         order = [row.model for row in (*earlier.rows, *self.rows)]
-        rows.sort(key=lambda row: order.index(row.model))
-        commits = dict.fromkeys(str(each.machine.get("commit")) for each in (earlier, self))
-        found_loads = (each.machine.get("load") for each in (earlier, self))
-        loads = [load for load in found_loads if load is not None]
-        commands = dict.fromkeys([*earlier.command.split(" && "), self.command])
+        rows = sorted([*kept, *self.rows], key=lambda row: order.index(row.model))
         return replace(
             self,
-            machine={
-                **self.machine,
-                "commit": ", ".join(commits),
-                "load": max(loads, default=None),
-            },
             rows=tuple(rows),
             remarks=tuple(dict.fromkeys((*earlier.remarks, *self.remarks))),
-            command=" && ".join(commands),
+            earlier=tuple(earlier.runs[run] for run in used),
         )
 
     def write(self, path: Path) -> None:
@@ -191,7 +211,7 @@ def _plain(row: Row) -> dict[str, Any]:
     """A row without what is at its default, floats to six figures."""
     kept = {}
     for key, value in asdict(row).items():
-        if value not in (None, ""):
+        if value not in (None, "") and (key, value) != ("run", 0):
             kept[key] = float(f"{value:.6g}") if isinstance(value, float) else value
     return kept
 
@@ -210,7 +230,11 @@ def read(path: Path) -> Record:
             )
         rows = tuple(_row(each) for each in data.pop("rows"))
         remarks = tuple(data.pop("remarks"))
-        return Record(**data, rows=rows, remarks=remarks)
+        earlier = tuple(Run(**each) for each in data.pop("earlier", ()))
+        record = Record(**data, rows=rows, remarks=remarks, earlier=earlier)
+        if not all(0 <= row.run < len(record.runs) for row in rows):
+            raise InputError(f"{path} is not a result of this benchmark (a row is of no run)")
+        return record
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

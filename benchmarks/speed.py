@@ -53,6 +53,7 @@ def section(results: Path) -> str:
     peers, limit = found["peers"], found["limit"]
     blocks = [
         _where(found.values(), results),
+        _commands(found.values()),
         "Times that other libraries take for the same map, as multiples of ours (median; above 1 this "
         f"library is faster); {_batches(peers.rows)}. “≠”: it computes another map here, so it "
         "was not timed.",
@@ -77,19 +78,24 @@ def section(results: Path) -> str:
 def _where(records: Iterable[Record], results: Path) -> str:
     records = list(records)
     folder = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results.name
-    commands = ", ".join(dict.fromkeys(f"`{each.command}`" for each in records))
-    last = max(records, key=lambda each: each.machine.get("load") or 0)
+    last = max(records, key=lambda each: each.started)
     quick = any(each.quick for each in records)
     on_gpu = any(each.machine["device"] != "cpu" for each in records)
     nowhere_else = "" if on_gpu else " Nothing has been measured on a GPU yet."
     return (
-        f"Measured by {commands} (with "
-        f'`python -m pip install -e ".[bench,compare]"`): {machine.line(last.machine)}; '
-        f"{tables.versions(last)}. {tables.idleness(last)}"
+        f"{machine.line(last.machine)}; {tables.versions(last)}. {tables.idleness(records)}"
         f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "
         f"process; quartiles, seconds, memory and growth with batch and size: [{folder}]({folder})."
         f"{nowhere_else}"
     )
+
+
+def _commands(records: Iterable[Record]) -> str:
+    """Folded up: they are many lines, and few want to read them."""
+    found = [call for record in records for call in tables.calls(record)]
+    lines = ['python -m pip install -e ".[bench,compare]"', *dict.fromkeys(found)]
+    summary = "<details><summary>The commands that measured it</summary>"
+    return "\n".join([summary, "", "```bash", *lines, "```", "", "</details>"])
 
 
 def _batches(rows: Iterable[Row]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks import machine
 from benchmarks.record import Record, Row
@@ -85,8 +85,10 @@ def markdown(record: Record) -> str:
         "",
         EXPLAINED.get(record.suite, ""),
         "",
-        f"{machine.line(record.machine)}; {versions(record)}. {idleness(record)}",
+        f"{machine.line(record.machine)}; {versions(record)}. {idleness([record])}",
     ]
+    if found := calls(record):
+        lines += ["", "```bash", *found, "```"]
     if record.quick:
         lines += ["", "**A quick run: few repetitions, figures not for keeping.**"]
     for method in dict.fromkeys(row.method for row in record.rows):
@@ -104,13 +106,23 @@ def versions(record: Record) -> str:
     return ", ".join(f"{name} {packages[name]}" for name in names if name in packages) or "no peers"
 
 
-def idleness(record: Record) -> str:
+def idleness(records: Iterable[Record]) -> str:
     """Whether other work went on, as the operating system saw it."""
-    start = record.machine.get("load")
+    runs = [run for record in records for run in record.runs]
+    days = sorted({run.started[:10] for run in runs})
+    when = "Measured " + " to ".join(dict.fromkeys((days[0], days[-1])))
+    start = max((run.load for run in runs if run.load is not None), default=None)
     if start is None:
-        return f"Measured {record.started[:10]}."
+        return f"{when}."
     state = "idle" if start < 0.5 else "**not idle: times are not to be relied on**"
-    return f"Measured {record.started[:10]}, load before the start {start:g} ({state})."
+    return f"{when}, load before the start {start:g} ({state})."
+
+
+def calls(record: Record) -> list[str]:
+    """How the record's runs were called, the first one first."""
+    runs = list(record.runs[::-1])
+    runs.sort(key=lambda run: run.started)
+    return list(dict.fromkeys(run.command for run in runs if run.command))
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -23,7 +23,7 @@ from benchmarks.libraries import PEERS
 from benchmarks.machine import about
 from benchmarks.occluded import Task
 from benchmarks.peers import compare, compared
-from benchmarks.record import OURS, About, Record, Row, pick, read
+from benchmarks.record import OURS, About, Record, Row, Run, pick, read
 from benchmarks.subjects import Subject, network, subject
 from torchviz_cnn.errors import InputError
 
@@ -351,21 +351,33 @@ class TestRecord:
         assert found.rows[1].median == pytest.approx(1 / 3, rel=1e-5)
         assert (found.machine, found.remarks, found.quick) == (record.machine, ("no x",), False)
 
-    def test_what_is_added_takes_the_place_of_what_was_there(self):
+    def test_what_is_added_takes_the_place_of_what_was_there(self, tmp_path):
         kept, again, new = row(), row(side="zennit"), row(model="resnet18")
         other = dataclasses.replace(new, side="zennit")
         here = {**about(CPU), "load": 0.2, "commit": "aaa"}
-        earlier = Record("peers", here, "2026-01-02", False, (kept, again, other), ("no x",), "one")
+        first = Record("peers", here, "2026-01-01", False, (again, other), (), "first")
+        earlier = Record("peers", here, "2026-01-02", False, (kept, again), ("no x",), "one")
+        earlier = earlier.added_to(first)
+        assert [row.run for row in earlier.rows] == [0, 0, 1]
         better = dataclasses.replace(again, median=9.0)
         later = Record(
             *("peers", {**here, "load": 0.0, "commit": "bbb"}, "2026-01-03", False),
             *((better, new), ("no x", "no y"), "two"),
         )
         found = later.added_to(earlier)
-        assert found.rows == (kept, better, other, new)  # by network
-        assert (found.remarks, found.command) == (("no x", "no y"), "one && two")
-        assert (found.machine["load"], found.machine["commit"]) == (0.2, "aaa, bbb")
-        assert found.started == "2026-01-03"
+        assert [dataclasses.replace(row, run=0) for row in found.rows] == [kept, better, other, new]
+        assert [found.runs[row.run].command for row in found.rows] == ["one", "two", "first", "two"]
+        assert (found.remarks, found.command) == (("no x", "no y"), "two")
+        assert found.runs[1] == Run("one", "2026-01-02", 0.2, "aaa")
+        assert [run.load for run in found.runs] == [0.0, 0.2, 0.2]
+        found.write(tmp_path / "peers.json")
+        assert read(tmp_path / "peers.json") == found
+        assert tables.calls(found) == ["first", "one", "two"]
+        assert "2026-01-01 to 2026-01-03, load before the start 0.2 (idle)" in tables.idleness(
+            [found]
+        )
+        whole = dataclasses.replace(later, rows=(kept, again, other, new)).added_to(earlier)
+        assert [run.command for run in whole.runs] == ["two"]  # of the others nothing is left
 
     def test_what_was_measured_elsewhere_is_not_added_to(self):
         here = about(CPU)
