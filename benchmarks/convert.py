@@ -157,6 +157,8 @@ def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
         return f"onnxruntime is left out: it was built without {provider}"
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Else its threads go on spinning once it is done, and take a core from the side that is next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(str(path), options, providers=[provider])
     given = session.get_inputs()[0]
     array = inputs.cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +274,25 @@ def test_steps_whose_value_is_needed_elsewhere(reader: str) -> None:
         found = net(X)
     assert torch.equal(found if isinstance(found, Tensor) else found[0], expected)
     assert torch.equal(X, before)
+
+
+def test_steps_that_were_exchanged() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 2, 3)
+    net = wired(
+        [Step("conv", (0,), (1,)), Step("relu", (1,), (2,)), Step("relu", (2,), (3,))],
+        [3],
+        conv=conv,
+        relu=nn.ReLU(),
+    )
+    assert written(lambda: net(X)) == 1
+    net.results = (1, 3)
+    with torch.no_grad():
+        assert torch.equal(net(X)[0], conv(X))
+    net.steps, net.results = net.steps[:2], (2,)
+    assert written(lambda: copy.deepcopy(net)(X)) == 1
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(net)(X), conv(X).relu())
 
 
 def test_a_sum_of_one_is_its_own() -> None:
