@@ -46,13 +46,16 @@ class Wired(nn.Module):
             self.add_module(name, part)
         self.steps = tuple(steps)
         self.results = tuple(outputs)
-        self.makers = Makers(self.steps, self.results)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        wiring = self.__dict__  # somebody may exchange the steps, or end with another
+        if name in ("steps", "results") and {"steps", "results"} <= wiring.keys():
+            self.makers = _makers(wiring["steps"], wiring["results"])
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
-        if not self.makers.are_of(self.steps, self.results):  # somebody has rewired it
-            self.makers = Makers(self.steps, self.results)
         values: dict[int, Any] = dict(enumerate(inputs))
-        for step, maker in zip(self.steps, self.makers.parts, strict=True):
+        for step, maker in zip(self.steps, self.makers, strict=True):
             part = getattr(self, step.part)
             given = [values[number] for number in step.inputs]
             made = part(*given) if maker is None else after(getattr(self, maker), part, *given)
@@ -69,24 +72,18 @@ class Wired(nn.Module):
         return self.run(inputs)
 
 
-class Makers:
+def _makers(steps: Sequence[Step], results: Sequence[int]) -> tuple[str | None, ...]:
     """For each step that alone is given one value, the part that made it; ``None`` for others."""
-
-    def __init__(self, steps: Sequence[Step], results: Sequence[int]) -> None:
-        self.steps, self.results = steps, results
-        readers = Counter(number for step in steps for number in step.inputs)
-        readers.update(results)
-        made_by: dict[int, str] = {}
-        self.parts: list[str | None] = []
-        for step in steps:
-            alone = len(step.inputs) == 1 and readers[step.inputs[0]] == 1
-            self.parts.append(made_by.get(step.inputs[0]) if alone else None)
-            if len(step.outputs) == 1:
-                made_by[step.outputs[0]] = step.part
-
-    def are_of(self, steps: Sequence[Step], results: Sequence[int]) -> bool:
-        """Whether they have been told of these very steps."""
-        return self.steps is steps and self.results is results
+    readers = Counter(number for step in steps for number in step.inputs)
+    readers.update(results)
+    made_by: dict[int, str] = {}
+    found: list[str | None] = []
+    for step in steps:
+        alone = len(step.inputs) == 1 and readers[step.inputs[0]] == 1
+        found.append(made_by.get(step.inputs[0]) if alone else None)
+        if len(step.outputs) == 1:
+            made_by[step.outputs[0]] = step.part
+    return tuple(found)
 
 
 class WiredLayer(Wired):
