@@ -509,7 +509,11 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         record = read(tmp_path / "limit.json")
         assert {r.against for r in record.rows} == {"forward", "forward + input gradient"}
-        assert all(r.median > 0.5 for r in record.rows)
+        assert {r.measure for r in record.rows} == {"time", "memory"}
+        for found in record.rows:  # how long something takes is no matter of tests
+            assert 0 < found.low <= found.median <= found.high < float("inf")
+            assert found.value > 0 < found.base
+            assert found.measure == "time" or found.median > 1  # a gradient needs what it keeps
         assert record.quick
         assert (tmp_path / "limit.md").read_text(encoding="utf-8") == tables.markdown(record)
         assert (tmp_path / "limit.png").stat().st_size > 5000
