@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,13 @@ def _few(value: float, _: int) -> str:
     return f"{value:g}" if digit in "25" else ""
 
 
+def labelled(low: float, high: float) -> tuple[float, float]:
+    """The nearest figures outside of two that an axis has labels for: 1, 2, 5, 10, 20 and so on."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    labels = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    return max(each for each in labels if each <= low), min(e for e in labels if e >= high)
+
+
 # ---- growth ----------------------------------------------------------------------------------
 
 
@@ -161,6 +169,10 @@ def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(_few))
+    figures = [figure / scale for points in lines.values() for figure in points.values()]
+    if figures and min(figures) > 0:
+        low, high = labelled(min(figures), max(figures))
+        axes.set_ylim(low / 1.05, high * 1.05)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(which="both", color="0.92")
     axes.legend(fontsize=8, frameon=False)

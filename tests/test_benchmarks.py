@@ -341,6 +341,19 @@ class TestOcclusion:
         assert isinstance(asked.module[1], nn.BatchNorm2d)
 
 
+@pytest.mark.parametrize(
+    ("figures", "ends"),
+    [
+        ((22, 88), (20, 100)),
+        ((0.03, 1), (0.02, 1)),
+        ((5, 5), (5, 5)),
+        ((9.999999999999999, 11), (5, 20)),
+    ],
+)
+def test_an_axis_ends_where_it_has_labels(figures, ends):
+    assert plots.labelled(*figures) == pytest.approx(ends)
+
+
 class TestRecord:
     def test_what_is_written_is_read_back(self, tmp_path):
         rows = (row(goal=(0.97, None), note="said so"), row(at=4.0, median=1 / 3, side="zennit"))
