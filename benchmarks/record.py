@@ -233,8 +233,10 @@ def read(path: Path) -> Record:
         earlier = tuple(Run(**each) for each in data.pop("earlier", ()))
         record = Record(**data, rows=rows, remarks=remarks, earlier=earlier)
         if not all(0 <= row.run < len(record.runs) for row in rows):
-            raise InputError(f"{path} is not a result of this benchmark (a row is of no run)")
+            raise ValueError("a row is of no run")
         return record
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,9 +9,9 @@ from converters.beside_torch import compare_with_torch
 from converters.comparison import compare
 from converters.export import Export, export_keras
 from converters.importer import LayerRecord, Source, load_onnx
-from converters.network import ImportedNetwork
 from converters.trust import Limits
 from converters.verdicts import Comparison, LayerComparison
+from converters.wiring import ImportedNetwork
 
 __all__ = [
     "Comparison",

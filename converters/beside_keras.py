@@ -16,9 +16,9 @@ from torch import Tensor
 from converters.export import keras_of, load_keras
 from converters.importer import load_onnx
 from converters.keras_files import check_keras_file
-from converters.network import ImportedNetwork
 from converters.sides import network_inputs, run_network
 from converters.verdicts import Comparison, LayerComparison, beside
+from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]

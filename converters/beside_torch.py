@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from converters.importer import InputLayout, LayerRecord, load_onnx
 from converters.modules.arithmetic import Affine
-from converters.network import ImportedNetwork
 from converters.sides import network_inputs
 from converters.verdicts import Comparison, LayerComparison, beside
+from converters.wiring import ImportedNetwork
 from torchviz_cnn import head
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed

@@ -25,12 +25,12 @@ from converters.graph import Array
 from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
 from converters.kinds import kind_by_name
 from converters.names import read_names
-from converters.network import ImportedNetwork
 from converters.reference import run_reference, runtime
 from converters.sides import as_in_file, as_in_network, inputs_left, network_inputs, run_network
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
 from converters.verdicts import LOST, NOT_RUN, Comparison, LayerComparison, beside
+from converters.wiring import ImportedNetwork
 
 
 def compare(

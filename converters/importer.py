@@ -18,12 +18,13 @@ from converters.keras_models import KerasModel, read_keras
 from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
 from converters.names import Names, read_names
-from converters.network import Builder, ImportedNetwork, Made
+from converters.network import Builder, Made
 from converters.ordered import name_by_order
 from converters.owners import Listed, add_listed, give_owners, name_fused_norms, name_nameless
 from converters.passes.layout import is_channels_last
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
+from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]

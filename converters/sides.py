@@ -10,7 +10,7 @@ from torch import Tensor
 
 from converters.file_tensors import FileTensor
 from converters.graph import Array
-from converters.network import ImportedNetwork
+from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import place_and_kind

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from converters.file_tensors import output_tensors
 from converters.importer import without_dead_nodes
-from converters.network import ImportedNetwork
 from converters.reference import start_session
 from converters.sides import as_in_file, inputs_left
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
+from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import NotApplicable
 
 Array = NDArray[Any]

@@ -406,8 +406,12 @@ class TestRecord:
         path = tmp_path / "x.json"
         for text in ("", "[]", "{}", '{"format": 99, "rows": []}'):
             path.write_text(text)
-            with pytest.raises(InputError, match=r"x\.json"):
+            with pytest.raises(InputError, match=r"x\.json") as refused:
                 read(path)
+            assert str(refused.value).count("x.json") == 1
+        Record("peers", {}, "", False, (row(run=1),)).write(path)
+        with pytest.raises(InputError, match="a row is of no run"):
+            read(path)
         with pytest.raises(InputError, match="cannot read"):
             read(tmp_path / "none.json")
 

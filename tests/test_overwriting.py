@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torchviz_cnn as tvc
 from converters import load_onnx
 from converters.modules.arithmetic import Add, Affine
-from converters.network import Step, Wired
+from converters.wiring import Step, Wired
 from tests.onnx_files import evaluate, node, save
 from torchviz_cnn.networks import CatDog, Conv2D, MnistConvNet
 from torchviz_cnn.overwriting import Layer
@@ -174,6 +174,12 @@ def test_exchanged_functions_are_called() -> None:
         assert torch.equal(net(X), X.relu())
     assert torch.equal(X, before)
 
+    net = layer(nn.ReLU(), nn.Conv2d(2, 2, 1))
+    net[0]._conv_forward = lambda x, *_: x
+    with torch.no_grad():
+        assert torch.equal(net(X), before.relu())
+    assert torch.equal(X, before)
+
     class Other(nn.ReLU):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002
             return input.neg()
@@ -183,9 +189,8 @@ def test_exchanged_functions_are_called() -> None:
         assert torch.equal(net(X), -net[0](X))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*is deprecated:FutureWarning"
-)  # torch.jit, here and there used
+# torch.jit is, and is used all the same.
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_traced_compiled_and_exported() -> None:
     net, x = MnistConvNet().eval(), pictures(1, 1, 28, 28)
     expected = net(x)
@@ -198,6 +203,7 @@ def test_traced_compiled_and_exported() -> None:
             torch.compile(net, backend="eager", fullgraph=True),
             torch.export.export(net, (x,)).module(),
             torch.jit.trace(net, x),
+            torch.jit.script(net),
         ):
             torch.testing.assert_close(other(x), expected)
 

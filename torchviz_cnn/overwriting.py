@@ -1,20 +1,21 @@
 """Layers of several parts, whose ReLU writes over what comes before it where nobody can tell.
 
-A ReLU that puts its maps elsewhere needs memory for both, and fresh memory costs a process its time: of
-a small network's forward pass up to a third. A module cannot know who else holds what it is given, and
-so has to be told ``inplace=True`` by whoever wrote the network; a layer that owns both parts can see it.
+A ReLU that puts its maps elsewhere needs memory for both, and fresh memory costs a process time. A module
+cannot know who else holds what it is given, and so has to be told ``inplace=True`` by whoever wrote the
+network; a layer that owns both parts can see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.nn.modules import module as _of_all_modules
 
-# What puts out a tensor that is its own: neither what it was given nor a view of that.
+# What puts out a tensor that is its own: neither what it was given nor a view of that. Other classes say
+# so by ``puts_out_its_own``.
 _MAKERS: set[type[nn.Module]] = {
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear),
@@ -36,11 +37,19 @@ class Layer(nn.Sequential):
     layer_type = "Layer"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Sequential's name
-        before: nn.Module | None = None
-        for part in self:
-            input = part(input) if before is None else after(before, part, input)  # noqa: A001
-            before = part
-        return input
+        if torch.jit.is_scripting():  # type: ignore[attr-defined] # understands nothing else
+            for part in self:
+                input = part(input)  # noqa: A001
+            return input
+        return _in_turn(self, input)
+
+
+def _in_turn(parts: Iterable[nn.Module], given: Tensor) -> Tensor:
+    before: nn.Module | None = None
+    for part in parts:
+        given = part(given) if before is None else after(before, part, given)
+        before = part
+    return given
 
 
 def after(maker: nn.Module, part: nn.Module, made: Tensor) -> Tensor:
@@ -77,7 +86,7 @@ def _is_shown(activation: nn.Module) -> bool:
 
 def _keeps_to_itself(maker: nn.Module) -> bool:
     """Whether nobody but the caller can hold what a module has put out."""
-    if maker._forward_hooks or "forward" in maker.__dict__:
+    if maker._forward_hooks or {"forward", "_conv_forward"} & maker.__dict__.keys():
         return False
     if type(maker).forward is Layer.forward:
         *_, last = (None, *maker.children())
