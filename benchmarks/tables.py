@@ -120,9 +120,7 @@ def idleness(records: Iterable[Record]) -> str:
 
 def calls(record: Record) -> list[str]:
     """How the record's runs were called, the first one first."""
-    runs = list(record.runs[::-1])
-    runs.sort(key=lambda run: run.started)
-    return list(dict.fromkeys(run.command for run in runs if run.command))
+    return list(dict.fromkeys(run.command for run in record.runs[::-1] if run.command))
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.nn.modules import module as _of_all_modules
 
@@ -37,7 +38,7 @@ class Layer(nn.Sequential):
     layer_type = "Layer"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Sequential's name
-        if torch.jit.is_scripting():  # type: ignore[attr-defined] # understands nothing else
+        if is_scripting():  # TorchScript understands nothing else
             for part in self:
                 input = part(input)  # noqa: A001
             return input
