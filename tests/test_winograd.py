@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -19,13 +20,16 @@ from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.plans import Request
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
 
+IS_FASTER_HERE = winograd.is_faster_here  # before a test puts another in its place
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any number of channels will do, and any number of squares."""
+    """Any number of channels will do, any number of squares and any processor."""
     monkeypatch.setattr(winograd, "_CHANNELS", 1)
     monkeypatch.setattr(winograd, "_LEAST_SQUARES", 1)
     monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: True)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -128,6 +132,32 @@ def test_only_plain_windows_of_3_by_3_are_suited(monkeypatch):
     monkeypatch.setattr(winograd, "_CHANNELS", 5)
     assert not is_suited(convolution())
     assert not is_suited(nn.Conv2d(8, 4, 3))
+
+
+@pytest.mark.parametrize(("slow", "found"), [("conv2d", True), ("bmm", False)])
+def test_filtering_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
+    real = {"conv2d": (winograd.F, winograd.F.conv2d), "bmm": (torch, torch.bmm)}
+    where, function = real[slow]
+
+    def slowly(*args: Any) -> Tensor:
+        time.sleep(0.2)  # more than either takes
+        return function(*args)
+
+    monkeypatch.setattr(where, slow, slowly)
+    trial = IS_FASTER_HERE.__wrapped__
+    assert trial(torch.float32) is found
+
+
+def test_nothing_is_tried_where_all_has_to_be_deterministic(monkeypatch):
+    layer = convolution(**SUITED)
+    assert is_suited(layer)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not is_suited(layer)
+    monkeypatch.undo()
+    monkeypatch.setattr(winograd, "_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: dtype is torch.float64)
+    assert not is_suited(layer)
+    assert is_suited(layer.double())
 
 
 @pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])
