@@ -182,6 +182,8 @@ class Network:
         self.modules = dict(self.graph.named_modules())
         self.picture, self.follows = _following(self.graph)
         self.answer = next(node for node in self.nodes if node.op == "output")
+        self._writing = {node for node in self.nodes if writes(node, self.modules)}
+        self._sharing = {node for node in self._writing if self._shared(node)}
         self.values = self._first_run(images)
         reader = Reader(self.graph, self.values, self.follows)
         self.local: dict[fx.Node, Local] = {}
@@ -231,9 +233,12 @@ class Network:
             for name in str(node.target).split("."):
                 value = getattr(value, name)
             return value
-        given: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        args, kwargs = given
-        if writes(node, self.modules) and (keeping or self._shared(node)):
+        if len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs:
+            args, kwargs = (values[node.args[0]],), {}  # most nodes; looking into all takes long
+        else:
+            given: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = given
+        if node in self._sharing or (keeping and node in self._writing):
             args = (args[0].clone(), *args[1:])
         if node.op == "call_module":
             return self.modules[str(node.target)](*args, **kwargs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
@@ -26,16 +26,6 @@ def extents(area: Area) -> tuple[Extent, Extent]:
     """Where an area lies, whatever has changed in it."""
     down, across = area
     return Extent(down.starts, down.size), Extent(across.starts, across.size)
-
-
-def _pastes(wanted: Extent, strip: Strip) -> list[tuple[slice, slice]]:
-    """For each position the changed rows: where they are wanted, and where they are found."""
-    found = []
-    for start, have, (low, high) in zip(wanted.starts, strip.starts, strip.changed, strict=True):
-        low, high = max(low, start), min(high, start + wanted.size)
-        high = max(low, high)
-        found.append((slice(low - start, high - start), slice(low - have, high - have)))
-    return found
 
 
 @dataclass(frozen=True)
@@ -68,18 +58,24 @@ class Sheet:
             wanted: which rows and columns.
             before: where the first row and column are that these are counted from.
         """
-        places = [
-            torch.tensor(each.starts)[:, None] + torch.arange(first, first + each.size)
-            for each, first in zip(wanted, before, strict=True)
-        ]
         height, width = self.size
-        first = torch.arange(self.pictures)[:, None, None] * (height * width)
-        down = places[0][:, None, None, :, None] * width
-        index = (first + down + places[1][None, :, None, None, :]).flatten().to(self.rows.device)
-        crops = self.rows.index_select(0, index)
-        items = index.numel() // (wanted[0].size * wanted[1].size)
-        shape = (items, wanted[0].size, wanted[1].size, *self.channels)
-        return crops.reshape(shape).movedim((1, 2), (-2, -1))
+        row, number = self.rows.stride()
+        (down, rows), (across, columns) = ((len(each.starts), each.size) for each in wanted)
+        crops = self.rows.new_empty(down, across, self.pictures, rows, columns, self.rows.shape[1])
+        # Crops that lie evenly spaced are a view of the map, which is copied in one go.
+        for to_rows, top, step_down in _even(wanted[0].starts):
+            for to_columns, left, step_across in _even(wanted[1].starts):
+                into = crops[to_rows, to_columns]
+                first = (top + before[0]) * width + left + before[1]
+                strides = (step_down * width, step_across, height * width, width, 1)
+                there = self.rows.as_strided(
+                    into.shape,
+                    (*(stride * row for stride in strides), number),
+                    self.rows.storage_offset() + first * row,
+                )
+                into.copy_(there)
+        items = down * across * self.pictures
+        return crops.view(items, rows, columns, *self.channels).movedim((1, 2), (-2, -1))
 
     def pasted(
         self, wanted: tuple[Extent, Extent], part: Tensor, area: Area, before: Pair = (0, 0)
@@ -98,11 +94,9 @@ class Sheet:
         crops = self.cut(wanted, before)
         places = (*(len(each.starts) for each in wanted), self.pictures)
         into, taken = crops.unflatten(0, places), part.unflatten(0, places)
-        rows, columns = (
-            _alike(_pastes(each, strip)) for each, strip in zip(wanted, area, strict=True)
-        )
-        for down, (to_rows, from_rows) in rows:
-            for across, (to_columns, from_columns) in columns:
+        rows, columns = (_pasting(each, strip) for each, strip in zip(wanted, area, strict=True))
+        for down, to_rows, from_rows in rows:
+            for across, to_columns, from_columns in columns:
                 there = into[down, across][..., to_rows, to_columns]
                 there.copy_(taken[down, across][..., from_rows, from_columns])
         return crops
@@ -118,24 +112,37 @@ def padded(whole: Tensor, local: Sliding) -> Sheet:
     return Sheet.of(F.pad(whole, around, value=local.padding) if any(around) else whole)
 
 
-def _alike(pastes: Sequence[tuple[slice, slice]]) -> list[tuple[slice, tuple[slice, slice]]]:
-    """The positions of an axis that are pasted alike, as evenly spaced runs of them."""
-    where: dict[tuple[int, int, int, int], list[int]] = {}
-    for position, (to, taken) in enumerate(pastes):
-        where.setdefault((to.start, to.stop, taken.start, taken.stop), []).append(position)
-    found = []
-    for (low, high, start, stop), positions in where.items():
-        slices = (slice(low, high), slice(start, stop))
-        found += [(some, slices) for some in _even_runs(positions)]
-    return found
+# Where positions are found, where their rows are wanted, and where these are found.
+Pasting = tuple[tuple[slice, slice, slice], ...]
 
 
-def _even_runs(numbers: Sequence[int]) -> list[slice]:
-    """Rising numbers as slices."""
-    runs, rest = [], list(numbers)
-    while rest:
-        step = rest[1] - rest[0] if len(rest) > 1 else 1
-        length = next((i for i in range(1, len(rest)) if rest[i] - rest[i - 1] != step), len(rest))
-        runs.append(slice(rest[0], rest[length - 1] + 1, step))
-        rest = rest[length:]
+@lru_cache(4096)  # a row of tiles asks alike for each of its columns
+def _pasting(wanted: Extent, strip: Strip) -> Pasting:
+    """Which rows of the changed windows of an axis go where, positions together that are alike."""
+    alike: dict[tuple[int, int, int, int], list[int]] = {}
+    for position, (start, have, (low, high)) in enumerate(
+        zip(wanted.starts, strip.starts, strip.changed, strict=True)
+    ):
+        low, high = max(low, start), min(high, start + wanted.size)
+        high = max(low, high)
+        rows = (low - start, high - start, low - have, high - have)
+        alike.setdefault(rows, []).append(position)
+    return tuple(
+        (slice(first, positions[which.stop - 1] + 1, step or 1), slice(a, b), slice(c, d))
+        for (a, b, c, d), positions in alike.items()
+        for which, first, step in _even(positions)
+    )
+
+
+def _even(numbers: Sequence[int]) -> list[tuple[slice, int, int]]:
+    """Numbers as runs that are evenly spaced: which of them, the first, and the step."""
+    runs: list[tuple[slice, int, int]] = []
+    first = 0
+    while first < len(numbers):
+        stop = first + 1
+        step = numbers[stop] - numbers[first] if stop < len(numbers) else 0
+        while stop < len(numbers) and numbers[stop] - numbers[stop - 1] == step:
+            stop += 1
+        runs.append((slice(first, stop), numbers[first], step))
+        first = stop
     return runs
