@@ -9,5 +9,9 @@ section of the README made of them. ``keras_apps`` is a proof and no race.
 
 import os
 
+# Processes that wanted to run, on average over the minute before: 0 on an idle machine. Looked at
+# first of all, as importing torch is work too, and later it would tell of what is measured.
+LOAD = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
 # torch's profiler, which measures memory on the CPU, else tells of every start and stop.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

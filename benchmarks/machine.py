@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks import LOAD
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "onnx", "onnxruntime"),
@@ -32,7 +33,7 @@ def about(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
-        "load": load(),
+        "load": LOAD,
         "commit": _commit(),
     }
 
@@ -51,23 +52,20 @@ def version(package: str) -> str | None:
         return None
 
 
-@cache
-def load() -> float | None:
-    """Processes that wanted to run, on average over the minute before this was first asked: 0 on an
-    idle machine. Later it would tell of what is measured.
-    """
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
 def line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     packages = machine["packages"]
-    where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     return (
-        f"{where}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{where(machine)}, {machine['cores']} cores, {machine['threads']} threads, "
         f"torch {packages.get('torch')}, torchvision {packages.get('torchvision')}, "
         f"Python {machine['python']}"
     )
+
+
+def where(machine: dict[str, Any]) -> str:
+    """The name of the processor, or of the GPU."""
+    name: str = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    return name
 
 
 def _processor() -> str:

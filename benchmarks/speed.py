@@ -26,7 +26,7 @@ def rewrite(readme: Path, results: Path) -> None:
         InputError: without marks, or results.
     """
     before, _, after = parts(readme.read_text(encoding="utf-8"))
-    text = f"{before}{BEGIN}\n{section(results)}{END}{after}"
+    text = f"{before}{BEGIN}\n{quoted(results)}{END}{after}"
     write_atomically(readme, lambda file: file.write(text.encode()))
 
 
@@ -43,8 +43,28 @@ def parts(readme: str) -> tuple[str, str, str]:
     return before, inside.removeprefix("\n"), after
 
 
+def folders(results: Path) -> list[Path]:
+    """Results, and in folders of their own those of other machines."""
+    return [results, *sorted(each for each in results.iterdir() if each.is_dir())]
+
+
+def quoted(results: Path) -> str:
+    """The section as Markdown; other machines' results are folded up.
+
+    Raises:
+        InputError: where a suite's results are missing.
+    """
+    first, *others = folders(results)
+    text = section(first)
+    for folder in others:
+        about = read(folder / f"{SUITES[0]}.json").machine
+        summary = f"<details><summary>The same on another machine: {machine.where(about)}</summary>"
+        text += f"\n{summary}\n\n{section(folder)}\n</details>\n"
+    return text
+
+
 def section(results: Path) -> str:
-    """The section as Markdown.
+    """What was measured on one machine, as Markdown.
 
     Raises:
         InputError: where a suite's results are missing.

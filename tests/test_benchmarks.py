@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import itertools
 import math
+import re
 import subprocess
 import sys
 import time
@@ -447,17 +448,18 @@ class TestTables:
 class TestReadme:
     def test_its_figures_are_those_in_the_results(self):
         _, quoted, _ = speed.parts(speed.README.read_text(encoding="utf-8"))
-        assert quoted == speed.section(speed.RESULTS), "python -m benchmarks readme"
+        assert quoted == speed.quoted(speed.RESULTS), "python -m benchmarks readme"
 
-    def test_results_are_kept_whole_and_not_of_a_quick_run(self):
-        for name in speed.SUITES:
-            record = read(speed.RESULTS / f"{name}.json")
-            assert record.suite == name
-            assert not record.quick
-            assert record.machine["processor"]
-            page = (speed.RESULTS / f"{name}.md").read_text(encoding="utf-8")
-            assert page == tables.markdown(record)
-            assert (speed.RESULTS / f"{name}.png").is_file()
+    @pytest.mark.parametrize("name", speed.SUITES)
+    @pytest.mark.parametrize("folder", speed.folders(speed.RESULTS), ids=lambda each: each.name)
+    def test_results_are_kept_whole_and_not_of_a_quick_run(self, folder, name):
+        record = read(folder / f"{name}.json")
+        assert record.suite == name
+        assert not record.quick
+        assert record.machine["processor"]
+        page = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert page == tables.markdown(record)
+        assert (folder / f"{name}.png").is_file()
 
     def test_rewriting_changes_the_section_and_nothing_else(self, tmp_path):
         copy = tmp_path / "README.md"
@@ -465,7 +467,20 @@ class TestReadme:
         speed.rewrite(copy, speed.RESULTS)
         before, inside, after = speed.parts(copy.read_text(encoding="utf-8"))
         assert (before, after) == ("before\n", "\nafter\n")
-        assert inside == speed.section(speed.RESULTS)
+        assert inside == speed.quoted(speed.RESULTS)
+
+    def test_other_machines_are_quoted_too_folded_up(self, tmp_path):
+        for folder, processor in ((".", "Abacus"), ("b", "Slide rule"), ("a", "Fingers")):
+            for name in speed.SUITES:
+                here = {**about(CPU), "processor": processor}
+                record = Record(name, here, "2026-01-02T03:04:05+00:00", False, (row(),))
+                record.write(tmp_path / folder / f"{name}.json")
+        text = speed.quoted(tmp_path)
+        assert text.startswith(speed.section(tmp_path))
+        first, second = re.findall(r"<summary>The same on another machine: (.*)</summary>", text)
+        assert (first, second) == ("Fingers", "Slide rule")
+        assert text.count("<details>") == text.count("</details>")
+        assert text.endswith(f"{speed.section(tmp_path / 'b')}\n</details>\n")
 
     def test_a_loss_is_quoted_like_a_win(self, tmp_path):
         rows = [
