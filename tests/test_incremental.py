@@ -593,3 +593,37 @@ def test_no_more_variants_at_once_than_asked_for(limit: int) -> None:
     assert plan.workers * tile <= limit
     assert plan.workers * plan.behind <= limit
     assert limit < 50 or plan.workers == 3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_keeps_its_place_may_be_computed_by_rows(layout):
+    conv = nn.Conv2d(6, 4, 1, groups=2).double()
+    draw = torch.Generator().manual_seed(0)
+    part = torch.randn(3, 6, 5, 7, generator=draw, dtype=torch.float64)
+    found = incremental._by_rows(conv, part.contiguous(memory_format=layout))
+    torch.testing.assert_close(found, conv(part), rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_few_windows_go_by_rows_through_windows_of_1_by_1(monkeypatch):
+    monkeypatch.setattr(incremental, "_MANY", 12)
+    few, many = [], []
+    by_rows, conv2d = incremental._by_rows, F.conv2d
+
+    def watched(apply: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+        few.append(len(part))
+        return by_rows(apply, part)
+
+    def counted(part: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        if weight.shape[-1] == 1 and part.shape[-2] > 1:
+            many.append(len(part))
+        return conv2d(part, weight, *args, **options)
+
+    net, x = randomised(Body(nn.Conv2d(4, 4, 1))).float(), pictures(1, 3, 31, 26).float()
+    dense = tvc.occlusion(net, x, 1, engine="dense", **WINDOWS).values
+    monkeypatch.setattr(incremental, "_by_rows", watched)
+    monkeypatch.setattr("torchviz_cnn.methods.local.F.conv2d", counted)
+    found = tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS).values
+    assert differ(found, dense) < 1e-4
+    assert few
+    assert max(few) < 12 <= min(count for count in many if count > 1)  # one is the whole picture
