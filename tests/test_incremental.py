@@ -622,7 +622,7 @@ def test_few_windows_go_by_rows_through_windows_of_1_by_1(monkeypatch):
     net, x = randomised(Body(nn.Conv2d(4, 4, 1))).float(), pictures(1, 3, 31, 26).float()
     dense = tvc.occlusion(net, x, 1, engine="dense", **WINDOWS).values
     monkeypatch.setattr(incremental, "_by_rows", watched)
-    monkeypatch.setattr("torchviz_cnn.methods.local.F.conv2d", counted)
+    monkeypatch.setattr("torchviz_cnn.methods.nodes.F.conv2d", counted)
     found = tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS).values
     assert differ(found, dense) < 1e-4
     assert few

@@ -89,6 +89,27 @@ def test_needs_no_memory_of_its_own() -> None:
         assert net(X).data_ptr() == net[0].place
 
 
+def test_what_a_class_says_of_itself_is_not_said_of_another_forward() -> None:
+    class Own(Noted):
+        puts_out_its_own = True
+
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input)
+
+    class Alike(Own):
+        pass
+
+    class Keeping(Own):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            self.kept = super().forward(input)
+            return self.kept
+
+    for kind, own in ((Own, True), (Alike, True), (Keeping, False)):
+        net = layer(operation=kind(2, 3, 3))
+        with torch.no_grad():
+            assert (net(X).data_ptr() == net[0].place) is own
+
+
 def test_not_where_gradients_are_recorded() -> None:
     net, twin = layer().double(), nn.Sequential(*layer()).double()
     x, y = (X.double().requires_grad_() for _ in range(2))

@@ -92,4 +92,13 @@ def _keeps_to_itself(maker: nn.Module) -> bool:
     if type(maker).forward is Layer.forward:
         *_, last = (None, *maker.children())
         return last is not None and _keeps_to_itself(last)
-    return type(maker) in _MAKERS or getattr(maker, "puts_out_its_own", False)
+    return type(maker) in _MAKERS or _says_so(maker)
+
+
+def _says_so(maker: nn.Module) -> bool:
+    """Whether that is said of itself, or by the class whose ``forward`` it has.
+
+    A class derived from that one, with a ``forward`` of its own, may put out something else.
+    """
+    kind = next(each for each in type(maker).__mro__ if "forward" in each.__dict__)
+    return any(each.__dict__.get("puts_out_its_own", False) for each in (maker, kind))

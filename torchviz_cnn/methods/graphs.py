@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
-from torchviz_cnn.methods.local import Local, Reader, Sliding, makes_new, writes
+from torchviz_cnn.methods.local import Local, Sliding
+from torchviz_cnn.methods.nodes import Reader, makes_new, writes
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
 
 

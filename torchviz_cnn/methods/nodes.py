@@ -1,0 +1,419 @@
+"""What the nodes of a ``torch.fx`` graph do: which are local, which write into what they read.
+
+Whatever is not certain is not local: that costs time, never exactness.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
+from torchviz_cnn.methods.winograd import WinogradConvolution
+
+_POINTWISE_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
+    *(nn.Mish, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Softshrink, nn.Threshold, nn.Identity),
+)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+_POINTWISE: set[Any] = {
+    *(F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu),
+    *(F.elu_, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.hardtanh),
+    *(F.hardtanh_, F.hardswish, F.hardsigmoid, F.sigmoid, F.logsigmoid, F.tanh, F.tanhshrink),
+    *(torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.exp, torch.log, torch.sqrt),
+    *(torch.rsqrt, torch.abs, torch.neg, torch.square, torch.clamp, torch.clip, torch.erf),
+    *(torch.pow, torch.clone, operator.neg, operator.pow, operator.abs),
+    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "log", "sqrt", "rsqrt"),
+    *("abs", "neg", "square", "pow", "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_max"),
+    *("hardtanh", "erf", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16"),
+}
+_BINARY: set[Any] = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
+    *("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "maximum", "minimum"),
+    *("__add__", "__sub__", "__mul__", "__truediv__"),
+}
+_IN_PLACE_FUNCTIONS: set[Any] = {
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow),
+    *(operator.setitem, torch.relu_, torch.sigmoid_, torch.tanh_, F.relu_, F.leaky_relu_, F.elu_),
+    F.hardtanh_,
+}
+_CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG_POOL = (
+    *("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "divisor_override",
+)
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training")
+_PAD = ("input", "pad", "mode", "value")
+
+
+def pair(value: Any) -> Pair:
+    """One number for both axes, or two."""
+    return (value[0], value[-1]) if isinstance(value, Sequence) else (value, value)
+
+
+def writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node writes into its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    inplace = node.kwargs.get("inplace", False)
+    positional = [arg for arg in node.args[1:] if isinstance(arg, bool) and _may_write(node.target)]
+    return node.target in _IN_PLACE_FUNCTIONS or bool(inplace) or any(positional)
+
+
+def _may_write(function: Any) -> bool:
+    """Whether a bare ``True`` among its arguments may mean in place."""
+    return getattr(function, "__module__", "") == F.__name__ and function not in (
+        F.avg_pool2d,
+        F.max_pool2d,
+    )
+
+
+def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node's result shares no memory with what it was made of, for certain."""
+    if writes(node, modules):
+        return False
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        new = (nn.Conv2d, WinogradConvolution, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+        return type(module) in (*new, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
+    sure = {F.conv2d, torch.conv2d, F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.linear}
+    binary = _BINARY - _IN_PLACE_FUNCTIONS
+    return node.target in sure | binary | _CONCATENATIONS
+
+
+class Reader:
+    """Reads nodes of one graph.
+
+    Args:
+        graph: the traced network.
+        values: what every node gave for one picture; of tensors, a tensor of that shape.
+        follows: the nodes whose value depends on the picture.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, values: dict[fx.Node, Any], follows: set[fx.Node]
+    ) -> None:
+        self.modules = dict(graph.named_modules())
+        self.values = values
+        self.follows = follows
+
+    def read(self, node: fx.Node) -> Local | None:
+        """What a node does, where that is local."""
+        if not isinstance(self.values[node], Tensor) or self.values[node].ndim < 3:
+            return None
+        if node.op == "call_module":
+            return self._module(node)
+        return self._function(node) if node.op in ("call_function", "call_method") else None
+
+    def _module(self, node: fx.Node) -> Local | None:
+        module = self.modules[str(node.target)]
+        source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if not isinstance(source, fx.Node):
+            return None
+        if isinstance(module, WinogradConvolution):
+            return self._convolution(
+                *(node, source, module.weight, None, module.stride, module.padding),
+                *(module.dilation, 1, module.of_crops),
+            )
+        if not _is_torchs(module):
+            return None
+        if isinstance(module, nn.Conv2d):
+            if module.padding_mode != "zeros":
+                return None
+            return self._convolution(
+                *(node, source, module.weight, module.bias, module.stride, module.padding),
+                *(module.dilation, module.groups),
+            )
+        if isinstance(module, nn.MaxPool2d):
+            if module.return_indices:
+                return None
+            return self._max_pool(
+                node, source, module.kernel_size, module.stride, module.padding, module.dilation
+            )
+        if isinstance(module, nn.AvgPool2d):
+            return self._avg_pool(
+                *(node, source, module.kernel_size, module.stride, module.padding),
+                *(module.count_include_pad, module.divisor_override),
+            )
+        if isinstance(module, nn.ConstantPad2d):
+            return self._pad(node, source, tuple(module.padding), float(module.value))
+        if isinstance(module, nn.BatchNorm2d):
+            known = module.running_mean is not None and not module.training
+            return self._kept(node, (source,)) if known else None
+        if isinstance(module, _POINTWISE_MODULES):
+            return self._kept(node, (source,))
+        if isinstance(module, _DROPOUTS) and not module.training:
+            return self._kept(node, (source,))
+        return None
+
+    def _function(self, node: fx.Node) -> Local | None:
+        target: Any = node.target
+        if target in _BINARY:
+            return self._binary(node)
+        if target in _CONCATENATIONS:
+            return self._concatenation(node)
+        if target in (operator.getitem, "unsqueeze", torch.unsqueeze):
+            return self._reshaped(node)
+        if target in (F.conv2d, torch.conv2d):
+            return self._given_convolution(node)
+        if target is F.max_pool2d or target is torch.max_pool2d:
+            given = self._given(node, _MAX_POOL)
+            if given is None or given.get("return_indices"):
+                return None
+            return self._max_pool(
+                *(node, given["input"], given["kernel_size"], given.get("stride")),
+                *(given.get("padding", 0), given.get("dilation", 1)),
+            )
+        if target is F.avg_pool2d:
+            given = self._given(node, _AVG_POOL)
+            if given is None:
+                return None
+            return self._avg_pool(
+                *(node, given["input"], given["kernel_size"], given.get("stride")),
+                *(given.get("padding", 0), given.get("count_include_pad", True)),
+                given.get("divisor_override"),
+            )
+        if target is F.pad:
+            given = self._given(node, _PAD)
+            if given is None or given.get("mode", "constant") != "constant":
+                return None
+            return self._pad(node, given["input"], given["pad"], given.get("value") or 0.0)
+        if target is F.batch_norm:
+            return self._given_batch_norm(node)
+        if target is F.dropout or target is F.dropout2d:
+            return self._given_dropout(node)
+        if target in _POINTWISE:
+            only = isinstance(node.args[0] if node.args else None, fx.Node)
+            return self._kept(node, (node.args[0],)) if only else None  # type: ignore[arg-type]
+        return None
+
+    # ---- what slides ------------------------------------------------------------------------
+
+    def _reaches(
+        self, node: fx.Node, kernel: Any, stride: Any, before: Any, dilation: Any
+    ) -> tuple[Reach, Reach]:
+        rows, columns = self.values[node].shape[-2:]
+        k, s, p, d = pair(kernel), pair(stride), pair(before), pair(dilation)
+        return (
+            Reach(k[0], s[0], p[0], d[0], rows),
+            Reach(k[1], s[1], p[1], d[1], columns),
+        )
+
+    def _convolution(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        apply: Callable[[Tensor], Tensor] | None = None,
+    ) -> Sliding | None:
+        if not self._is_map(source) or self.values[source].ndim != 4:
+            return None
+        kernel = weight.shape[-2:]
+        if padding == "same":
+            before: Any = tuple(
+                d * (k - 1) // 2 for d, k in zip(pair(dilation), kernel, strict=True)
+            )
+        else:
+            before = 0 if padding == "valid" else padding
+        reaches = self._reaches(node, tuple(kernel), stride, before, dilation)
+        alone = all(r.extent == 1 and r.stride == 1 and r.before == 0 for r in reaches)
+        apply = apply or partial(
+            F.conv2d, weight=weight, bias=bias, stride=stride, dilation=dilation, groups=groups
+        )
+        same_size = self.values[source].shape[-2:] == self.values[node].shape[-2:]
+        return Sliding(source, reaches, 0.0, apply, alone and same_size, costs=weight.numel())
+
+    def _max_pool(
+        self, node: fx.Node, source: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
+    ) -> Sliding | None:
+        if not self._is_map(source):
+            return None
+        stride = kernel if stride is None or stride == [] else stride
+        return Sliding(
+            source,
+            self._reaches(node, kernel, stride, padding, dilation),
+            -torch.inf,
+            partial(F.max_pool2d, kernel_size=kernel, stride=stride, dilation=dilation),
+        )
+
+    def _avg_pool(
+        self,
+        node: fx.Node,
+        source: Any,
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        with_padding: bool,
+        divisor: int | None,
+    ) -> Sliding | None:
+        if not self._is_map(source):
+            return None
+        stride = kernel if stride is None or stride == [] else stride
+        reaches = self._reaches(node, kernel, stride, padding, 1)
+        counts = [
+            _counted(reach, rows, with_padding)
+            for reach, rows in zip(reaches, self.values[source].shape[-2:], strict=True)
+        ]
+        like = self.values[node]
+        divisors = [torch.tensor(c, dtype=like.dtype, device=like.device) for c in counts]
+        apply = partial(
+            F.avg_pool2d, kernel_size=kernel, stride=stride, divisor_override=divisor or 1
+        )
+        by = None if divisor is not None else (divisors[0], divisors[1])
+        return Sliding(source, reaches, 0.0, apply, divisors=by)
+
+    def _pad(self, node: fx.Node, source: Any, pad: Any, value: float) -> Sliding | None:
+        if not self._is_map(source) or len(pad) not in (2, 4) or min(pad) < 0:
+            return None
+        before = (pad[2] if len(pad) == 4 else 0, pad[0])
+        return Sliding(source, self._reaches(node, 1, 1, before, 1), value, _unchanged)
+
+    def _given_convolution(self, node: fx.Node) -> Sliding | None:
+        given = self._given(node, _CONVOLUTION, tensors=("weight", "bias"))
+        if given is None or not isinstance(given.get("weight"), Tensor):
+            return None
+        return self._convolution(
+            *(node, given["input"], given["weight"], given.get("bias"), given.get("stride", 1)),
+            *(given.get("padding", 0), given.get("dilation", 1), given.get("groups", 1)),
+        )
+
+    # ---- what keeps its place ---------------------------------------------------------------
+
+    def _kept(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> InPlace | None:
+        size = self.values[node].shape[-2:]
+        fits = all(self._is_map(s) and self.values[s].shape[-2:] == size for s in sources)
+        if len({self.values[s].ndim for s in sources if fits}) != 1:
+            return None
+        others = set(node.all_input_nodes) - set(sources)
+        return InPlace(sources) if fits and not others & self.follows else None
+
+    def _given_batch_norm(self, node: fx.Node) -> InPlace | None:
+        names = ("running_mean", "running_var", "weight", "bias")
+        given = self._given(node, _BATCH_NORM, tensors=names)
+        known = given is not None and isinstance(given.get("running_mean"), Tensor)
+        if given is None or not known or given.get("training") is True:
+            return None
+        return self._kept(node, (given["input"],))
+
+    def _given_dropout(self, node: fx.Node) -> InPlace | None:
+        given = self._given(node, ("input", "p", "training", "inplace"))
+        still = given is not None and given.get("training") is False
+        return self._kept(node, (given["input"],)) if given is not None and still else None
+
+    def _binary(self, node: fx.Node) -> InPlace | None:
+        if len(node.args) < 2:
+            return None
+        changed = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and a in self.follows)
+        for arg in node.args[:2]:
+            fixed = self.values.get(arg) if isinstance(arg, fx.Node) else None
+            if arg in changed or not isinstance(fixed, Tensor):
+                continue
+            if fixed.shape[-2:].numel() != 1:  # differs from place to place
+                return None
+        return self._kept(node, tuple(dict.fromkeys(changed)))
+
+    def _concatenation(self, node: fx.Node) -> InPlace | None:
+        parts = node.args[0] if node.args else node.kwargs.get("tensors")
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if not isinstance(parts, list | tuple) or not isinstance(axis, int):
+            return None
+        ndim = self.values[node].ndim
+        nodes = tuple(p for p in parts if isinstance(p, fx.Node) and p in self.follows)
+        if len(nodes) != len(parts) or not 1 <= axis % ndim <= ndim - 3:
+            return None
+        return self._kept(node, tuple(dict.fromkeys(nodes)))
+
+    def _reshaped(self, node: fx.Node) -> InPlace | None:
+        """Channels picked, or an axis put in before the two of the map."""
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or not self._is_map(source):
+            return None
+        ndim = self.values[source].ndim
+        if node.target is operator.getitem:
+            index = node.args[1]
+            picks = index if isinstance(index, tuple) else ()
+            plain = (
+                picks[:1] == (slice(None),)
+                and all(i is None or isinstance(i, int | slice) for i in picks)
+                and len(picks) - picks.count(None) <= ndim - 2
+                and not node.all_input_nodes[1:]
+            )
+            return self._kept(node, (source,)) if plain else None
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if not isinstance(axis, int) or not 1 <= axis % (ndim + 1) <= ndim - 2:
+            return None
+        return self._kept(node, (source,))
+
+    # ---- arguments --------------------------------------------------------------------------
+
+    def _is_map(self, source: Any) -> bool:
+        return (
+            isinstance(source, fx.Node)
+            and source in self.follows
+            and isinstance(self.values[source], Tensor)
+            and self.values[source].ndim >= 3
+        )
+
+    def _given(
+        self, node: fx.Node, names: tuple[str, ...], tensors: tuple[str, ...] = ()
+    ) -> dict[str, Any] | None:
+        """The arguments by name; ``None`` where one other than the input is not fixed."""
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        for name, value in given.items():
+            if name == "input":
+                continue
+            if isinstance(value, fx.Node):
+                fixed = value not in self.follows and name in tensors
+                if not fixed:
+                    return None
+                given[name] = self.values[value]
+            elif isinstance(value, list | tuple) and any(isinstance(v, fx.Node) for v in value):
+                return None
+        return given
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module does what its class says: nothing overridden, no hook to be shown crops."""
+    kind: Any = type(module)
+    family: Any = next(
+        (c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), None
+    )
+    own = {"forward", "_conv_forward"} & set(module.__dict__)
+    return family is not None and kind.forward is family.forward and not own
+
+
+def _unchanged(crop: Tensor) -> Tensor:
+    return crop
+
+
+def _counted(reach: Reach, rows: int, with_padding: bool) -> list[int]:
+    """By how many rows each output row of an average pooling divides."""
+    counts = []
+    for o in range(reach.rows):
+        start = o * reach.stride - reach.before
+        stop = min(start + reach.kernel, rows + reach.before)
+        if not with_padding:
+            start, stop = max(start, 0), min(stop, rows)
+        counts.append(stop - start)
+    return counts
