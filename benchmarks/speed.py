@@ -45,7 +45,7 @@ def parts(readme: str) -> tuple[str, str, str]:
 
 def folders(results: Path) -> list[Path]:
     """Results, and in folders of their own those of other machines."""
-    return [results, *sorted(each for each in results.iterdir() if each.is_dir())]
+    return [results, *sorted(each for each in results.glob("*") if each.is_dir())]
 
 
 def quoted(results: Path) -> str:
@@ -56,9 +56,12 @@ def quoted(results: Path) -> str:
     """
     first, *others = folders(results)
     text = section(first)
+    machines = {folder: read(folder / f"{SUITES[0]}.json").machine for folder in (first, *others)}
+    if all(each["device"] == "cpu" for each in machines.values()):
+        text += "\nNothing has been measured on a GPU yet.\n"
     for folder in others:
-        about = read(folder / f"{SUITES[0]}.json").machine
-        summary = f"<details><summary>The same on another machine: {machine.where(about)}</summary>"
+        where = machine.where(machines[folder])
+        summary = f"<details><summary>The same on another machine: {where}</summary>"
         text += f"\n{summary}\n\n{section(folder)}\n</details>\n"
     return text
 
@@ -100,13 +103,10 @@ def _where(records: Iterable[Record], results: Path) -> str:
     folder = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results.name
     last = max(records, key=lambda each: each.started)
     quick = any(each.quick for each in records)
-    on_gpu = any(each.machine["device"] != "cpu" for each in records)
-    nowhere_else = "" if on_gpu else " Nothing has been measured on a GPU yet."
     return (
         f"{machine.line(last.machine)}; {tables.versions(last)}. {tables.idleness(records)}"
         f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "
         f"process; quartiles, seconds, memory and growth with batch and size: [{folder}]({folder})."
-        f"{nowhere_else}"
     )
 
 

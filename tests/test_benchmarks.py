@@ -481,6 +481,18 @@ class TestReadme:
         assert (first, second) == ("Fingers", "Slide rule")
         assert text.count("<details>") == text.count("</details>")
         assert text.endswith(f"{speed.section(tmp_path / 'b')}\n</details>\n")
+        assert text.count("Nothing has been measured on a GPU yet") == 1
+        graphics = {**about(CPU), "device": "Some GPU, 80 GiB"}
+        Record("peers", graphics, "2026-01-02T03:04:05+00:00", False, (row(),)).write(
+            tmp_path / "b" / "peers.json"
+        )
+        text = speed.quoted(tmp_path)
+        assert "The same on another machine: Some GPU, 80 GiB" in text
+        assert "Nothing has been measured on a GPU" not in text
+
+    def test_a_folder_that_is_not_there_is_told_in_a_sentence(self, tmp_path):
+        with pytest.raises(InputError, match=r"typo.*peers\.json"):
+            speed.quoted(tmp_path / "typo")
 
     def test_a_loss_is_quoted_like_a_win(self, tmp_path):
         rows = [

@@ -627,3 +627,10 @@ def test_few_windows_go_by_rows_through_windows_of_1_by_1(monkeypatch):
     assert differ(found, dense) < 1e-4
     assert few
     assert max(few) < 12 <= min(count for count in many if count > 1)  # one is the whole picture
+
+
+def test_windows_that_are_not_read_stand_between_others():
+    """Nothing of them changes, so that they start at the first row, wherever they lie."""
+    stem, conv = nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(stem, conv, nn.Flatten(), nn.Linear(4 * 16 * 16, CLASSES))
+    compared(randomised(net), pictures(1, 3, 32, 32), window=1, stride=1, batch_size=25)

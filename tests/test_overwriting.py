@@ -104,10 +104,29 @@ def test_what_a_class_says_of_itself_is_not_said_of_another_forward() -> None:
             self.kept = super().forward(input)
             return self.kept
 
-    for kind, own in ((Own, True), (Alike, True), (Keeping, False)):
+    class Refusing(Own):
+        puts_out_its_own = False
+
+    class Saying(nn.Conv2d):
+        puts_out_its_own = True
+
+    for kind, own in ((Own, True), (Alike, True), (Keeping, False), (Refusing, False)):
         net = layer(operation=kind(2, 3, 3))
         with torch.no_grad():
             assert (net(X).data_ptr() == net[0].place) is own
+    net = layer(operation=Own(2, 3, 3))
+    net[0].puts_out_its_own = False
+    assert written(lambda: net(X)) == 0
+    assert written(lambda: layer(operation=Saying(2, 3, 3))(X)) == 1
+
+
+def test_a_scripted_part_is_not_written_over() -> None:
+    net = layer()
+    expected = net(X)
+    net[0] = torch.jit.script(net[0])
+    assert written(lambda: net(X)) == 0
+    with torch.no_grad():
+        assert torch.equal(net(X), expected)
 
 
 def test_not_where_gradients_are_recorded() -> None:

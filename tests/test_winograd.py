@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchviz_cnn as tvc
 from tests.networks import pictures, randomised
@@ -150,14 +151,31 @@ def test_filtering_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
 
 def test_nothing_is_tried_where_all_has_to_be_deterministic(monkeypatch):
     layer = convolution(**SUITED)
-    assert is_suited(layer)
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not is_suited(layer)
-    monkeypatch.undo()
-    monkeypatch.setattr(winograd, "_CHANNELS", 1)
     monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: dtype is torch.float64)
     assert not is_suited(layer)
     assert is_suited(layer.double())
+    monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: pytest.fail("it was tried"))
+    with monkeypatch.context() as inside:
+        inside.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        assert not is_suited(layer)
+
+
+def test_a_trial_is_for_nobody_to_see(monkeypatch):
+    layer = convolution(**SUITED)
+    monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: pytest.fail("it was tried"))
+    with FlopCounterMode(display=False):
+        assert not is_suited(layer)
+    with torch.device("meta"):
+        assert not is_suited(layer)
+
+
+def test_matrices_are_made_where_they_are_used():
+    threads = torch.get_num_threads()
+    winograd._matrices.cache_clear()
+    with torch.device("meta"):
+        assert {each.device.type for each in winograd._matrices(torch.float32)} == {"cpu"}
+        assert isinstance(IS_FASTER_HERE.__wrapped__(torch.float32), bool)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])

@@ -89,16 +89,20 @@ def _keeps_to_itself(maker: nn.Module) -> bool:
     """Whether nobody but the caller can hold what a module has put out."""
     if maker._forward_hooks or {"forward", "_conv_forward"} & maker.__dict__.keys():
         return False
-    if type(maker).forward is Layer.forward:
+    if getattr(type(maker), "forward", None) is Layer.forward:  # a scripted one has none
         *_, last = (None, *maker.children())
         return last is not None and _keeps_to_itself(last)
     return type(maker) in _MAKERS or _says_so(maker)
 
 
 def _says_so(maker: nn.Module) -> bool:
-    """Whether that is said of itself, or by the class whose ``forward`` it has.
+    """Whether it says so itself, or a class as far up as the ``forward`` that it has.
 
-    A class derived from that one, with a ``forward`` of its own, may put out something else.
+    What stands further up was said of another ``forward``.
     """
-    kind = next(each for each in type(maker).__mro__ if "forward" in each.__dict__)
-    return any(each.__dict__.get("puts_out_its_own", False) for each in (maker, kind))
+    for each in (maker, *type(maker).__mro__):
+        if "puts_out_its_own" in each.__dict__:
+            return bool(each.__dict__["puts_out_its_own"])
+        if "forward" in each.__dict__:
+            break
+    return False

@@ -2,7 +2,7 @@
 
 It is read by ``torch.fx``. Batch norms are folded into the convolutions before them, and weights laid
 out as they are fastest; both are the graph's own copies. Large convolutions of 3×3 windows are
-replaced by Winograd's filtering.
+replaced by Winograd's filtering where that is faster.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Sheet:
         row, number = self.rows.stride()
         (down, rows), (across, columns) = ((len(each.starts), each.size) for each in wanted)
         crops = self.rows.new_empty(down, across, self.pictures, rows, columns, self.rows.shape[1])
-        # Crops that lie evenly spaced are a view of the map, which is copied in one go.
+        # Crops that lie evenly spaced are a view of the map (of no negative step), copied in one go.
         for to_rows, top, step_down in _even(wanted[0].starts):
             for to_columns, left, step_across in _even(wanted[1].starts):
                 into = crops[to_rows, to_columns]
@@ -135,12 +135,15 @@ def _pasting(wanted: Extent, strip: Strip) -> Pasting:
 
 
 def _even(numbers: Sequence[int]) -> list[tuple[slice, int, int]]:
-    """Numbers as runs that are evenly spaced: which of them, the first, and the step."""
+    """Numbers as runs that rise evenly, or stay: which of them, the first, and the step.
+
+    They do not always rise: what nothing of a window changes is computed from the first row on.
+    """
     runs: list[tuple[slice, int, int]] = []
     first = 0
     while first < len(numbers):
         stop = first + 1
-        step = numbers[stop] - numbers[first] if stop < len(numbers) else 0
+        step = max(0, numbers[stop] - numbers[first]) if stop < len(numbers) else 0
         while stop < len(numbers) and numbers[stop] - numbers[stop - 1] == step:
             stop += 1
         runs.append((slice(first, stop), numbers[first], step))

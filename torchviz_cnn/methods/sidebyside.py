@@ -25,13 +25,17 @@ JOB = "torchviz_cnn: one of several jobs, at a time:"
 def cores_for(device: torch.device) -> int:
     """How many jobs may go on at a time.
 
-    One, where something watches or changes what this thread computes: other threads would escape
-    it. And where threads share one pool, so that none can be kept to a core of its own.
+    One, where this thread is watched: others would escape that. And where threads share one pool, so
+    that none can be kept to a core of its own.
     """
-    watched = _get_current_function_mode_stack() or _get_current_dispatch_mode_stack()
-    if device.type != "cpu" or watched or not torch.backends.openmp.is_available():
+    if device.type != "cpu" or is_watched() or not torch.backends.openmp.is_available():
         return 1
     return torch.get_num_threads()
+
+
+def is_watched() -> bool:
+    """Whether something watches or changes what this thread computes."""
+    return bool(_get_current_function_mode_stack() or _get_current_dispatch_mode_stack())
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:

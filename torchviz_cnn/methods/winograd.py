@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import time
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from torchviz_cnn.methods.sidebyside import is_watched, side_by_side
 
 _SIDE = 4  # of the squares of outputs
 _KERNEL = 3
@@ -48,7 +50,8 @@ def is_suited(module: nn.Module) -> bool:
         and min(module.weight.shape[:2]) >= _CHANNELS
         and module.weight.device.type == "cpu"
         and module.weight.dtype in (torch.float32, torch.float64)  # in fewer digits nothing is left
-        and not torch.are_deterministic_algorithms_enabled()  # what is faster is found out by trying
+        # What is faster is found out by trying: that is for nobody to see, and not always the same.
+        and not (torch.are_deterministic_algorithms_enabled() or is_watched())
         and is_faster_here(module.weight.dtype)
     )
 
@@ -56,12 +59,15 @@ def is_suited(module: nn.Module) -> bool:
 @cache
 def is_faster_here(dtype: torch.dtype) -> bool:
     """Whether filtering is worth it on this processor; tried once, in less than a tenth of a second."""
-    crops = torch.ones(8, _CHANNELS, 10, 10, dtype=dtype)
-    crops = crops.contiguous(memory_format=torch.channels_last)
-    weight = torch.ones(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, dtype=dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    shift = weight.new_zeros(_CHANNELS)
-    filters = _transformed(weight)
+    (found,) = side_by_side([partial(_is_faster, dtype)], torch.get_num_threads())
+    return found
+
+
+def _is_faster(dtype: torch.dtype) -> bool:
+    weight = torch.ones(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, dtype=dtype, device="cpu")
+    crops = torch.ones(8, _CHANNELS, 10, 10, dtype=dtype, device="cpu")
+    weight, crops = (t.contiguous(memory_format=torch.channels_last) for t in (weight, crops))
+    shift, filters = weight.new_zeros(_CHANNELS), _transformed(weight)
     took: tuple[list[float], list[float]] = [], []
     for _ in range(4):  # in turn, so that a machine that slows down does so for both
         start = time.perf_counter()
@@ -197,15 +203,15 @@ def _filtered(
 @cache
 def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """What transforms the 6×6 numbers seen, the 3×3 weights, and 6×6 products into 4×4 numbers."""
-    points = torch.tensor(_POINTS, dtype=torch.float64)
-    seen = torch.zeros(_SEEN, _SEEN, dtype=torch.float64)
-    weights = torch.zeros(_SEEN, _KERNEL, dtype=torch.float64)
-    sums = torch.zeros(_SIDE, _SEEN, dtype=torch.float64)
+    points = torch.tensor(_POINTS, dtype=torch.float64, device="cpu")
+    seen, weights, sums = (
+        points.new_zeros(shape) for shape in ((_SEEN, _SEEN), (_SEEN, _KERNEL), (_SIDE, _SEEN))
+    )
     for i, point in enumerate(points):
         others = torch.cat([points[:i], points[i + 1 :]])
         seen[i, : _SEEN - 1] = _polynomial(others)
-        weights[i] = point ** torch.arange(_KERNEL) / (point - others).prod()
-        sums[:, i] = point ** torch.arange(_SIDE)
+        weights[i] = point ** torch.arange(_KERNEL, device="cpu") / (point - others).prod()
+        sums[:, i] = point ** torch.arange(_SIDE, device="cpu")
     seen[-1] = _polynomial(points)
     weights[-1, -1] = sums[-1, -1] = 1
     one, two, three = (torch.kron(each, each).to(dtype) for each in (seen, weights, sums))
@@ -214,7 +220,7 @@ def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 def _polynomial(roots: Tensor) -> Tensor:
     """The coefficients of the polynomial with these roots and the leading one 1, rising."""
-    found = torch.ones(1, dtype=roots.dtype)
+    found = roots.new_ones(1)
     for root in roots:
         found = F.pad(found, (1, 0)) - root * F.pad(found, (0, 1))
     return found
