@@ -209,6 +209,17 @@ def _counts_draws_and_views(net: Habit, x: Tensor) -> Tensor:
     return (x * net.calls).view(len(x), -1)
 
 
+def _draws_alike() -> bool:
+    """Whether dropout drops the same numbers in both layouts: torch 2.6 does, later ones do not."""
+    found = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            maps = torch.ones(1, 3, 4, 5).contiguous(memory_format=order)
+            found.append(F.dropout(maps, 0.5, training=True))
+    return torch.equal(*found)
+
+
 CARING = [_views, _strides, _asserts, _drops, _counts_and_views, _counts_draws_and_views]
 
 
@@ -224,11 +235,15 @@ def test_a_network_that_cares_for_its_layout_answers_as_it_always_did(method, ha
     torch.manual_seed(3)
     with nothing_changes(net):
         found = [explained(method, net, small()) for _ in range(2)]
-    assert any(seen.last) is (habit is _counts)
+    indifferent = habit is _counts or (habit is _drops and _draws_alike())
+    assert any(seen.last) is indifferent
     wanted = as_given(twice, randomised(Habit(habit)).float())
     for one, other in zip(found, wanted, strict=True):
         if habit is _counts:
             close(one.values, other.values)
+        elif indifferent:
+            room = 1e-4 * float(other.values.abs().max())
+            torch.testing.assert_close(one.values, other.values, rtol=0, atol=room)
         else:
             assert torch.equal(one.values, other.values)
             assert torch.equal(one.score, other.score)
