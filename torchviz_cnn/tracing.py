@@ -105,14 +105,14 @@ def _packets(names: str) -> frozenset[Any]:
 
 
 # What leaves every cell where it was, wherever the map keeps its size. Operators that work number
-# by number say so themselves, but for these …
+# by number say so themselves, but for these (the last three only in torch 2.6) …
 _NUMBER_BY_NUMBER = _packets(
     "hardswish _prelu_kernel rrelu_with_noise log_sigmoid_forward _add_relu masked_fill rsub xlogy "
     "floor_divide complex polar fill zero dequantize fake_quantize_per_tensor_affine_cachemask "
     "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine "
     "_fake_quantize_learnable_per_channel_affine "
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams bernoulli native_dropout "
-    "_fused_dropout _masked_scale"
+    "_fused_dropout _masked_scale leaky_relu ldexp _conj_physical"
 )
 # … and those that hand the numbers on. A view of the same two last lengths is cut out of memory in
 # the same order, and a map that is resized to its own size stays what it is.
