@@ -120,10 +120,12 @@ def test_what_a_class_says_of_itself_is_not_said_of_another_forward() -> None:
     assert written(lambda: layer(operation=Saying(2, 3, 3))(X)) == 1
 
 
-def test_a_scripted_part_is_not_written_over() -> None:
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("made_of", [torch.jit.script, lambda part: torch.jit.trace(part, X)])
+def test_a_part_of_torchscript_is_not_written_over(made_of) -> None:
     net = layer()
     expected = net(X)
-    net[0] = torch.jit.script(net[0])
+    net[0] = made_of(net[0])
     assert written(lambda: net(X)) == 0
     with torch.no_grad():
         assert torch.equal(net(X), expected)

@@ -90,7 +90,7 @@ def _keeps_to_itself(maker: nn.Module) -> bool:
     """Whether nobody but the caller can hold what a module has put out."""
     if maker._forward_hooks or {"forward", "_conv_forward"} & maker.__dict__.keys():
         return False
-    if getattr(type(maker), "forward", None) is Layer.forward:  # a scripted one has none
+    if getattr(type(maker), "forward", None) is Layer.forward:  # a traced one has none
         *_, last = (None, *maker.children())
         return last is not None and _keeps_to_itself(last)
     return type(maker) in _MAKERS or _says_so(maker)
