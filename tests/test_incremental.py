@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.profiler import ProfilerActivity, profile
 
 import torchviz_cnn as tvc
 from tests.networks import (
@@ -593,6 +595,65 @@ def test_no_more_variants_at_once_than_asked_for(limit: int) -> None:
     assert plan.workers * tile <= limit
     assert plan.workers * plan.behind <= limit
     assert limit < 50 or plan.workers == 3
+
+
+class Branches(nn.Module):
+    """Parts that wait for one another, one of them pooled; then a map that is needed whole."""
+
+    def __init__(self, tail: nn.Module, features: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.narrow = nn.Conv2d(16, 16, 1)
+        self.wide = nn.Conv2d(16, 32, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.last = nn.Conv2d(64, 8, 3, padding=1)
+        self.tail = tail
+        self.out = nn.Linear(features, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        wide = self.wide(x).relu()
+        x = torch.cat([wide, self.narrow(x).relu(), self.pool(x)], 1)
+        out: Tensor = self.out(self.tail(self.last(x).relu()).flatten(1))
+        return out
+
+
+def _ending(*parts: nn.Module) -> nn.Module:
+    ending = nn.MaxPool2d(24), nn.Flatten(), nn.Linear(16 * parts[-1].out_channels, CLASSES)  # type: ignore[operator]
+    return nn.Sequential(*parts, *ending)
+
+
+NEEDY = {
+    "a whole map": lambda: Branches(nn.AdaptiveAvgPool2d(1), 8),
+    "parts that wait": lambda: Branches(nn.MaxPool2d(12), 8 * 64),
+    "an activation in place": lambda: _ending(
+        nn.Conv2d(3, 64, 1), nn.ReLU(inplace=True), nn.Conv2d(64, 4, 1)
+    ),
+    "a crop": lambda: _ending(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1)),
+    "a pooling": lambda: _ending(
+        nn.Conv2d(3, 64, 5, padding=2), nn.MaxPool2d(5, 1, 2), nn.Conv2d(64, 4, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("neediest", NEEDY)
+def test_a_batch_needs_the_memory_that_is_planned(neediest: str) -> None:
+    """What is planned bounds the memory, so it has to be what is used; found out by torch's count."""
+    net, x = randomised(NEEDY[neediest]()).float(), torch.rand(1, 3, 96, 96)
+    with undisturbed(net, x):
+        engine = Engine(net, x, Request((8, 8), (8, 8), (11, 11), 25))
+        planned, _ = engine.plan._numbers()
+        engine.prepare()
+        engine.show(x, torch.zeros_like(x))
+        tile = (1, 1)
+        positions = math.prod(len(groups[1]) for groups in engine.plan.tiles)
+        engine._wholes(tile)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            engine._wholes(tile)
+    assert seen.profiler is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert 0.9 < max(accumulate(sizes)) / (4 * planned * positions) < 1.05
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -43,6 +43,7 @@ from tests.networks import (
     randomised,
     with_part,
 )
+from torchviz_cnn.guard import every_module, undisturbed
 
 # ---- the table ------------------------------------------------------------------------------------
 
@@ -1013,3 +1014,19 @@ def test_an_explained_network_can_be_freed(method):
     del net
     gc.collect()
     assert gone() is None
+
+
+def test_inside_a_block_every_network_has_the_modules_it_has():
+    """Those of the network at rest are remembered; so they must not be taken for another's."""
+    net, other = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh(), nn.ReLU())
+    with undisturbed(net):
+        assert set(every_module(net)) == set(net.modules())
+        assert set(every_module(other)) == set(other.modules())
+        with undisturbed(other):
+            assert set(every_module(other)) == set(other.modules())
+            assert set(every_module(net)) == set(net.modules())
+        assert set(every_module(net)) == set(net.modules())
+    with undisturbed(net):
+        pass
+    net.append(nn.Sigmoid())
+    assert set(every_module(net)) == set(net.modules())

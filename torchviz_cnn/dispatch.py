@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+
+def is_watched() -> bool:
+    """Whether something watches or changes what this thread computes."""
+    return bool(_get_current_function_mode_stack() or _get_current_dispatch_mode_stack())
 
 
 class OperatorMode(TorchDispatchMode):

@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,20 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+# The network inside :func:`undisturbed`, the innermost, and its modules.
+_STILL: ContextVar[tuple[nn.Module, list[nn.Module]] | None] = ContextVar("_STILL", default=None)
+
+
 def every_module(module: nn.Module) -> list[nn.Module]:
     """Every module once, in no particular order. A flat walk: this runs before each explanation,
-    and the nested generators of ``module.modules()`` would cost as much as a small network.
+    and the nested generators of ``module.modules()`` would cost as much as a small network. Inside
+    :func:`undisturbed`, where nothing is exchanged, they have been found already.
     """
+    still = _STILL.get()
+    return still[1] if still is not None and still[0] is module else _walked(module)
+
+
+def _walked(module: nn.Module) -> list[nn.Module]:
     found = {module: None}
     waiting = [module]
     while waiting:
@@ -52,11 +63,6 @@ def every_module(module: nn.Module) -> list[nn.Module]:
             found.update(dict.fromkeys(new))
             waiting += new
     return list(found)
-
-
-def _parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
-    found = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
-    return list(found.values())
 
 
 def _devices(tensors: Iterable[Tensor]) -> list[int]:
@@ -84,14 +90,19 @@ def check_ready(module: nn.Module) -> None:
     _check_parts(every_module(module))
 
 
-def _check_parts(modules: list[nn.Module]) -> None:
+def _check_parts(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """The parameters, each once, if all can be used."""
+    if any(issubclass(kind, torch.jit.ScriptModule) for kind in set(map(type, modules))):
+        raise InputError(
+            "a part of this network is TorchScript, whose layers cannot be observed; build the "
+            "network with the nn.Module it was scripted or traced from"
+        )
+    found: dict[int, nn.Parameter] = {}
     for each in modules:
-        if isinstance(each, torch.jit.ScriptModule):
-            raise InputError(
-                "a part of this network is TorchScript, whose layers cannot be observed; build the "
-                "network with the nn.Module it was scripted or traced from"
-            )
         for parameter in each._parameters.values():
+            if parameter is None:
+                continue
+            found[id(parameter)] = parameter
             # The type first: asking whether something is an instance of a kind of parameter is slow.
             if type(parameter) is not nn.Parameter and isinstance(
                 parameter, nn.parameter.UninitializedParameter
@@ -100,11 +111,12 @@ def _check_parts(modules: list[nn.Module]) -> None:
                     f"the {type(each).__name__} of this network is lazy and has no weights yet; "
                     "run the network once on an input of its size first"
                 )
-            if parameter is not None and parameter.is_inference():
+            if parameter.is_inference():
                 raise InputError(
                     "the network's parameters were created under torch.inference_mode() and "
                     "cannot take part in a gradient; build or load the network outside of it"
                 )
+    return list(found.values())
 
 
 @contextmanager
@@ -117,24 +129,23 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     statistics, leaves no version behind; and writing back what did not change would spoil a graph
     that the caller still wants to differentiate.
     """
-    owners = [(m, m._buffers, dict(m._buffers)) for m in modules]
+    # Each module gets another dictionary for as long, and its own back as it was. Those that have no
+    # buffers as well: they may be given some.
+    owners = [(m.__dict__, m._buffers) for m in modules]
     copies: dict[int, Tensor] = {}  # a buffer that two layers share stays shared
     try:
-        for _, live, kept in owners:
+        for own, kept in owners:
+            own["_buffers"] = lent = dict(kept)
             for key, buffer in kept.items():
                 # Inference tensors cannot be written outside inference mode anyway.
                 if buffer is not None and not buffer.is_inference():
                     if id(buffer) not in copies:
                         copies[id(buffer)] = buffer.clone()
-                    live[key] = copies[id(buffer)]
+                    lent[key] = copies[id(buffer)]
         yield
     finally:
-        for m, live, kept in owners:
-            if live or kept:
-                live.clear()
-                live.update(kept)
-                if m._buffers is not live:
-                    m._buffers = live
+        for own, kept in owners:
+            own["_buffers"] = kept
 
 
 @contextmanager
@@ -212,9 +223,8 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     Raises:
         InputError: for a network that is not ready, see :func:`check_ready`.
     """
-    modules = every_module(module)
-    _check_parts(modules)
-    parameters = _parameters(modules)
+    modules = _walked(module)
+    parameters = _check_parts(modules)
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -223,4 +233,16 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
         stack.enter_context(eager())
         stack.enter_context(_copied_buffers(modules))
         stack.enter_context(_restored_flags(modules, parameters))
+        stack.enter_context(_still(module, modules))
         yield
+
+
+@contextmanager
+def _still(module: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
+    """Spare whoever asks inside the block for the network's modules to look for them again."""
+    before = _STILL.get()
+    try:
+        _STILL.set((module, modules))
+        yield
+    finally:
+        _STILL.set(before)

@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
 
 from torchviz_cnn.errors import InputError, levels_to_the_caller
+from torchviz_cnn.pooling import without_indices
 
 Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
@@ -355,7 +356,8 @@ def run(
     ending = _ENDS.get(module)
     watching = sure or ending in (None, "watched")
     watch = _Watch()
-    with watch if watching else nullcontext():
+    pools = without_indices(module) if through is None else nullcontext()
+    with pools, watch if watching else nullcontext():
         raw = tensor_in((through or module)(_given(inputs, variants_of, layout)))
     _check_rows(raw, inputs, variants_of)
     found = watch.output(raw) if watching else None
@@ -408,6 +410,8 @@ def _are_probabilities(raw: Tensor) -> bool:
     values = raw.detach()
     if values.ndim != 2 or values.shape[1] < 2 or not values.is_floating_point():
         return False
+    if values.device.type == "cpu" and bool(values[0].amin() < 0):
+        return False  # as of almost all scores; of a GPU one answer is waited for, not two
     off = (values.sum(1, dtype=torch.float32) - 1).abs().amax()
     room = 0.02 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
     return bool((values >= 0).all() & (off < room))

@@ -14,6 +14,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import eager, undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import Layer, module_of, original_name, resolve, split_call
+from torchviz_cnn.pooling import without_indices
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -299,7 +300,7 @@ def running_to(
     hooks = _Hooks(seen, chosen, None if endless else stop)
 
     def run(inputs: Tensor) -> Observation:
-        with suppress(Enough):
+        with suppress(Enough), without_indices(module):
             module(inputs)
         refuse_not_run(chosen, seen._kept, hooks.calls)
         return seen

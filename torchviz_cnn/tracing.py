@@ -518,7 +518,12 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    trace = remembered(module, check_inputs(model, module, inputs))
+    return default_layer_of(module, check_inputs(model, module, inputs))
+
+
+def default_layer_of(module: nn.Module, inputs: Tensor) -> str:
+    """:func:`default_layer` of an unwrapped network, for inputs that have been checked."""
+    trace = remembered(module, inputs)
     if trace.default is None:
         trace.default = _find_default_layer(module, trace)
     return display_name(module, trace.default)

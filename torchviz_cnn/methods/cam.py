@@ -56,7 +56,8 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _weighted(maps: Tensor, weights: Tensor) -> Tensor:
     """The maps' weighted sum over channels, ``(N, k, h, w)``."""
     if weights.shape[-2:] == (1, 1):
-        return torch.einsum("nkc,nchw->nkhw", weights[..., 0, 0], maps)
+        summed = weights[..., 0, 0] @ maps.flatten(2)
+        return summed.unflatten(-1, maps.shape[2:])
     return torch.einsum("nkchw,nchw->nkhw", weights, maps)
 
 

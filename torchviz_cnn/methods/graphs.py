@@ -22,6 +22,7 @@ from torchviz_cnn.guard import every_module
 from torchviz_cnn.methods.local import Local, Sliding
 from torchviz_cnn.methods.nodes import Reader, makes_new, writes
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
+from torchviz_cnn.pooling import find_no_indices
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
@@ -181,6 +182,8 @@ class Network:
             _lay_out_weights(self.graph)
         self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
         self.modules = dict(self.graph.named_modules())
+        for each in self.modules.values():
+            find_no_indices(each)  # the graph's own
         self.picture, self.follows = _following(self.graph)
         self.answer = next(node for node in self.nodes if node.op == "output")
         self._writing = {node for node in self.nodes if writes(node, self.modules)}
@@ -249,6 +252,10 @@ class Network:
             return args[0]
         function: Any = node.target
         return function(*args, **kwargs)
+
+    def writes_over(self, node: fx.Node) -> bool:
+        """Whether a node puts its result where what it reads was."""
+        return node in self._writing and node not in self._sharing
 
     def _shared(self, node: fx.Node) -> bool:
         """Whether the tensor a node writes into might be somebody else's, too."""

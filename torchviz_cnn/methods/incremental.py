@@ -344,7 +344,7 @@ class Engine:
         if local is None:
             return self._hidden(area)
         if isinstance(local, Sliding):
-            return self._slid(node, local, parts[local.source], area, tile)
+            return self._slid(node, local, parts, area, tile)
         read = dict(self.network.fixed)
         for source in local.sources:
             there = self.plan.area(source, tile)
@@ -360,7 +360,15 @@ class Engine:
         filling = self.hiding.cut(extent)
         return self.sheets[self.network.picture].pasted(extent, filling, area)
 
-    def _slid(self, node: fx.Node, local: Sliding, part: Tensor, area: Area, tile: Pair) -> Tensor:
+    def _slid(
+        self,
+        node: fx.Node,
+        local: Sliding,
+        parts: dict[fx.Node, Tensor],
+        area: Area,
+        tile: Pair,
+    ) -> Tensor:
+        part = parts[local.source]
         if local.keeps_place:
             few = self.network.channels_last and len(part) < _MANY
             return _by_rows(local.apply, part) if few else local.apply(part)
@@ -374,6 +382,8 @@ class Engine:
         )
         there = self.plan.area(local.source, tile)
         crop = self.padded[node].pasted((seen[0], seen[1]), part, there, before)
+        if local.source in self.last_use.get(node, ()):  # it stands in the crop
+            del part, parts[local.source]
         result = local.apply(crop)
         if local.divisors is not None:
             result = result / self._divisors(local.divisors, area)

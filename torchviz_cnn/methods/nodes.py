@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
 from torchviz_cnn.methods.winograd import WinogradConvolution
+from torchviz_cnn.pooling import finds_no_indices, max_pool2d
 
 _POINTWISE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
@@ -254,7 +255,7 @@ class Reader:
             source,
             self._reaches(node, kernel, stride, padding, dilation),
             -torch.inf,
-            partial(F.max_pool2d, kernel_size=kernel, stride=stride, dilation=dilation),
+            partial(max_pool2d, kernel_size=kernel, stride=stride, dilation=dilation),
         )
 
     def _avg_pool(
@@ -400,7 +401,8 @@ def _is_torchs(module: nn.Module) -> bool:
         (c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), None
     )
     own = {"forward", "_conv_forward"} & set(module.__dict__)
-    return family is not None and kind.forward is family.forward and not own
+    same = not own or finds_no_indices(module)
+    return family is not None and kind.forward is family.forward and same
 
 
 def _unchanged(crop: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
 from torchviz_cnn.naming import resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.targets import Explained, Question
-from torchviz_cnn.tracing import default_layer
+from torchviz_cnn.tracing import default_layer_of
 
 LayerChoice = str | nn.Module | None
 
@@ -48,11 +48,16 @@ class Chosen:
 def choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> Chosen:
     """The layer a user means; by default the one that ``default_layer`` finds.
 
+    Args:
+        module: an unwrapped network.
+        layer: the user's word.
+        inputs: pictures that have been checked.
+
     Raises:
         InputError: for a layer that is not there, or several of them.
         NotApplicable: for a network that has no layer of feature maps.
     """
-    spec = layer if layer is not None else default_layer(module, inputs)
+    spec = layer if layer is not None else default_layer_of(module, inputs)
     if not isinstance(spec, str | nn.Module):
         raise InputError(
             f"one layer is needed, not {spec!r}; explain(model, inputs, methods=[…], layer=[…]) "

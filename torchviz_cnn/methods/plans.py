@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, fx
 
-from torchviz_cnn.methods.graphs import Network, asks_shape
+from torchviz_cnn.methods.graphs import Network, asks_shape, last_uses
 from torchviz_cnn.methods.local import InPlace, Pair, Sliding
 
 # From here on cropping and pasting costs more than the rest of the map (measured on VGG16).
@@ -23,8 +24,8 @@ _SIDE = 6  # positions along the side of a batch: more of them have less in comm
 _OVERHEAD = 2e6
 _OVERHEAD_OF_A_WEIGHT = 64.0
 # The memory of the batches at work, in pictures that go through the whole network. With 8, ResNet50 goes
-# in batches of 10, and reads its weights anew for each; in batches of 25 it takes 0.84 of the time.
-_PICTURES = 16
+# in batches of 10, and reads its weights anew for each; in batches of 15 or 25 it takes 0.84 of the time.
+_PICTURES = 15
 _LEAST_TILE = 9  # positions: smaller batches lose more than a core of their own gains
 
 
@@ -79,6 +80,15 @@ def _tiles(count: int, side: int) -> list[tuple[int, ...]]:
     groups = math.ceil(count / side)
     edges = [count * g // groups for g in range(groups + 1)]
     return [tuple(range(*edge)) for edge in pairwise(edges)]
+
+
+def _sides(positions: Pair, limit: int) -> list[Pair]:
+    """How many rows and columns of positions may go together, the largest batches first."""
+    found: dict[Pair, None] = {}
+    for most in range(min(limit, _SIDE**2), 0, -1):
+        down = min(positions[0], _SIDE, math.isqrt(most))
+        found[down, min(positions[1], _SIDE, most // down)] = None
+    return list(found)
 
 
 def _cheapest(costs: Sequence[Costs], count: int, side: int, each: float) -> list[tuple[int, ...]]:
@@ -142,18 +152,16 @@ class Plan:
     def __init__(self, network: Network, request: Request, together: int, cores: int) -> None:
         self.network = network
         self.request = request
+        self._last_uses = last_uses(network.nodes)
         limit = max(1, request.limit // together)
-        most, room = limit, _PICTURES * self.numbers_of_a_picture()
-        while True:
-            down = min(request.positions[0], _SIDE, max(1, math.isqrt(most)))
-            across = min(request.positions[1], _SIDE, max(1, most // down))
+        room = _PICTURES * self.numbers_of_a_picture()
+        for down, across in _sides(request.positions, limit):
             self.tiles = (_tiles(request.positions[0], down), _tiles(request.positions[1], across))
             self._lay()
-            fits = min(limit, int(room / self._numbers()))  # positions, of all tiles at work
-            self.workers = max(1, min(cores, fits // min(_LEAST_TILE, most)))
-            if most == 1 or down * across * self.workers <= fits:
+            fits = min(limit, int(room / max(self._numbers())))  # positions, of all tiles at work
+            self.workers = max(1, min(cores, fits // min(_LEAST_TILE, down * across)))
+            if down * across * self.workers <= fits:
                 break
-            most = max(1, min(most - 1, fits // self.workers))
         for axis, side in enumerate((down, across)):
             self._regroup(axis, side)
         self._find_needs()
@@ -237,7 +245,7 @@ class Plan:
         return rows[tile[0]], columns[tile[1]]
 
     def _find_needs(self) -> None:
-        self.cuts: set[fx.Node] = set()
+        self.cuts = self._read_whole()
         self.kept: set[fx.Node] = set()
         self.pasted: set[fx.Node] = {self.network.picture}
         for node in self.network.nodes:
@@ -247,8 +255,6 @@ class Plan:
                     self.kept.add(local.source)
                 if isinstance(local, InPlace):
                     self.pasted.update(s for s in local.sources if self._differ(s, node))
-            elif not asks_shape(node):
-                self.cuts.update(s for s in node.all_input_nodes if s in self.spans)
         self.pasted |= self.cuts
         self.kept |= self.pasted
 
@@ -263,19 +269,60 @@ class Plan:
     def _together_behind(self, limit: int, room: float) -> int:
         """How many positions go together through what is computed whole."""
         tile = math.prod(max(map(len, groups)) for groups in self.tiles)
-        rest = [node for node in self.network.nodes if node not in self.spans]
-        fits = min(limit, int(room / max(1, self._numbers(rest))))
+        fits = min(limit, int(room / max(1, self._numbers()[1])))
         return max(tile, fits // self.workers)
 
-    def _numbers(self, nodes: Sequence[fx.Node] | None = None) -> float:
-        """The most numbers that an item has in hand at one node."""
-        most = 0.0
-        for node in self.network.nodes if nodes is None else nodes:
-            value = self.network.values[node]
-            if isinstance(value, Tensor) and node in self.network.follows:
-                read = sum(self._held(s) for s in node.all_input_nodes)
-                most = max(most, read + self._held(node))
-        return most
+    def _numbers(self) -> tuple[float, float]:
+        """The most numbers that an item has in hand, in what is computed in part and behind it."""
+        network, wholes = self.network, self._read_whole()
+        order = [n for n in network.nodes if n in self.spans]
+        order += [n for n in network.nodes if n in network.follows and n not in self.spans]
+        live: dict[fx.Node, float] = {}
+        kept = 0.0  # of whole maps that what comes behind will read
+        most = [0.0, 0.0]
+        for node in order:
+            behind = node not in self.spans
+            live[node] = self._held(node)
+            if network.writes_over(node):
+                live.pop(node.all_input_nodes[0], None)
+            crop, in_crop = self._crop(node), 0.0
+            if crop:
+                in_crop = sum(
+                    live.get(s, 0) for s in self._last_uses.get(node, ()) if s is not node
+                )
+            now = sum(live.values()) - min(in_crop, live[node]) + crop
+            most[behind] = max(most[behind], kept + now)
+            if node in wholes:
+                kept += network.values[node][0].numel()
+                most[behind] = max(most[behind], kept + sum(live.values()))
+            for done in self._last_uses.get(node, ()):
+                if done in wholes and behind:
+                    kept -= network.values[done][0].numel()
+                live.pop(done, None)
+        return most[0], most[1]
+
+    def _read_whole(self) -> set[fx.Node]:
+        """The maps that are needed whole, though computed in part."""
+        return {
+            source
+            for node in self.network.nodes
+            if node not in self.spans and not asks_shape(node)
+            for source in node.all_input_nodes
+            if source in self.spans
+        }
+
+    def _crop(self, node: fx.Node) -> float:
+        """The numbers of the crop that a node slides over, and what it makes of it on the way."""
+        local = self.network.local.get(node)
+        if node not in self.areas or not isinstance(local, Sliding) or local.keeps_place:
+            return 0
+        value = self.network.values[local.source]
+        rows, columns = (max(s.size for s in strips) for strips in self.areas[node])
+        down, across = local.reaches
+        cells = down.seen(rows) * across.seen(columns)
+        if local.padding == -torch.inf and down.stride < down.kernel:
+            cells += rows * across.seen(columns)  # the largest of each column, see pooling
+        return value[0].numel() / value.shape[-2:].numel() * cells
 
     def shape(self, node: fx.Node) -> tuple[int, Pair]:
         """For how many positions a node is computed at a time, at most, and how much of it."""

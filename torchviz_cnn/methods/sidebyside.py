@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import torch
 from torch._C._autograd import _profiler_enabled
-from torch.overrides import _get_current_function_mode_stack
 from torch.profiler import record_function
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from torchviz_cnn.dispatch import is_watched
 
 T = TypeVar("T")
 
@@ -31,11 +31,6 @@ def cores_for(device: torch.device) -> int:
     if device.type != "cpu" or is_watched() or not torch.backends.openmp.is_available():
         return 1
     return torch.get_num_threads()
-
-
-def is_watched() -> bool:
-    """Whether something watches or changes what this thread computes."""
-    return bool(_get_current_function_mode_stack() or _get_current_dispatch_mode_stack())
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> Iterator[T]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.methods.sidebyside import is_watched, side_by_side
+from torchviz_cnn.dispatch import is_watched
+from torchviz_cnn.methods.sidebyside import side_by_side
 
 _SIDE = 4  # of the squares of outputs
 _KERNEL = 3
