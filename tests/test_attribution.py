@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import torchviz_cnn as tvc
+from tests.networks import pictures, plain, randomised
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution, WindowAttribution
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.tracing import Place
@@ -199,9 +202,9 @@ def test_one_map_and_one_heat_map_pick_image_and_target() -> None:
             np.testing.assert_allclose(several.one_map(n, k), several.maps()[n, k], rtol=1e-6)
             wanted = several.heatmap()[n, k]
             np.testing.assert_allclose(several.one_heatmap(n, k), wanted, rtol=1e-6)
-    with pytest.raises(tvc.InputError, match=r"no image 2.* 2"):
+    with pytest.raises(InputError, match=r"no image 2.* 2"):
         several.one_map(2, 0)
-    with pytest.raises(tvc.InputError, match=r"no target 3.* 3"):
+    with pytest.raises(InputError, match=r"no target 3.* 3"):
         several.one_heatmap(0, 3)
 
 
@@ -225,7 +228,7 @@ def test_alpha_0_is_the_picture_and_alpha_1_the_map() -> None:
     found = np.asarray(tvc.render.overlay(PICTURE, heat, "gray", alpha=1))
     assert found[..., 0].tolist() == [[0, 255], [128, 64]]
     for alpha in (-0.1, 1.1):
-        with pytest.raises(tvc.InputError, match=str(alpha)):
+        with pytest.raises(InputError, match=str(alpha)):
             tvc.render.overlay(PICTURE, heat, alpha=alpha)
 
 
@@ -253,7 +256,7 @@ def test_signed_maps_are_white_at_zero_and_their_ends_lie_at_minus_one_and_one()
 
 
 def test_an_unknown_colour_map_is_refused_with_the_closest() -> None:
-    with pytest.raises(tvc.InputError, match=r"'virids'.*'viridis'"):
+    with pytest.raises(InputError, match=r"'virids'.*'viridis'"):
         tvc.render.overlay(PICTURE, np.ones((2, 2)), "virids")
 
 
@@ -434,7 +437,7 @@ def test_a_masked_pictures_index_target_and_background_are_as_asked() -> None:
     assert red[0, 2].tolist() == [255, 255, 255]
     assert red[1, 1].tolist() == [9, 8, 7]
     for keep in (0, -0.1, 1.1):
-        with pytest.raises(tvc.InputError, match=f"not {keep}"):
+        with pytest.raises(InputError, match=f"not {keep}"):
             result.masked(white, keep)
 
 
@@ -628,7 +631,7 @@ def test_a_picture_file_holds_the_figure(name: str, kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["map.gif", "map", "map.npy", "png"])
 def test_another_suffix_is_refused_and_nothing_is_written(name: str, tmp_path: Path) -> None:
-    with pytest.raises(tvc.InputError, match=rf"'{name}'.*\.png, \.jpg or \.npz"):
+    with pytest.raises(InputError, match=rf"'{name}'.*\.png, \.jpg or \.npz"):
         cells(normal(1, 3, 4), (9, 12)).save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -665,7 +668,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_file(name: str, tmp_path: Pat
         with pytest.raises(TypeError):
             bad.save(path)
     else:
-        with pytest.raises(tvc.InputError):
+        with pytest.raises(InputError):
             good.save(path, colormap="no such colours")
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert path.read_bytes() == before
@@ -751,7 +754,7 @@ def test_an_unknown_alignment_is_refused_by_every_result(kind: str) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
     method = {"pixels": "saliency", "cells": "grad_cam", "windows": "occlusion"}[kind]
     result = tvc.METHODS[method](net, torch.rand(1, 1, 6, 6, dtype=torch.float64), 0)
-    with pytest.raises(tvc.InputError, match="align must be stretch or receptive_field"):
+    with pytest.raises(InputError, match="align must be stretch or receptive_field"):
         result.heatmap("middle")
 
 
@@ -780,3 +783,82 @@ def test_a_cell_that_is_nan_is_seen_where_it_is_and_nowhere_else():
     assert grown[0][~reach].isfinite().all()
     assert grown[0][:2, :2].isnan().all()
     assert grown[1][~reach.flip(0, 1)].isfinite().all()
+
+
+# ---- many pictures -------------------------------------------------------------------------------
+
+FROM_THE_PICTURE = {
+    "saliency": {"positive": True},
+    "input_x_gradient": {},
+    "guided_backprop": {},
+    "deconvnet": {},
+    "guided_grad_cam": {"layer": "conv2"},
+}
+
+
+def watched() -> tuple[nn.Module, list[int]]:
+    """A network, and how many pictures it was shown at a time."""
+    net, sizes = randomised(plain()), list[int]()
+    net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return net, sizes
+
+
+@pytest.mark.parametrize("target", [None, 2, [1, 0, 2, 3, 1], [[0, 1]] * 5])
+@pytest.mark.parametrize("method", FROM_THE_PICTURE)
+def test_pictures_may_go_a_few_at_a_time(method: str, target: Any) -> None:
+    (net, sizes), x = watched(), pictures(5)
+    options = FROM_THE_PICTURE[method]
+    whole = tvc.METHODS[method](net, x, target, batch_size=5, **options)
+    assert sizes == [5]
+    sizes.clear()
+    found = tvc.METHODS[method](net, x, target, batch_size=2, **options)
+    assert sizes == [2, 2, 1]
+    torch.testing.assert_close(found.values, whole.values, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.score, whole.score, rtol=1e-12, atol=1e-14)
+    assert found.target is not None
+    assert torch.equal(found.target, whole.target)
+    assert found.manifest().keys() == whole.manifest().keys()
+
+
+@pytest.mark.parametrize("method", FROM_THE_PICTURE)
+def test_a_callable_is_given_all_pictures_at_once(method: str) -> None:
+    (net, sizes), x = watched(), pictures(5)
+
+    def margin(scores: Tensor) -> Tensor:
+        return scores[:, 0] - scores.mean()  # of all pictures
+
+    options = FROM_THE_PICTURE[method]
+    found = tvc.METHODS[method](net, x, margin, batch_size=2, **options)
+    assert sizes == [5]
+    assert found.target is None
+
+
+def test_by_default_maps_stay_below_what_the_allocator_keeps(monkeypatch: Any) -> None:
+    (net, sizes), x = watched(), pictures(9)
+    shape = net.conv1(x).shape
+    tvc.saliency(net, x, 1)
+    assert sizes[-1] == 9
+    monkeypatch.setattr("torchviz_cnn.methods.passes._KEPT", 5 * 8 * shape[1:].numel())
+    sizes.clear()
+    found = tvc.saliency(net, x, 1)
+    assert sizes == [5, 4]
+    torch.testing.assert_close(found.values, tvc.saliency(net, x, 1, batch_size=9).values)
+    monkeypatch.setattr("torchviz_cnn.methods.passes._KEPT", 1)
+    sizes.clear()
+    tvc.saliency(net, x[:8], 1)
+    tvc.saliency(net, x[:4], 1)
+    assert sizes == [4, 4, 4]
+
+
+def test_it_is_said_once_that_few_activations_are_relus() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Tanh(), nn.ELU(), nn.Flatten())
+    net.append(nn.Linear(4 * 12 * 8, 5))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tvc.guided_backprop(net.double(), pictures(4), batch_size=1)
+    assert len([w for w in said if "only 33% of the activation functions" in str(w.message)]) == 1
+
+
+def test_no_pictures_at_a_time_are_refused() -> None:
+    with pytest.raises(InputError, match="batch_size must be a whole number of at least 1"):
+        tvc.saliency(randomised(plain()), pictures(2), batch_size=0)

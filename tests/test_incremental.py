@@ -618,6 +618,20 @@ class Branches(nn.Module):
         return out
 
 
+class Sum(nn.Module):
+    """A window and a wider one, added; what the first is pasted into is wanted besides."""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 1)
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out: Tensor = self.branch(x) + x
+        return out
+
+
 def _ending(*parts: nn.Module) -> nn.Module:
     ending = nn.MaxPool2d(24), nn.Flatten(), nn.Linear(16 * parts[-1].out_channels, CLASSES)  # type: ignore[operator]
     return nn.Sequential(*parts, *ending)
@@ -626,6 +640,13 @@ def _ending(*parts: nn.Module) -> nn.Module:
 NEEDY = {
     "a whole map": lambda: Branches(nn.AdaptiveAvgPool2d(1), 8),
     "parts that wait": lambda: Branches(nn.MaxPool2d(12), 8 * 64),
+    "a sum": lambda: _ending(Sum(nn.Conv2d(64, 64, 3, padding=1)), nn.Conv2d(64, 4, 1)),
+    "two that wait": lambda: _ending(
+        Sum(nn.Conv2d(64, 8, 1), nn.ReLU(), nn.Conv2d(8, 64, 1)), nn.Conv2d(64, 4, 1)
+    ),
+    "an average": lambda: _ending(
+        nn.Conv2d(3, 64, 5, padding=2), nn.AvgPool2d(5, 1, 2), nn.Conv2d(64, 4, 1)
+    ),
     "an activation in place": lambda: _ending(
         nn.Conv2d(3, 64, 1), nn.ReLU(inplace=True), nn.Conv2d(64, 4, 1)
     ),

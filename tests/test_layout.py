@@ -457,7 +457,7 @@ def test_a_heavy_network_may_view_its_last_maps(heavy, monkeypatch):
     net = randomised(Habit(_views)).float()
     seen = Layouts(net.conv1)
     for count in (1, 8, 1, 8):
-        found = tvc.saliency(net, small(count), 1)
+        found = tvc.saliency(net, small(count), 1, batch_size=count)
         close(found.values, tvc.saliency(randomised(Habit(_views)), pictures(count), 1).values)
     assert seen.last == [True, False, True, False]
 

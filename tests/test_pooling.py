@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -205,6 +208,70 @@ def test_a_gradient_at_the_picture_goes_through_torchs_pooling(net, pictures):
     torch.testing.assert_close(tvc.saliency(net, pictures).values, wanted)
 
 
+class Odd(Net):
+    """Calls its pooling in a way of its own."""
+
+    def __init__(self, call: Callable[[nn.MaxPool2d, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.call(self.pool, self.conv(x).relu())  # type: ignore[arg-type]
+        out: Tensor = self.dense(self.last(maps).relu().mean((2, 3)))
+        return out
+
+
+def _wider(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
+    pool.kernel_size = pool.stride = maps.shape[-1] // 8
+    return pool(maps)
+
+
+def _with_a_tangent(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        pooled = pool(forward_ad.make_dual(maps, torch.ones_like(maps)))
+        return forward_ad.unpack_dual(pooled).primal
+
+
+ODD_CALLS = {
+    "by keyword": lambda pool, maps: pool(input=maps),
+    "with sizes of the moment": _wider,
+    "mapped over an axis": lambda pool, maps: torch.vmap(pool, 1, 1)(maps),
+    "with a tangent": _with_a_tangent,
+    "on maps turned over": lambda pool, maps: pool(maps.mT).mT,
+    "under another default device": lambda pool, maps: _under_meta(pool, maps),
+}
+
+
+def _under_meta(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
+    with torch.device("meta"):
+        return pool(maps)
+
+
+@pytest.mark.usefixtures("of_any_size")
+@pytest.mark.parametrize("way", ODD_CALLS)
+def test_however_a_network_calls_its_pooling_it_gets_what_it_asks_for(way, pictures):
+    torch.manual_seed(0)
+    net = Odd(ODD_CALLS[way]).eval()
+    with torch.no_grad():
+        wanted = net(pictures)
+    net.pool.kernel_size = net.pool.stride = 2
+    with undisturbed(net, pictures):
+        assert torch.equal(run(net, pictures, sure=True).raw, wanted)
+
+
+def test_a_copy_made_during_a_pass_pools_with_its_own_sizes(net, pictures):
+    """A teacher that copies its student when it is first run, say."""
+    twins: list[Net] = []
+    handle = net.last.register_forward_hook(lambda *_: twins.append(copy.deepcopy(net)))
+    with undisturbed(net, pictures):
+        run(net, pictures, sure=True)
+    handle.remove()
+    twin = twins[0]
+    twin.pool.kernel_size = twin.pool.stride = 3
+    assert twin.pool(torch.zeros(1, 1, 9, 9)).shape == (1, 1, 3, 3)
+    assert net.pool(torch.zeros(1, 1, 9, 9)).shape == (1, 1, 4, 4)
+
+
 def test_the_network_comes_back_as_it_was_whatever_happens(net, pictures):
     tvc.grad_cam(net, pictures)
     assert "forward" not in vars(net.pool)
@@ -248,6 +315,7 @@ def test_a_forward_that_somebody_has_exchanged_is_left(net, pictures):
 
 
 def test_hooks_on_the_pooling_are_called(net, pictures):
+    tvc.grad_cam(net, pictures, layer="last")  # the first time the network is looked over
     seen: list[Tensor] = []
     handle = net.pool.register_forward_hook(lambda _m, _i, out: seen.append(out))
     tvc.grad_cam(net, pictures, layer="last")

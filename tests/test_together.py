@@ -210,7 +210,8 @@ def test_a_batch_size_is_kept_to():
     assert sizes == [2, 2, 1]
     sizes.clear()
     both = tvc.explain(net, x, 1, methods=["saliency", *CAMS], layer="conv2", batch_size=2)
-    assert sizes == [5, 2, 2, 1]
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    assert_same(both["saliency"], tvc.saliency(net, x, 1))
     for name in CAMS:
         assert_same(found[name], tvc.METHODS[name](net, x, 1, layer="conv2"))
         assert_same(both[name], found[name])

@@ -132,10 +132,15 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
     # Each module gets another dictionary for as long, and its own back as it was. Those that have no
     # buffers as well: they may be given some.
     owners = [(m.__dict__, m._buffers) for m in modules]
-    copies: dict[int, Tensor] = {}  # a buffer that two layers share stays shared
+    # A buffer that two layers share stays shared, and so does a dictionary of them.
+    copies: dict[int, Tensor] = {}
+    all_lent: dict[int, dict[str, Tensor | None]] = {}
     try:
         for own, kept in owners:
-            own["_buffers"] = lent = dict(kept)
+            if id(kept) in all_lent:
+                own["_buffers"] = all_lent[id(kept)]
+                continue
+            own["_buffers"] = lent = all_lent[id(kept)] = dict(kept)
             for key, buffer in kept.items():
                 # Inference tensors cannot be written outside inference mode anyway.
                 if buffer is not None and not buffer.is_inference():

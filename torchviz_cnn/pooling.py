@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.dispatch import is_watched
@@ -22,6 +24,7 @@ from torchviz_cnn.guard import every_module
 # Maps of fewer numbers are pooled faster by torch. Channels first its pooling takes up to 20 times as
 # long as channels last (64 maps of 112×112, windows of 3×3: 2.3 ms and 0.16 ms; here 0.20 and 0.12).
 _FEW = {torch.contiguous_format: 2**15, torch.channels_last: 2**18}
+_FORWARD = nn.MaxPool2d.forward
 
 
 def max_pool2d(
@@ -49,11 +52,14 @@ def max_pool2d(
         ...     max_pool2d(maps, 2, stride=1)
         tensor([[[3., 4.]]])
     """
-    stride = kernel_size if stride is None or stride == [] else stride
+    stride = (
+        kernel_size if stride is None or (isinstance(stride, Sequence) and not stride) else stride
+    )
+    numbers = [_two(each) for each in (kernel_size, stride, padding, dilation)]
     passes = None
-    if _is_suited(maps):
+    if None not in numbers and _is_suited(maps):
         height, width = maps.shape[-2:]
-        rows, columns = zip(*map(_two, (kernel_size, stride, padding, dilation)), strict=True)
+        rows, columns = zip(*numbers, strict=True)
         passes = _passes(_Axis(height, *rows), _Axis(width, *columns), ceil_mode)
     if passes is None:
         return F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode)
@@ -66,6 +72,9 @@ def _is_suited(maps: Tensor) -> bool:
     """Whether it is faster without indices, and nobody needs them."""
     return (
         type(maps) is Tensor
+        and maps.layout is torch.strided
+        and not is_functorch_wrapped_tensor(maps)
+        and forward_ad._current_level < 0
         and maps.device.type == "cpu"
         and maps.dtype in (torch.float32, torch.float64)
         and not (maps.requires_grad and torch.is_grad_enabled())
@@ -87,41 +96,45 @@ def without_indices(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for pool in pools:
-            pool.__dict__.pop("forward", None)
+            if finds_no_indices(pool):
+                del pool.__dict__["forward"]
 
 
 def find_no_indices(pool: nn.Module) -> None:
     """Let a max pooling compute :func:`max_pool2d`; another module is left as it is."""
     if _is_plain(pool):
         assert isinstance(pool, nn.MaxPool2d)
-        pool.__dict__["forward"] = partial(
-            max_pool2d,
-            kernel_size=pool.kernel_size,
-            stride=pool.stride,
-            padding=pool.padding,
-            dilation=pool.dilation,
-            ceil_mode=pool.ceil_mode,
-        )
+        pool.__dict__["forward"] = partial(_pooled, pool)
+
+
+def _pooled(pool: nn.MaxPool2d, input: Tensor) -> Tensor:  # noqa: A002 - nn.MaxPool2d's name
+    if pool.return_indices:
+        found: Tensor = _FORWARD(pool, input)
+        return found
+    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+    return max_pool2d(input, *window, pool.ceil_mode)
 
 
 def finds_no_indices(pool: nn.Module) -> bool:
     """Whether :func:`find_no_indices` has been at work on it."""
     forward = pool.__dict__.get("forward")
-    return isinstance(forward, partial) and forward.func is max_pool2d
+    return isinstance(forward, partial) and forward.func is _pooled
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it is a max pooling that does what its class says, and nothing more."""
     return (
         isinstance(module, nn.MaxPool2d)
-        and type(module).forward is nn.MaxPool2d.forward
+        and type(module).forward is _FORWARD
         and "forward" not in module.__dict__
-        and not module.return_indices
     )
 
 
-def _two(value: Any) -> tuple[int, int]:
-    return (value[0], value[-1]) if isinstance(value, Sequence) else (value, value)
+def _two(value: Any) -> tuple[int, int] | None:
+    """One number for both axes, or two; ``None`` for what is neither."""
+    if not isinstance(value, Sequence):
+        return value, value
+    return (value[0], value[-1]) if len(value) in (1, 2) else None
 
 
 class _Step(NamedTuple):
@@ -207,7 +220,7 @@ class _Pass(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _passes(rows: _Axis, columns: _Axis, ceil_mode: bool) -> list[_Pass] | None:
-    """How maps are pooled; ``None`` for what torch refuses, or is not worth it."""
+    """How maps are pooled; ``None`` for what torch refuses."""
     down, across = rows.windows(ceil_mode), columns.windows(ceil_mode)
     if not (rows.is_usual(down) and columns.is_usual(across)):
         return None
@@ -235,7 +248,8 @@ def _pass(size: tuple[int, int], down: list[_Step], across: list[_Step]) -> _Pas
 def _largest(maps: Tensor, how: _Pass) -> Tensor:
     """Of every window the largest of its cells."""
     layout = _layout(maps) or torch.contiguous_format
-    found = torch.empty((*maps.shape[:-2], *how.size), dtype=maps.dtype, memory_format=layout)
+    size = (*maps.shape[:-2], *how.size)
+    found = torch.empty(size, dtype=maps.dtype, device=maps.device, memory_format=layout)
     if how.everywhere:
         first, *others = [maps[..., rows, columns] for rows, columns in how.everywhere]
         torch.maximum(first, others[0] if others else first, out=found)

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution
 from torchviz_cnn.methods.classes import gradients_at_maps
 from torchviz_cnn.methods.examine import Examination, examine, light, parts
-from torchviz_cnn.methods.passes import Chosen, LayerChoice, Pass, PixelPass, choose, head_pass
+from torchviz_cnn.methods.passes import (
+    Chosen,
+    LayerChoice,
+    Pass,
+    PixelPass,
+    choose,
+    head_pass,
+    in_parts,
+)
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.resample import upsample
 from torchviz_cnn.targets import ScoreKind, Target, joined
@@ -384,6 +392,7 @@ def guided_grad_cam(
     *,
     layer: LayerChoice = None,
     score: ScoreKind = "logit",
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> PixelAttribution:
     """Which details belong to the class: guided backpropagation where Grad-CAM looks.
@@ -392,7 +401,7 @@ def guided_grad_cam(
     both.
 
     Args:
-        model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
+        model, inputs, target, score, batch_size, classes: as for :func:`~torchviz_cnn.saliency`.
         layer: as for :func:`grad_cam`.
 
     Returns:
@@ -416,4 +425,10 @@ def guided_grad_cam(
     """
     with examine(model, inputs, target, score, classes) as examination:
         chosen = choose(examination.module, layer, examination.inputs)
-        return guided_map(PixelPass(examination, rules=True, layers=[chosen]), chosen)
+        return in_parts(
+            examination,
+            batch_size,
+            lambda part, first: guided_map(
+                PixelPass(part, rules=True, layers=[chosen], warns=first), chosen
+            ),
+        )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import PixelAttribution
-from torchviz_cnn.methods.examine import examine
-from torchviz_cnn.methods.passes import PixelPass
+from torchviz_cnn.methods.examine import Examination, examine
+from torchviz_cnn.methods.passes import PixelPass, in_parts
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.relu import Rule
 from torchviz_cnn.targets import ScoreKind, Target
@@ -43,6 +43,16 @@ def product_map(shared: PixelPass) -> PixelAttribution:
     )
 
 
+def _by_rule(
+    examination: Examination, method: str, rule: Rule, positive: bool, batch_size: int | None
+) -> PixelAttribution:
+    def explain(part: Examination, first: bool) -> PixelAttribution:
+        shared = PixelPass(part, rules=True, warns=first)
+        return gradient_map(shared, method, rule, positive=positive)
+
+    return in_parts(examination, batch_size, explain)
+
+
 @attribution_method
 def saliency(
     model: nn.Module | Model,
@@ -51,6 +61,7 @@ def saliency(
     *,
     score: ScoreKind = "logit",
     positive: bool = False,
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> PixelAttribution:
     r"""How strongly the score answers to a small change of each pixel (vanilla gradient).
@@ -64,6 +75,9 @@ def saliency(
             class by default.
         score: ``"logit"``, before the final softmax or sigmoid, or ``"probability"``.
         positive: keep only the positive part of the gradient: pixels that raise the score.
+        batch_size: images in one pass; bounds the memory. By default, on a CPU, at least 4 and as many
+            as have no map of more than 32 MiB, on a GPU as many as have the pixels of 64 pictures of
+            224×224; a callable target sees all at once.
         classes: class names, where ``model`` does not know them.
 
     Returns:
@@ -82,7 +96,11 @@ def saliency(
         (torch.Size([2, 3, 64, 48]), torch.Size([2, 64, 48]))
     """
     with examine(model, inputs, target, score, classes) as examination:
-        return gradient_map(PixelPass(examination), "saliency", positive=positive)
+        return in_parts(
+            examination,
+            batch_size,
+            lambda part, _: gradient_map(PixelPass(part), "saliency", positive=positive),
+        )
 
 
 @attribution_method
@@ -92,6 +110,7 @@ def input_x_gradient(
     target: Target = None,
     *,
     score: ScoreKind = "logit",
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> PixelAttribution:
     """What each pixel contributes to the score, to first order: its value times its gradient.
@@ -99,7 +118,7 @@ def input_x_gradient(
     For a network of convolutions, ReLUs and max pooling without biases the values sum to the score.
 
     Args:
-        model, inputs, target, score, classes: as for :func:`saliency`.
+        model, inputs, target, score, batch_size, classes: as for :func:`saliency`.
 
     Returns:
         ``values``: ``x · ∂S/∂x``, ``(N, C, H, W)``. The heat map shows their sum over channels,
@@ -118,7 +137,7 @@ def input_x_gradient(
         True
     """
     with examine(model, inputs, target, score, classes) as examination:
-        return product_map(PixelPass(examination))
+        return in_parts(examination, batch_size, lambda part, _: product_map(PixelPass(part)))
 
 
 @attribution_method
@@ -129,6 +148,7 @@ def guided_backprop(
     *,
     score: ScoreKind = "logit",
     positive: bool = False,
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> PixelAttribution:
     r"""Which details excite the score: the gradient, with negative parts cut off at every ReLU.
@@ -141,7 +161,7 @@ def guided_backprop(
     et al. 2018, "Sanity Checks for Saliency Maps"): read it together with Grad-CAM.
 
     Args:
-        model, inputs, target, score, positive, classes: as for :func:`saliency`.
+        model, inputs, target, score, positive, batch_size, classes: as for :func:`saliency`.
 
     Returns:
         ``values``: the guided gradient of every channel, ``(N, C, H, W)``. The heat map shows its
@@ -162,8 +182,7 @@ def guided_backprop(
         torch.Size([1, 3, 64, 64])
     """
     with examine(model, inputs, target, score, classes) as examination:
-        shared = PixelPass(examination, rules=True)
-        return gradient_map(shared, "guided_backprop", "guided", positive=positive)
+        return _by_rule(examination, "guided_backprop", "guided", positive, batch_size)
 
 
 @attribution_method
@@ -174,6 +193,7 @@ def deconvnet(
     *,
     score: ScoreKind = "logit",
     positive: bool = False,
+    batch_size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> PixelAttribution:
     r"""What a deconvolutional network projects the score back to: ReLU on the way down only.
@@ -183,7 +203,7 @@ def deconvnet(
     Max pooling uses the switches of the forward pass, as in the paper.
 
     Args:
-        model, inputs, target, score, positive, classes: as for :func:`saliency`.
+        model, inputs, target, score, positive, batch_size, classes: as for :func:`saliency`.
 
     Returns:
         ``values``: the projection, ``(N, C, H, W)``. The heat map shows its largest magnitude over
@@ -204,5 +224,4 @@ def deconvnet(
         tensor([3])
     """
     with examine(model, inputs, target, score, classes) as examination:
-        shared = PixelPass(examination, rules=True)
-        return gradient_map(shared, "deconvnet", "deconvnet", positive=positive)
+        return _by_rule(examination, "deconvnet", "deconvnet", positive, batch_size)

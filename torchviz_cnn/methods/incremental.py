@@ -386,7 +386,7 @@ class Engine:
             del part, parts[local.source]
         result = local.apply(crop)
         if local.divisors is not None:
-            result = result / self._divisors(local.divisors, area)
+            result.div_(self._divisors(local.divisors, area))
         return result
 
     def _divisors(self, divisors: tuple[Tensor, Tensor], area: Area) -> Tensor:

@@ -276,21 +276,23 @@ class Plan:
         """The most numbers that an item has in hand, in what is computed in part and behind it."""
         network, wholes = self.network, self._read_whole()
         order = [n for n in network.nodes if n in self.spans]
-        order += [n for n in network.nodes if n in network.follows and n not in self.spans]
+        tail = [n for n in network.nodes if n in network.follows and n not in self.spans]
         live: dict[fx.Node, float] = {}
         kept = 0.0  # of whole maps that what comes behind will read
         most = [0.0, 0.0]
-        for node in order:
+        for node in order + tail:
             behind = node not in self.spans
+            if tail and node is tail[0]:
+                live.clear()  # behind, only whole maps are held
             live[node] = self._held(node)
             if network.writes_over(node):
                 live.pop(node.all_input_nodes[0], None)
-            crop, in_crop = self._crop(node), 0.0
-            if crop:
-                in_crop = sum(
-                    live.get(s, 0) for s in self._last_uses.get(node, ()) if s is not node
-                )
-            now = sum(live.values()) - min(in_crop, live[node]) + crop
+            crop, read = self._crop(node), 0.0
+            if crop and isinstance(
+                network.local[node], Sliding
+            ):  # let go of, once it is in the crop
+                read = sum(live.get(s, 0) for s in self._last_uses.get(node, ()) if s is not node)
+            now = sum(live.values()) - min(read, live[node]) + crop
             most[behind] = max(most[behind], kept + now)
             if node in wholes:
                 kept += network.values[node][0].numel()
@@ -312,15 +314,22 @@ class Plan:
         }
 
     def _crop(self, node: fx.Node) -> float:
-        """The numbers of the crop that a node slides over, and what it makes of it on the way."""
+        """The numbers of the crops that a node reads, and of what it makes of them on the way."""
         local = self.network.local.get(node)
-        if node not in self.areas or not isinstance(local, Sliding) or local.keeps_place:
+        if node not in self.areas or local is None:
+            return 0
+        if isinstance(local, InPlace):
+            others = len(local.sources) > 1
+            pasted = [s for s in local.sources if others and self._differ(s, node)]
+            return sum(self._held(node, of=source) for source in pasted)
+        if local.keeps_place:
             return 0
         value = self.network.values[local.source]
         rows, columns = (max(s.size for s in strips) for strips in self.areas[node])
         down, across = local.reaches
         cells = down.seen(rows) * across.seen(columns)
-        if local.padding == -torch.inf and down.stride < down.kernel:
+        overlap = down.stride < down.kernel or across.stride < across.kernel
+        if local.padding == -torch.inf and overlap:
             cells += rows * across.seen(columns)  # the largest of each column, see pooling
         return value[0].numel() / value.shape[-2:].numel() * cells
 
@@ -332,8 +341,9 @@ class Plan:
         (down, height), (across, width) = max(rows), max(columns)
         return down * across, (height, width)
 
-    def _held(self, node: fx.Node) -> float:
-        value = self.network.values[node]
+    def _held(self, node: fx.Node, of: fx.Node | None = None) -> float:
+        """The numbers an item has in hand of a node; or of another's channels, where it is computed."""
+        value = self.network.values[of or node]
         if not isinstance(value, Tensor) or node not in self.network.follows:
             return 0
         if node not in self.areas:

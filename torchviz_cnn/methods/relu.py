@@ -69,8 +69,11 @@ class ReLURule(OperatorMode):
             self.others += 1
         return func(*args, **kwargs)
 
-    def report(self) -> None:
+    def report(self, *, warns: bool = True) -> None:
         """Say what was not overridden.
+
+        Args:
+            warns: whether to warn where there are few ReLUs.
 
         Raises:
             NotApplicable: when the backward pass met no ReLU at all.
@@ -81,7 +84,7 @@ class ReLURule(OperatorMode):
                 "network has none; use saliency instead"
             )
         share = self.overridden / (self.overridden + self.others)
-        if share < 0.5:
+        if warns and share < 0.5:
             warnings.warn(
                 f"only {share:.0%} of the activation functions passed are ReLUs and follow the "
                 f"{self.rule} rule; the others keep their ordinary gradient",

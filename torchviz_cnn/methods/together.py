@@ -67,8 +67,8 @@ def explain(
         model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
         methods: names of ``METHODS``, or one.
         layer: for the methods that look at a layer; or several layers.
-        options: keywords of the methods; each gets those it knows. ``batch_size`` smaller than the
-            number of pictures keeps the Grad-CAM family to passes of its own.
+        options: keywords of the methods; each gets those it knows. With a ``batch_size`` smaller than
+            the number of pictures only the Grad-CAM family shares passes.
 
     Returns:
         The results by method, in the order asked for; where several layers were given, those of
@@ -149,7 +149,9 @@ def explained_by(
                     raise
                 found[name] = reason
 
-    sharing = [name for name in names if name in _SHARING]
+    batch_size = options.get("batch_size")
+    bounded = isinstance(batch_size, int) and batch_size < len(inputs)
+    sharing = [name for name in names if name in (WEIGHTS if bounded else _SHARING)]
     if len(sharing) > 1 or (sharing and len(layers) > 1):
         question = (options.get("score", "logit"), options.get("classes"))
         with examine(model, inputs, target, *question) as examination:
