@@ -831,6 +831,9 @@ def test_a_callable_is_given_all_pictures_at_once(method: str) -> None:
     found = tvc.METHODS[method](net, x, margin, batch_size=2, **options)
     assert sizes == [5]
     assert found.target is None
+    tvc.METHODS[method](net, x, margin, **options)
+    assert sizes[-1] == 5
+    assert 1 not in sizes or method == "guided_grad_cam"  # which asks where the layer is
 
 
 def test_by_default_maps_stay_below_what_the_allocator_keeps(monkeypatch: Any) -> None:

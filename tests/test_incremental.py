@@ -677,6 +677,15 @@ def test_a_batch_needs_the_memory_that_is_planned(neediest: str) -> None:
     assert 0.9 < max(accumulate(sizes)) / (4 * planned * positions) < 1.05
 
 
+def test_behind_only_what_is_read_there_is_planned_for() -> None:
+    """A whole map of 4 channels and their means; no window of it that it was made of."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    x = torch.rand(1, 3, 96, 96)
+    with undisturbed(net.eval(), x):
+        plan = Engine(net, x, Request((8, 8), (8, 8), (11, 11), 25)).plan
+        assert plan._numbers()[1] == 4 * 96 * 96 + 4
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_what_keeps_its_place_may_be_computed_by_rows(layout):
     conv = nn.Conv2d(6, 4, 1, groups=2).double()

@@ -236,6 +236,7 @@ ODD_CALLS = {
     "by keyword": lambda pool, maps: pool(input=maps),
     "with sizes of the moment": _wider,
     "mapped over an axis": lambda pool, maps: torch.vmap(pool, 1, 1)(maps),
+    "mapped over turned maps": lambda pool, maps: torch.vmap(pool)(maps[None].mT)[0].mT,
     "with a tangent": _with_a_tangent,
     "on maps turned over": lambda pool, maps: pool(maps.mT).mT,
     "under another default device": lambda pool, maps: _under_meta(pool, maps),
@@ -312,6 +313,20 @@ def test_a_forward_that_somebody_has_exchanged_is_left(net, pictures):
     with undisturbed(net, pictures):
         assert torch.equal(run(net, pictures, sure=True).raw, wanted)
     assert "forward" in vars(net.pool)
+
+
+def test_a_forward_that_is_exchanged_during_the_pass_stays_exchanged(net, pictures):
+    def exchange(*_: object) -> None:
+        net.pool.forward = average
+
+    def average(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, 2)
+
+    handle = net.conv.register_forward_hook(exchange)
+    with undisturbed(net, pictures):
+        run(net, pictures, sure=True)
+    handle.remove()
+    assert net.pool.forward is average
 
 
 def test_hooks_on_the_pooling_are_called(net, pictures):

@@ -1030,3 +1030,15 @@ def test_inside_a_block_every_network_has_the_modules_it_has():
         pass
     net.append(nn.Sigmoid())
     assert set(every_module(net)) == set(net.modules())
+
+
+def test_layers_that_share_their_buffers_share_them_inside_a_block():
+    one = nn.Module()
+    one.register_buffer("count", torch.zeros(()))
+    net = nn.ModuleList([one, copy.copy(one)])
+    assert net[0]._buffers is net[1]._buffers
+    with undisturbed(net):
+        net[0].count = net[0].count + 1
+        assert net[1].count == 1
+    assert net[0].count == net[1].count == 0
+    assert net[0]._buffers is net[1]._buffers
