@@ -508,6 +508,14 @@ class TestReadme:
         assert "0 are reached" in text
         assert "Missed: grad_cam, vgg16" in text
 
+    def test_it_is_told_which_code_was_measured(self, tmp_path):
+        machine = {**about(CPU), "commit": "new"}
+        earlier = (Run("once", "2026-01-01T03:04:05+00:00", 0.1, "old"),)
+        for name in speed.SUITES:
+            record = Record(name, machine, "2026-01-02T03:04:05+00:00", False, (), (), "now", earlier)
+            record.write(tmp_path / f"{name}.json")
+        assert " Of new, old. Sides take turns" in speed.section(tmp_path)
+
 
 def test_what_has_one_place_only_is_no_growth():
     record = Record("scaling", about(CPU), "2026-01-02T03:04:05+00:00", False)

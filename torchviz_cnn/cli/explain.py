@@ -82,7 +82,7 @@ def explain_command(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Pictures in one pass: for the Grad-CAM family and methods that vary the picture.",
+            help="Pictures in one pass; bounds the memory.",
             min=1,
         ),
     ] = None,
