@@ -512,7 +512,9 @@ class TestReadme:
         machine = {**about(CPU), "commit": "new"}
         earlier = (Run("once", "2026-01-01T03:04:05+00:00", 0.1, "old"),)
         for name in speed.SUITES:
-            record = Record(name, machine, "2026-01-02T03:04:05+00:00", False, (), (), "now", earlier)
+            record = Record(
+                name, machine, "2026-01-02T03:04:05+00:00", False, (), (), "now", earlier
+            )
             record.write(tmp_path / f"{name}.json")
         assert " Of new, old. Sides take turns" in speed.section(tmp_path)
 
