@@ -351,8 +351,17 @@ def needs(size):
         (["layers", "torch.nn:Conv2d"], "must be callable without arguments"),
         (["explain", "photo.png", "-m", "cat_dog", "--fill", "1"], "--fill is not for grad_cam"),
         (
-            ["explain", "photo.png", "-m", "cat_dog", "--method", "saliency", "--batch-size", "2"],
-            "--batch-size is not for saliency, but for smooth_grad, integrated_gradients, grad_cam,",
+            [
+                "explain",
+                "photo.png",
+                "-m",
+                "cat_dog",
+                "--method",
+                "saliency",
+                "--layer",
+                "conv2d_4",
+            ],
+            "--layer is not for saliency, but for grad_cam, hires_cam, layer_cam,",
         ),
         (
             [
