@@ -103,8 +103,9 @@ def _where(records: Iterable[Record], results: Path) -> str:
     folder = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results.name
     last = max(records, key=lambda each: each.started)
     quick = any(each.quick for each in records)
-    commits = [run.commit for record in records for run in record.runs if run.commit]
-    of_commits = f" Of {', '.join(dict.fromkeys(commits))}." if commits else ""
+    runs = [run for record in records for run in record.runs]
+    commits = list(dict.fromkeys(run.commit for run in runs if run.commit))
+    of_commits = f" Code of {', '.join(commits)}." if commits else ""
     return (
         f"{machine.line(last.machine)}; {tables.versions(last)}. {tables.idleness(records)}{of_commits}"
         f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "

@@ -516,7 +516,7 @@ class TestReadme:
                 name, machine, "2026-01-02T03:04:05+00:00", False, (), (), "now", earlier
             )
             record.write(tmp_path / f"{name}.json")
-        assert " Of new, old. Sides take turns" in speed.section(tmp_path)
+        assert " Code of new, old. Sides take turns" in speed.section(tmp_path)
 
 
 def test_what_has_one_place_only_is_no_growth():

@@ -149,7 +149,7 @@ def test_gradients_reach_what_they_reach_through_torchs():
 
 
 class Net(nn.Module):
-    """Pools in a layer, and in a layer of its own making."""
+    """Pools between two convolutions."""
 
     def __init__(self, pool: nn.MaxPool2d | None = None) -> None:
         super().__init__()
@@ -232,6 +232,11 @@ def _with_a_tangent(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
         return forward_ad.unpack_dual(pooled).primal
 
 
+def _under_meta(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
+    with torch.device("meta"):
+        return pool(maps)
+
+
 ODD_CALLS = {
     "by keyword": lambda pool, maps: pool(input=maps),
     "with sizes of the moment": _wider,
@@ -239,13 +244,8 @@ ODD_CALLS = {
     "mapped over turned maps": lambda pool, maps: torch.vmap(pool)(maps[None].mT)[0].mT,
     "with a tangent": _with_a_tangent,
     "on maps turned over": lambda pool, maps: pool(maps.mT).mT,
-    "under another default device": lambda pool, maps: _under_meta(pool, maps),
+    "under another default device": _under_meta,
 }
-
-
-def _under_meta(pool: nn.MaxPool2d, maps: Tensor) -> Tensor:
-    with torch.device("meta"):
-        return pool(maps)
 
 
 @pytest.mark.usefixtures("of_any_size")

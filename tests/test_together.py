@@ -217,6 +217,19 @@ def test_a_batch_size_is_kept_to():
         assert_same(both[name], found[name])
 
 
+@pytest.mark.parametrize("batch_size", [0, 2.5, "two", True])
+def test_a_batch_size_that_is_none_is_refused_whatever_shares_a_pass(batch_size: object) -> None:
+    for methods in (["saliency", "input_x_gradient"], CAMS):
+        with pytest.raises(tvc.InputError, match="batch_size must be a whole number of at least 1"):
+            tvc.explain(plain(), pictures(3), methods=methods, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("inputs", [None, 5, torch.tensor(1.0)])
+def test_what_is_no_picture_is_refused_with_a_batch_size_too(inputs: Any) -> None:
+    with pytest.raises(tvc.InputError, match="inputs must be"):
+        tvc.explain(plain(), inputs, methods=["saliency", *CAMS], batch_size=2)
+
+
 def test_clamps_that_a_rule_rewrites_do_not_change_the_plain_gradient():
     """At exactly 0 the slope of ``clamp(min=0)`` is 1 and that of a ReLU is 0."""
 

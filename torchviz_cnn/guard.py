@@ -87,10 +87,10 @@ def check_ready(module: nn.Module) -> None:
         InputError: when parameters have no shape yet, were created under ``torch.inference_mode``,
             or a part is TorchScript.
     """
-    _check_parts(every_module(module))
+    _checked_parameters(every_module(module))
 
 
-def _check_parts(modules: list[nn.Module]) -> list[nn.Parameter]:
+def _checked_parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
     """The parameters, each once, if all can be used."""
     if any(issubclass(kind, torch.jit.ScriptModule) for kind in set(map(type, modules))):
         raise InputError(
@@ -229,7 +229,7 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
         InputError: for a network that is not ready, see :func:`check_ready`.
     """
     modules = _walked(module)
-    parameters = _check_parts(modules)
+    parameters = _checked_parameters(modules)
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

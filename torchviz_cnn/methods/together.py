@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import Attribution
-from torchviz_cnn.errors import InputError, NotApplicable, closest
+from torchviz_cnn.errors import InputError, NotApplicable, check_counts, closest
 from torchviz_cnn.methods.cam import (
     WEIGHTS,
     Wanted,
@@ -150,7 +150,9 @@ def explained_by(
                 found[name] = reason
 
     batch_size = options.get("batch_size")
-    bounded = isinstance(batch_size, int) and batch_size < len(inputs)
+    check_counts(batch_size=batch_size)
+    count = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else 0
+    bounded = batch_size is not None and batch_size < count
     sharing = [name for name in names if name in (WEIGHTS if bounded else _SHARING)]
     if len(sharing) > 1 or (sharing and len(layers) > 1):
         question = (options.get("score", "logit"), options.get("classes"))
