@@ -663,14 +663,14 @@ def test_a_batch_needs_the_memory_that_is_planned(neediest: str) -> None:
     net, x = randomised(NEEDY[neediest]()).float(), torch.rand(1, 3, 96, 96)
     with undisturbed(net, x):
         engine = Engine(net, x, Request((8, 8), (8, 8), (11, 11), 25))
-        planned, _ = engine.plan._numbers()
+        planned = engine.plan._numbers()[0]
         engine.prepare()
         engine.show(x, torch.zeros_like(x))
         tile = (1, 1)
         positions = math.prod(len(groups[1]) for groups in engine.plan.tiles)
-        engine._wholes(tile)
+        engine._wholes([tile], positions)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            engine._wholes(tile)
+            engine._wholes([tile], positions)
     assert seen.profiler is not None
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchviz_cnn as tvc
+from tests.clock import busy
 from tests.networks import pictures, randomised
 from tests.test_incremental import Body, Skip, compared, differ
 from torchviz_cnn.guard import undisturbed
@@ -141,7 +141,7 @@ def test_filtering_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
     where, function = real[slow]
 
     def slowly(*args: Any) -> Tensor:
-        time.sleep(0.2)  # more than either takes
+        busy(0.2)  # more than either takes
         return function(*args)
 
     monkeypatch.setattr(where, slow, slowly)

@@ -2,7 +2,7 @@
 
 It is read by ``torch.fx``. Batch norms are folded into the convolutions before them, and weights laid
 out as they are fastest; both are the graph's own copies. Large convolutions of 3×3 windows are
-replaced by Winograd's filtering where that is faster.
+replaced by Winograd's filtering, and products made by another library, where that is faster.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
 from torchviz_cnn.methods.local import Local, Sliding
 from torchviz_cnn.methods.nodes import Reader, makes_new, writes
+from torchviz_cnn.methods.products import multiply_fast
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
 from torchviz_cnn.pooling import find_no_indices
 
@@ -184,6 +185,7 @@ class Network:
         self.modules = dict(self.graph.named_modules())
         for each in self.modules.values():
             find_no_indices(each)  # the graph's own
+            multiply_fast(each)
         self.picture, self.follows = _following(self.graph)
         self.answer = next(node for node in self.nodes if node.op == "output")
         self._writing = {node for node in self.nodes if writes(node, self.modules)}

@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -238,15 +239,9 @@ class Engine:
         return groups
 
     def _answered(self, tiles: list[Pair], same: Tensor) -> tuple[list[Pair], Output]:
-        positions = [
-            (row, column)
-            for i, j in tiles
-            for row in self.plan.tiles[0][i]
-            for column in self.plan.tiles[1][j]
-        ]
-        wholes = _joined([self._wholes(tile) for tile in tiles])
+        positions = [p for tile in tiles for p in product(*self.plan.positions(tile))]
         count = len(positions) * len(self.images)
-        output = self._answer({**self._blank(count), **wholes}, count)
+        output = self._answer({**self._blank(count), **self._wholes(tiles, count)}, count)
         untouched = torch.stack([same[:, row, column] for row, column in positions])
         return positions, self._restored(output, untouched.flatten())
 
@@ -314,17 +309,24 @@ class Engine:
             )
         return wholes
 
-    def _wholes(self, tile: Pair) -> dict[fx.Node, Tensor]:
-        """The whole maps that the rest of the network needs, for the variants of one tile."""
-        parts: dict[fx.Node, Tensor] = {}
+    def _wholes(self, tiles: list[Pair], count: int) -> dict[fx.Node, Tensor]:
+        """The whole maps that the rest of the network needs, for the variants of some tiles."""
         wholes: dict[fx.Node, Tensor] = {}
-        for node in self.plan.spans:
-            parts[node] = self._part(node, parts, tile)
-            if node in self.plan.cuts:
-                wholes[node] = self._whole(node, parts[node], tile)
-            for done in self.last_use.get(node, ()):
-                parts.pop(done, None)
-        return wholes
+        start = stop = 0
+        for tile in tiles:
+            down, across = self.plan.positions(tile)
+            start, stop = stop, stop + len(down) * len(across) * len(self.images)
+            parts: dict[fx.Node, Tensor] = {}
+            for node in self.plan.spans:
+                parts[node] = self._part(node, parts, tile)
+                if node in self.plan.cuts:
+                    if node not in wholes:  # not before the first tile has got that far
+                        sheet = self.sheets[node]
+                        wholes[node] = sheet.room(count, *sheet.size)
+                    self._paste_whole(node, parts[node], tile, wholes[node][start:stop])
+                for done in self.last_use.get(node, ()):
+                    parts.pop(done, None)
+        return {node: self._laid(wholes.pop(node)) for node in list(wholes)}
 
     def _rest(self, wholes: dict[fx.Node, Tensor]) -> Any:
         """What the network gives, from the maps on that are computed whole."""
@@ -399,14 +401,14 @@ class Engine:
         items = each.flatten(0, 1).repeat_interleave(len(self.images), 0)
         return items[:, None]
 
-    def _whole(self, node: fx.Node, part: Tensor, tile: Pair) -> Tensor:
-        """The whole map of every variant."""
+    def _paste_whole(self, node: fx.Node, part: Tensor, tile: Pair, into: Tensor) -> None:
+        """Lay out the whole map of every variant of a tile."""
         area, sheet = self.plan.area(node, tile), self.sheets[node]
         down, across = (
             Extent((0,) * len(strip.starts), rows)
             for strip, rows in zip(area, sheet.size, strict=True)
         )
-        return self._laid(sheet.pasted((down, across), part, area))
+        sheet.pasted((down, across), part, area, into=into)
 
     def _laid(self, whole: Tensor) -> Tensor:
         """In the layout that the rest of the network would see."""
@@ -420,11 +422,3 @@ def _by_rows(apply: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
     n, _, height, width = part.shape
     rows = part.movedim(1, -1).reshape(n * height, 1, width, -1).movedim(-1, 1)
     return apply(rows).movedim(1, -1).reshape(n, height, width, -1).movedim(-1, 1)
-
-
-def _joined(wholes: list[dict[fx.Node, Tensor]]) -> dict[fx.Node, Tensor]:
-    """The maps of several tiles as one; they are let go on the way."""
-    first, *others = wholes
-    if not others:
-        return first
-    return {node: torch.cat([each.pop(node) for each in wholes]) for node in list(first)}

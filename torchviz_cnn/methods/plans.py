@@ -239,6 +239,10 @@ class Plan:
         rows, columns = self.network.values[node].shape[-2:]
         return rows, columns
 
+    def positions(self, tile: Pair) -> tuple[Sequence[int], Sequence[int]]:
+        """The rows and the columns of positions of a tile."""
+        return self.tiles[0][tile[0]], self.tiles[1][tile[1]]
+
     def area(self, node: fx.Node, tile: Pair) -> Area:
         """Where a node is computed, for a tile of positions."""
         rows, columns = self.areas[node]

@@ -51,34 +51,49 @@ class Sheet:
         rows = maps.movedim((-2, -1), (1, 2)).reshape(n * height * width, math.prod(channels))
         return cls(rows, n, (height, width), tuple(channels))
 
-    def cut(self, wanted: tuple[Extent, Extent], before: Pair = (0, 0)) -> Tensor:
+    def room(self, items: int, rows: int, columns: int) -> Tensor:
+        """Maps ``(items, …, rows, columns)`` that nothing has been written to, channels last."""
+        places = self.rows.new_empty(items, rows, columns, *self.channels)
+        return places.movedim((1, 2), (-2, -1))
+
+    def cut(
+        self, wanted: tuple[Extent, Extent], before: Pair = (0, 0), into: Tensor | None = None
+    ) -> Tensor:
         """Crops ``(positions · n, …, rows, columns)``, of every position all pictures.
 
         Args:
             wanted: which rows and columns.
             before: where the first row and column are that these are counted from.
+            into: where they are put, some of the :meth:`room` for more of them.
         """
         height, width = self.size
         row, number = self.rows.stride()
         (down, rows), (across, columns) = ((len(each.starts), each.size) for each in wanted)
-        crops = self.rows.new_empty(down, across, self.pictures, rows, columns, self.rows.shape[1])
+        if into is None:
+            into = self.room(down * across * self.pictures, rows, columns)
+        places = (down, across, self.pictures, rows, columns, self.rows.shape[1])
+        crops = into.movedim((-2, -1), (1, 2)).view(places)
         # Crops that lie evenly spaced are a view of the map (of no negative step), copied in one go.
         for to_rows, top, step_down in _even(wanted[0].starts):
             for to_columns, left, step_across in _even(wanted[1].starts):
-                into = crops[to_rows, to_columns]
+                some = crops[to_rows, to_columns]
                 first = (top + before[0]) * width + left + before[1]
                 strides = (step_down * width, step_across, height * width, width, 1)
                 there = self.rows.as_strided(
-                    into.shape,
+                    some.shape,
                     (*(stride * row for stride in strides), number),
                     self.rows.storage_offset() + first * row,
                 )
-                into.copy_(there)
-        items = down * across * self.pictures
-        return crops.view(items, rows, columns, *self.channels).movedim((1, 2), (-2, -1))
+                some.copy_(there)
+        return into
 
     def pasted(
-        self, wanted: tuple[Extent, Extent], part: Tensor, area: Area, before: Pair = (0, 0)
+        self,
+        wanted: tuple[Extent, Extent],
+        part: Tensor,
+        area: Area,
+        before: Pair = (0, 0),
+        into: Tensor | None = None,
     ) -> Tensor:
         """Crops with the changed windows pasted into them.
 
@@ -90,14 +105,15 @@ class Sheet:
             part: the map anew, in the windows of every position.
             area: where those windows lie.
             before: how many rows and columns of padding are in front of it.
+            into: as for :meth:`cut`.
         """
-        crops = self.cut(wanted, before)
+        crops = self.cut(wanted, before, into)
         places = (*(len(each.starts) for each in wanted), self.pictures)
-        into, taken = crops.unflatten(0, places), part.unflatten(0, places)
+        found, taken = crops.unflatten(0, places), part.unflatten(0, places)
         rows, columns = (_pasting(each, strip) for each, strip in zip(wanted, area, strict=True))
         for down, to_rows, from_rows in rows:
             for across, to_columns, from_columns in columns:
-                there = into[down, across][..., to_rows, to_columns]
+                there = found[down, across][..., to_rows, to_columns]
                 there.copy_(taken[down, across][..., from_rows, from_columns])
         return crops
 

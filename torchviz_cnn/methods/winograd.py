@@ -9,15 +9,13 @@ same sum in another order, so only rounding differs.
 from __future__ import annotations
 
 import math
-import time
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.dispatch import is_watched
-from torchviz_cnn.methods.sidebyside import side_by_side
+from torchviz_cnn.methods.trials import are_allowed, is_clearly_faster
 
 _SIDE = 4  # of the squares of outputs
 _KERNEL = 3
@@ -36,7 +34,6 @@ _LEAST_SQUARES = 32  # weights have to be read for each batch
 _LEAST_SHARE = 0.5  # of the squares that must lie inside of the map
 # These are times of a Xeon. On an EPYC matrices are multiplied half as fast as convolutions are summed
 # up, by the same library, and the same crops take 0.95: nothing is gained, and maps of 14×14 lose.
-_LEAST_GAIN = 0.75  # of the time, for squares that all lie inside
 
 
 def is_suited(module: nn.Module) -> bool:
@@ -51,8 +48,7 @@ def is_suited(module: nn.Module) -> bool:
         and min(module.weight.shape[:2]) >= _CHANNELS
         and module.weight.device.type == "cpu"
         and module.weight.dtype in (torch.float32, torch.float64)  # in fewer digits nothing is left
-        # What is faster is found out by trying: that is for nobody to see, and not always the same.
-        and not (torch.are_deterministic_algorithms_enabled() or is_watched())
+        and are_allowed()
         and is_faster_here(module.weight.dtype)
     )
 
@@ -60,25 +56,15 @@ def is_suited(module: nn.Module) -> bool:
 @cache
 def is_faster_here(dtype: torch.dtype) -> bool:
     """Whether filtering is worth it on this processor; tried once, in less than a tenth of a second."""
-    (found,) = side_by_side([partial(_is_faster, dtype)], torch.get_num_threads())
-    return found
-
-
-def _is_faster(dtype: torch.dtype) -> bool:
     weight = torch.ones(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, dtype=dtype, device="cpu")
     crops = torch.ones(8, _CHANNELS, 10, 10, dtype=dtype, device="cpu")
     weight, crops = (t.contiguous(memory_format=torch.channels_last) for t in (weight, crops))
     shift, filters = weight.new_zeros(_CHANNELS), _transformed(weight)
-    took: tuple[list[float], list[float]] = [], []
-    for _ in range(4):  # in turn, so that a machine that slows down does so for both
-        start = time.perf_counter()
-        F.conv2d(crops, weight, shift)
-        between = time.perf_counter()
-        _filtered(crops, filters, shift, (0, 0), (8, 8))
-        took[0].append(between - start)
-        took[1].append(time.perf_counter() - between)
-    summed, filtered = map(min, took)
-    return filtered <= _LEAST_GAIN * summed
+    return is_clearly_faster(
+        lambda: _filtered(crops, filters, shift, (0, 0), (8, 8)),  # squares all lie inside
+        lambda: F.conv2d(crops, weight, shift),
+        rounds=4,
+    )
 
 
 class WinogradConvolution(nn.Module):
