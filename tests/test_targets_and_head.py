@@ -524,6 +524,91 @@ def test_a_callable_must_return_one_score_an_image(
         explain(method, Net(), pictures(), wrong)
 
 
+def _two_heads(scores: Tensor) -> dict[str, Tensor]:
+    return {"colour": scores[:, :2], "shape": scores[:, 2:]}
+
+
+@pytest.mark.parametrize(
+    ("end", "target", "told"),
+    [
+        (_two_heads, lambda out: out["shape"][:, 1], r"dict .*\(colour, shape\); wrap it in a mod"),
+        (lambda s: (s, s), lambda out: out[1][:, 0], r"IndexError.*one tensor.*\(2, 5\).*module"),
+        (lambda s: {"logits": s}, lambda out: out["logits"], r"Error.*one tensor.*\(2, 5\)"),
+        (nn.Identity(), lambda out: out.sorted(1)[:, 0], r"AttributeError.*no attribute 'sorted'"),
+    ],
+)
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "occlusion"])
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
+def test_what_a_callable_is_given_is_told_where_it_fails(method, end, target, told):
+    with pytest.raises(tvc.InputError, match=told):
+        explain(method, Net(end), pictures(), target)
+
+
+NAMED: dict[str, Any] = {
+    "a list": ["a", "b", "c", "d", "e"],
+    "a tuple": ("a", "b", "c", "d", "e"),
+    "by index": {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"},
+    "in another order": {4: "e", 2: "c", 0: "a", 3: "d", 1: "b"},
+    "by digits": {"0": "a", "1": "b", "2": "c", "3": "d", "4": "e"},
+}
+
+
+@pytest.mark.parametrize("names", NAMED)
+def test_class_names_may_be_given_by_index(names):
+    found = tvc.grad_cam(Net(), pictures(), "d", classes=NAMED[names])
+    assert found.target is not None
+    assert found.target.tolist() == [3, 3]
+    assert found.classes == ("a", "b", "c", "d", "e")
+    assert "class 3 d" in found.title()
+    loaded = tvc.models.load("mnist_convnet", classes={str(i): f"digit {i}" for i in range(10)})
+    assert loaded.classes is not None
+    assert loaded.classes[7] == "digit 7"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({1: "a", 2: "b"}, r"every index from 0 on, not for \[1, 2\]"),
+        ({"a": 0, "b": 1}, r"every index from 0 on, not for \['a', 'b'\]"),
+        ({0: "a", 1: 7}, r"list of texts, one a class, not \['a', 7\]"),
+        ("abcde", "list of texts, one a class, not 'abcde'"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(names, told):
+    with pytest.raises(tvc.InputError, match=told):
+        tvc.saliency(Net(), pictures(), 0, classes=names)
+
+
+class Choosy(nn.Module):
+    """Takes one picture at a time, says so in its own way."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) == 1, "only one at a time"
+        scores: Tensor = self.inner(x)
+        return scores
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "smooth_grad"])
+def test_a_network_for_batches_of_one_size_is_given_them_by_batch_size(method):
+    net, x = Choosy(Net()), pictures()[:1]
+    with pytest.raises(tvc.InputError, match=r"take \d+ pictures of shape .*once.*batch_size"):
+        explain(method, net, x, 3)
+    options = {"batch_size": 1, **({"engine": "dense"} if method == "occlusion" else {})}
+    options |= {"seed": 1} if method == "smooth_grad" else {}
+    close(
+        explain(method, net, x, 3, **options).values,
+        explain(method, net.inner, x, 3, **options).values,
+    )
+    with pytest.raises(
+        tvc.InputError, match=r"inputs of shape \(N, 3, 8, 7\).*channels and the si"
+    ):
+        explain("saliency", net, pictures(), 3, batch_size=2)
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "too many": ([0, 1, 2], "3 targets.*2 images"),
     "too few": ([0], "1 targets.*2 images"),

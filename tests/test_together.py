@@ -308,3 +308,15 @@ def test_a_method_a_network_is_not_made_for_is_refused_like_alone():
     net = randomised(nn.Sequential(nn.Flatten(), nn.Linear(math.prod((3, 14, 10)), 4)))
     with pytest.raises(tvc.InputError, match="no convolution"):
         tvc.explain(net, pictures(), 1, methods=["saliency", "grad_cam", "layer_cam"])
+
+
+def test_guided_grad_cam_of_half_precision_does_not_fall_below_its_range():
+    """Half precision holds its factors, but not their product: the least it knows is 6e-8."""
+    net, x = randomised(plain()).float(), pictures(2).float()
+    with torch.no_grad():
+        for each in (net[-1].weight, net[-1].bias):
+            each.mul_(1e-3)
+    wanted = tvc.guided_grad_cam(net, x, 1).values
+    found = tvc.guided_grad_cam(net.half(), x.half(), 1).values
+    assert 1e-10 < float(wanted.abs().max()) < 3e-8
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1

@@ -450,7 +450,8 @@ def tensor_in(output: object) -> Tensor:
             return found
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
+    holds = f" ({', '.join(map(str, output))})" if isinstance(output, Mapping) else ""
     raise NoScores(
-        f"the network returned a {type(output).__name__} without a tensor of class scores in it; "
-        "wrap it in a module that returns (N, classes)"
+        f"the network returned a {type(output).__name__} without a tensor of class scores in it"
+        f"{holds}; wrap it in a module that returns one tensor, (N, classes)"
     )

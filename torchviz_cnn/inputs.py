@@ -145,9 +145,16 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
         if reason is None:
             raise
         shape = ", ".join(["N", *map(str, inputs.shape[1:])])
+        count = _pictures_given(error)
+        if count in (None, len(inputs)) or "channels" in reason:  # of which none has another number
+            raise InputError(
+                f"the network cannot take inputs of shape ({shape}): {reason}; give pictures with "
+                "the channels and the size it was built for"
+            ) from error
         raise InputError(
-            f"the network cannot take inputs of shape ({shape}): {reason}; give pictures with "
-            "the channels and the size it was built for"
+            f"the network cannot take {count} pictures of shape ({shape}) at once: {reason}; give "
+            "the batch_size that it takes, or pictures with the channels and the size it was "
+            "built for"
         ) from error
 
 
@@ -190,6 +197,13 @@ def _called_modules(error: Exception) -> list[tuple[nn.Module, tuple[Any, ...]]]
                 called.append((here["self"], here.get("args", ())))
         trace = trace.tb_next
     return called
+
+
+def _pictures_given(error: Exception) -> int | None:
+    """How many pictures the network was given when it raised an error."""
+    called = _called_modules(error)
+    given = called[0][1][:1] if called else ()
+    return len(given[0]) if given and isinstance(given[0], Tensor) and given[0].ndim else None
 
 
 def network_failure(error: Exception) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ Target = (
     | Callable[[Tensor], Tensor]
     | None
 )
+ClassNames = Sequence[str] | Mapping[int, str] | Mapping[str, str]
 
 
 def class_index(name: str, classes: Sequence[str] | None) -> int:
@@ -54,6 +55,32 @@ def class_index(name: str, classes: Sequence[str] | None) -> int:
             offer = "; they are called " + ", ".join(classes)
         raise InputError(f"no class is called {name!r}{offer}")
     return hits[0]
+
+
+def class_names(given: ClassNames) -> tuple[str, ...]:
+    """Class names in the order of their indexes.
+
+    Args:
+        given: one after the other, or by index, which may be spelled in digits, as in a JSON file.
+
+    Raises:
+        InputError: for names of which not every index from 0 on has one, or that are no text.
+
+    Example:
+        >>> class_names({1: "dog", 0: "cat"})
+        ('cat', 'dog')
+    """
+    if isinstance(given, Mapping):
+        names = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in given.items()}
+        if set(names) != set(range(len(given))):
+            raise InputError(
+                "class names by index are {0: name, 1: name, …}, one for every index from 0 on, "
+                f"not for {list(given)[:3]}"
+            )
+        given = [names[index] for index in range(len(names))]
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"class names are a list of texts, one a class, not {given!r:.60}")
+    return tuple(given)
 
 
 def class_label(index: int, classes: Sequence[str] | None) -> str:
@@ -97,7 +124,7 @@ class Question:
     Args:
         target: ``None`` for each image's top class; an index or a name for all images; a list of N
             of them, one an image; a list of N lists of K of them, K an image; or a callable that
-            takes the network's output and returns one score an image. For a two-class network with
+            takes the scores, one tensor, and returns one score an image. For a two-class network with
             one output, 1 is its score and 0 the negative of it.
         images: N.
         score: ``"logit"`` for the score before the final softmax or sigmoid, ``"probability"`` for
@@ -204,7 +231,7 @@ class Question:
                 "look at its weights and at how the pictures were scaled"
             )
         if self.callable is not None:
-            score = self.callable(values)
+            score = self._called(values)
             if isinstance(score, Tensor) and score.ndim == 0 and self.images == 1:
                 score = score[None]
             if not isinstance(score, Tensor) or score.shape != (self.images,):
@@ -236,6 +263,17 @@ class Question:
         rows = torch.arange(self.images, device=values.device)
         score = values[rows, chosen] if chosen.ndim == 1 else values[rows[:, None], chosen]
         return Explained(score, chosen)
+
+    def _called(self, values: Tensor) -> Tensor:
+        assert self.callable is not None
+        try:
+            return self.callable(values)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the callable target failed ({type(error).__name__}: {error}); it is given one "
+                f"tensor of scores, here {tuple(values.shape)}, and returns one score an image; of "
+                "a network with several outputs, explain a module that returns one of them"
+            ) from error
 
     def _two_classes(self, logits: Tensor, values: Tensor) -> Explained:
         """One output a picture: class 1 is its score; class 0 the negative, or 1 − probability."""

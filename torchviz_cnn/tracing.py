@@ -510,7 +510,8 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
 
     Raises:
         InputError: for bad inputs.
-        NotApplicable: when no convolution with more than one output cell runs.
+        NotApplicable: when no convolution with more than one output cell runs, or most of what the
+            network computes follows it, on tokens: a transformer's patches are no features.
 
     Example:
         >>> import torch, torchvision, torchviz_cnn as tvc
@@ -540,6 +541,30 @@ def _identity(module: nn.Module) -> object:
     return id(module)
 
 
+def _check_is_late(trace: Trace, index: int) -> None:
+    """Refuse the last map of a network that computes on in another form, as transformers do.
+
+    Linear layers behind flattened maps are no such form: they give one row an image.
+
+    Raises:
+        NotApplicable: when over half of the multiply-adds follow, of tokens or of maps with the
+            channels last.
+    """
+    behind = trace.runs[index + 1 :]
+    follows = sum(run.macs for run in behind if len(run.shape or ()) > 2)
+    share = follows / max(1, sum(run.macs for run in trace.runs))
+    if share <= 0.5:
+        return
+    shapes = {run.name: run.shape for run in behind if run.name and run.shape}
+    maps = [name for name, shape in shapes.items() if len(shape) == 4 and min(shape[1:]) > 1]
+    raise NotApplicable(
+        f"the last convolution's map, {trace.runs[index].name!r}, says little of what this network "
+        f"sees: {share:.0%} of its multiply-adds follow, as a transformer's do; "
+        + (f"name a later layer, such as {maps[-1]!r}, " if maps else "")
+        + "or use saliency or occlusion".removeprefix("" if maps else "or ")
+    )
+
+
 def _find_default_layer(module: nn.Module, trace: Trace) -> str:
     sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
     if not sizes:
@@ -548,12 +573,13 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> str:
             "weigh; name a layer with a spatial output, or use saliency or occlusion"
         )
     convolutions = {m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    for run in reversed(trace.runs):
+    for index, run in reversed(list(enumerate(trace.runs))):
         if not run.name or run.shape is None or run.shape[2:] != sizes[-1]:
             continue
         inside = {m for m in module.get_submodule(run.name).modules() if m in convolutions}
         if len(convolutions) > 1 and inside == convolutions:
             continue
+        _check_is_late(trace, index)
         return run.name
     raise NotApplicable(
         "the last convolution of this network belongs to no named module; name a layer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from torchviz_cnn.methods.variants import (
     gradients_of_variants,
     scores_of_variants,
 )
-from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
+from torchviz_cnn.targets import ClassNames, Explained, ScoreKind, Target, joined
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -60,7 +60,7 @@ def smooth_grad(
     seed: int = 0,
     score: ScoreKind = "logit",
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     r"""How strongly the score answers to each pixel of pictures like this one: the mean over noise.
 
@@ -151,7 +151,7 @@ def integrated_gradients(
     steps: int = 50,
     score: ScoreKind = "logit",
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PathAttribution:
     r"""What each pixel contributed to the score on the way from an empty picture to this one.
 

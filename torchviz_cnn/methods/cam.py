@@ -22,7 +22,7 @@ from torchviz_cnn.methods.passes import (
 )
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.resample import upsample
-from torchviz_cnn.targets import ScoreKind, Target, joined
+from torchviz_cnn.targets import ClassNames, ScoreKind, Target, joined
 from torchviz_cnn.tracing import Trace, place_of_layer, traced
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _alone(
     score: ScoreKind,
     relu: bool,
     batch_size: int | None,
-    classes: Sequence[str] | None,
+    classes: ClassNames | None,
 ) -> CellAttribution:
     with examine(model, inputs, target, score, classes) as examination:
         wanted = method, choose(examination.module, layer, examination.inputs)
@@ -189,7 +189,7 @@ def grad_cam(
     score: ScoreKind = "logit",
     relu: bool = True,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> CellAttribution:
     r"""Where the network sees the class: feature maps weighted by their mean gradient.
 
@@ -204,7 +204,8 @@ def grad_cam(
     Args:
         model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
         layer: whose feature maps; name, alias or module. Of a module that runs several times the
-            last run, unless the name says which (``"relu@1"``). By default the layer that
+            last run, unless the name says which (``"relu@1"``). Maps with the channels last, as
+            Swin's, are known by the picture's proportions. By default the layer that
             :func:`~torchviz_cnn.default_layer` finds.
         relu: the ReLU of the paper; ``False`` keeps what speaks against the class.
         batch_size: images in one forward pass; bounds the memory. By default as many as have the
@@ -241,7 +242,7 @@ def hires_cam(
     score: ScoreKind = "logit",
     relu: bool = True,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> CellAttribution:
     r"""Which places raised the score: feature maps times their gradient, cell by cell.
 
@@ -284,7 +285,7 @@ def layer_cam(
     score: ScoreKind = "logit",
     relu: bool = True,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> CellAttribution:
     r"""Where early and late layers see the class: feature maps times their positive gradient.
 
@@ -327,7 +328,7 @@ def grad_cam_plus_plus(
     score: ScoreKind = "logit",
     relu: bool = True,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> CellAttribution:
     r"""Where the network sees each of several objects of the class: positive gradients, evened out.
 
@@ -373,11 +374,13 @@ def guided_map(shared: PixelPass, layer: Chosen) -> PixelAttribution:
     wanted = "grad_cam", layer
     values = class_maps(shared.seen, [wanted], keep_graph=True)[wanted]
     guided = shared.gradient("guided")
-    cam = upsample(values.relu(), examination.size).to(guided)
+    if guided.dtype is torch.float16:
+        guided = guided.float()  # two small numbers' product falls below half precision's range
+    cam = upsample(values.to(guided).relu(), examination.size)
     if examination.inputs.ndim == 4:
         cam = cam.unsqueeze(-3)
     return PixelAttribution(
-        values=(guided * cam).to(examination.inputs.dtype),
+        values=guided * cam,
         layer=layer.name,
         quantity="guided gradient × Grad-CAM",
         **examination.about(shared.explained, "guided_grad_cam", {}),
@@ -393,7 +396,7 @@ def guided_grad_cam(
     layer: LayerChoice = None,
     score: ScoreKind = "logit",
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     """Which details belong to the class: guided backpropagation where Grad-CAM looks.
 
@@ -405,8 +408,9 @@ def guided_grad_cam(
         layer: as for :func:`grad_cam`.
 
     Returns:
-        ``values``: ``(N, C, H, W)``, or ``(N, K, C, H, W)``. The heat map shows the largest
-        magnitude over the channels.
+        ``values``: ``(N, C, H, W)``, or ``(N, K, C, H, W)``; of pictures in half precision in
+        float32, as such a product is too small for them. The heat map shows the largest magnitude
+        over the channels.
 
     Raises:
         InputError: as :func:`grad_cam` and :func:`~torchviz_cnn.guided_backprop`.

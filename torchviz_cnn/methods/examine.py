@@ -14,7 +14,7 @@ from torchviz_cnn.errors import InputError, NotApplicable, check_counts
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import known, module_of
-from torchviz_cnn.targets import Explained, Question, ScoreKind, Target
+from torchviz_cnn.targets import ClassNames, Explained, Question, ScoreKind, Target, class_names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +59,7 @@ def examine(
     inputs: Tensor,
     target: Target,
     score: ScoreKind,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> Iterator[Examination]:
     """Check everything that can be checked without running, then hold the network still.
 
@@ -68,7 +68,7 @@ def examine(
     """
     module = module_of(model)
     images = check_inputs(model, module, inputs)
-    classes = known(model, "classes") if classes is None else tuple(classes)
+    classes = known(model, "classes") if classes is None else class_names(classes)
     with torch.inference_mode(False):
         question = Question(target, images.shape[0], score=score, classes=classes)
     view = getattr(known(model, "preprocess"), "view", None)  # of the preparation, not the network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torchviz_cnn.methods.examine import Examination, examine
 from torchviz_cnn.methods.passes import PixelPass, in_parts
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.relu import Rule
-from torchviz_cnn.targets import ScoreKind, Target
+from torchviz_cnn.targets import ClassNames, ScoreKind, Target
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -62,7 +61,7 @@ def saliency(
     score: ScoreKind = "logit",
     positive: bool = False,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     r"""How strongly the score answers to a small change of each pixel (vanilla gradient).
 
@@ -71,14 +70,14 @@ def saliency(
     Args:
         model: any network; comes back as it was.
         inputs: ``(N, C, H, W)``, or ``(N, H, W)`` where the network has no channel axis.
-        target: class index or name, one or several an image, or a callable on the output; the top
-            class by default.
+        target: class index or name, one or several an image, or a callable that takes the tensor of
+            scores and returns one score an image; the top class by default.
         score: ``"logit"``, before the final softmax or sigmoid, or ``"probability"``.
         positive: keep only the positive part of the gradient: pixels that raise the score.
         batch_size: images in one pass; bounds the memory. By default, on a CPU, at least 4 and as many
             as have no map of more than 32 MiB, on a GPU as many as have the pixels of 64 pictures of
             224×224; a callable target sees all at once.
-        classes: class names, where ``model`` does not know them.
+        classes: class names, a list or by index, where ``model`` does not know them.
 
     Returns:
         ``values``: the signed gradient of every channel, ``(N, C, H, W)``. The heat map shows its
@@ -111,7 +110,7 @@ def input_x_gradient(
     *,
     score: ScoreKind = "logit",
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     """What each pixel contributes to the score, to first order: its value times its gradient.
 
@@ -149,7 +148,7 @@ def guided_backprop(
     score: ScoreKind = "logit",
     positive: bool = False,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     r"""Which details excite the score: the gradient, with negative parts cut off at every ReLU.
 
@@ -194,7 +193,7 @@ def deconvnet(
     score: ScoreKind = "logit",
     positive: bool = False,
     batch_size: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
 ) -> PixelAttribution:
     r"""What a deconvolutional network projects the score back to: ReLU on the way down only.
 

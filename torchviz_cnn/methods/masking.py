@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torchviz_cnn.methods.passes import Chosen, HeldMaps, LayerChoice, choose
 from torchviz_cnn.methods.registry import attribution_method
 from torchviz_cnn.methods.variants import answers, check_precision, in_words, scores_of_variants
 from torchviz_cnn.resample import upsample
-from torchviz_cnn.targets import Explained, ScoreKind, Target, joined
+from torchviz_cnn.targets import ClassNames, Explained, ScoreKind, Target, joined
 from torchviz_cnn.tracing import place_of_layer, traced
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def score_cam(
     relu: bool = True,
     batch_size: int | None = None,
     progress: bool = False,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
     dtype: torch.dtype | None = None,
 ) -> CellAttribution:
     r"""Where the network sees the class, without gradients: maps by the score of what they show.

@@ -33,7 +33,7 @@ from torchviz_cnn.naming import known, module_of, resolve
 from torchviz_cnn.objectives import Cell, Objective, objective_of
 from torchviz_cnn.observe import capture, running_to
 from torchviz_cnn.preprocess import Colors, colors_of
-from torchviz_cnn.targets import ScoreKind
+from torchviz_cnn.targets import ClassNames, ScoreKind, class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -388,7 +388,7 @@ def maximize(
     seed: int | Sequence[int] = 0,
     input_size: Sequence[int] | None = None,
     preprocess: Any = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Maximization:
@@ -459,7 +459,7 @@ def maximize(
         ((28, 28), torch.Size([2, 8]), ('conv_1 3', 'conv_1 5'))
     """
     module = module_of(model)
-    names = known(model, "classes") if classes is None else tuple(classes)
+    names = known(model, "classes") if classes is None else class_names(classes)
     wanted = [
         each.bound(module, names)
         for each in _objectives(objective, layer, channel, cell, target, score)

@@ -28,7 +28,7 @@ from torchviz_cnn.methods.variants import (
     in_words,
     scores_of_variants,
 )
-from torchviz_cnn.targets import Explained, ScoreKind, Target
+from torchviz_cnn.targets import ClassNames, Explained, ScoreKind, Target
 from torchviz_cnn.targets import joined as answers_joined
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def occlusion(
     batch_size: int | None = None,
     all_scores: bool = True,
     progress: bool = False,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
     engine: Engines = "auto",
     dtype: torch.dtype | None = None,
 ) -> WindowAttribution:

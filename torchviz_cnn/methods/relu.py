@@ -105,6 +105,10 @@ _CLAMPS = {
     Tensor.clamp_: True,
     Tensor.clip_: True,
     Tensor.clamp_min_: True,
+    _ATEN.clamp: False,  # in graphs that torch.export made
+    _ATEN.clamp_min: False,
+    _ATEN.clamp_: True,
+    _ATEN.clamp_min_: True,
 }
 
 
@@ -123,10 +127,10 @@ class clamps_as_relus(TorchFunctionMode):  # noqa: N801 - reads as the context i
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        in_place = _CLAMPS.get(func)
+        in_place = _CLAMPS.get(getattr(func, "_overloadpacket", func))
         if in_place is not None:
             low, high = _bounds(*args, **kwargs)
-            values = args[0] if args else kwargs["input"]
+            values = args[0] if args else kwargs.get("input", kwargs.get("self"))
             if isinstance(low, int | float) and low == 0 and values.is_floating_point():
                 if high is None:
                     self.rewritten += 1

@@ -25,7 +25,7 @@ from torchviz_cnn.methods.gradient import gradient_map, product_map
 from torchviz_cnn.methods.passes import Chosen, LayerChoice, PixelPass, choose
 from torchviz_cnn.methods.registry import METHODS, accepts
 from torchviz_cnn.methods.relu import Rule
-from torchviz_cnn.targets import ScoreKind, Target
+from torchviz_cnn.targets import ClassNames, ScoreKind, Target
 from torchviz_cnn.tracing import traced
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def explain(
     methods: str | Sequence[str],
     layer: Layers = None,
     score: ScoreKind = "logit",
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
     **options: Any,
 ) -> dict[str, Attribution]:
     """Explain the same pictures by several methods, at several layers, in few forward passes.

@@ -21,6 +21,7 @@ from torchviz_cnn.models.model import Model, of_its_size
 from torchviz_cnn.models.own import OWN, own_network
 from torchviz_cnn.models.weights import at_random, load_state
 from torchviz_cnn.preprocess import preprocess_by_name
+from torchviz_cnn.targets import ClassNames, class_names
 
 
 def names() -> list[str]:
@@ -55,7 +56,7 @@ def load(
     weights: str | Path | None = None,
     *,
     preprocess: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: ClassNames | None = None,
     input_size: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
     keras: str | Path | None = None,
@@ -128,7 +129,7 @@ def load(
     if preprocess is not None:
         model = replace(model, preprocess=preprocess_by_name(preprocess, model.input_size))
     if classes is not None:
-        model = replace(model, classes=tuple(classes))
+        model = replace(model, classes=class_names(classes))
     model.module.eval()
     return model.to(device)
 
