@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import torchviz_cnn as tvc
 from tests.networks import pictures, randomised
 from torchviz_cnn.errors import NotApplicable
-from torchviz_cnn.methods.passes import _puts_channels_last
 
 
 class Mixing(nn.Module):
@@ -57,25 +56,13 @@ def test_maps_with_the_channels_last_are_weighed_by_channel(method, size):
     assert kinds["one"].heatmap().shape == (2, *size)
 
 
-@pytest.mark.parametrize(
-    ("shape", "picture", "last"),
-    [
-        ((7, 7, 768), (224, 224), True),
-        ((8, 6, 96), (256, 192), True),
-        ((7, 10, 64), (224, 320), True),
-        ((768, 7, 7), (224, 224), False),
-        ((7, 7, 7), (224, 224), False),
-        ((8, 8, 9), (64, 64), False),  # might be either: as a convolution puts them out
-        ((16, 12, 16), (192, 256), False),
-        ((512, 1, 26), (32, 100), False),  # a line of text
-        ((24, 24, 25), (100, 100), False),
-        ((1, 1, 40), (64, 64), False),
-        ((2, 2, 3), (8, 8), False),
-        ((100, 100, 110), (448, 448), False),  # strange, but nearly square
-    ],
-)
-def test_proportions_tell_where_the_channels_are(shape, picture, last):
-    assert _puts_channels_last(torch.empty(1, *shape), picture) is last
+def test_maps_that_no_layer_works_along_have_their_channels_first():
+    """Shaped as 16 channels in the last place would be, but no layer works on 16 features."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, (4, 2), (4, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 16, 5)),
+    )
+    x = pictures(1, 3, 32, 32)
+    assert tvc.grad_cam(randomised(net), x, 1, layer="1").values.shape == (1, 8, 16)
 
 
 def test_a_transformers_patches_are_no_default_layer():

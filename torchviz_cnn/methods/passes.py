@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import PixelAttribution
+from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.head import Output
 from torchviz_cnn.layout import run
@@ -91,6 +92,7 @@ class HeldMaps:
         self.calls: dict[nn.Module, int] = {}
         self.maps: dict[str, Tensor] = {}
         self.interrupted = False
+        self.root = nn.Module()
         self.picture: tuple[int, ...] = ()
 
     @contextmanager
@@ -105,8 +107,8 @@ class HeldMaps:
             for handle in handles:
                 handle.remove()
 
-    def _begin(self, _module: object, args: tuple[Any, ...]) -> None:
-        self.picture = tuple(args[0].shape[-2:])
+    def _begin(self, root: nn.Module, args: tuple[Any, ...]) -> None:
+        self.root, self.picture = root, tuple(args[0].shape[-2:])
         self.calls = {layer.module: 0 for layer in self.layers}
         self.maps = {}
         self.interrupted = False
@@ -128,8 +130,8 @@ class HeldMaps:
                 f"a class activation map weighs feature maps (N, C, h, w), and the layer "
                 f"{wanted[0].name!r} puts out {what}; choose a convolution, or leave the layer out"
             )
-        channels_last = _puts_channels_last(tensor, self.picture)
-        if channels_last:
+        last = self._has_channels_last(tensor)
+        if last:
             tensor = tensor.movedim(-1, 1)
         if self.cut:
             tensor = self._begun(tensor)
@@ -137,8 +139,13 @@ class HeldMaps:
             self.maps[layer.name] = tensor
         # Downstream gets a clone: an in-place operation may follow, and would fail on a leaf or
         # rewrite the maps.
-        passed_on = tensor.movedim(1, -1) if channels_last else tensor
+        passed_on = tensor.movedim(1, -1) if last else tensor
         return replace_first_tensor(output, passed_on.clone())
+
+    def _has_channels_last(self, maps: Tensor) -> bool:
+        shape = tuple(maps.shape[1:])
+        might = channels_last(shape, self.picture, {shape[-1]})
+        return might and shape[-1] in widths_of(self.root)
 
     def _begun(self, tensor: Tensor) -> Tensor:
         """The maps with the graph begun at them, if it has not begun before."""
@@ -169,15 +176,6 @@ class HeldMaps:
         return {layer.name: self.maps[layer.name] for layer in self.layers}
 
 
-def _puts_channels_last(maps: Tensor, picture: tuple[int, ...]) -> bool:
-    """Whether maps are ``(N, h, w, C)``, as in Swin: of the picture's proportions only that way."""
-    high, wide, last = maps.shape[1:]
-    tall = picture[0] / picture[1]
-    as_usual = wide / (last * tall)  # 1 where (N, C, h, w) has the picture's proportions
-    fits = min(high, wide) > 1 and abs(high - wide * tall) <= max(1.0, tall)
-    return fits and abs(wide - last * tall) > 2 and not 0.8 < as_usual < 1.25
-
-
 @dataclass(frozen=True)
 class Pass:
     """What one forward pass showed.
@@ -187,7 +185,7 @@ class Pass:
         output: what the network put out.
         explained: the scores to explain.
         maps: layer name -> what the layer put out, ``(N, C, h, w)``, of the scores' graph;
-            channels are moved there from the last place, see :func:`_puts_channels_last`.
+            channels are moved there from the last place.
     """
 
     question: Question
