@@ -419,3 +419,59 @@ def test_long_words_are_broken_not_cut():
     assert len(lines) > 1
     assert all(text_width(line, 12) <= 90 for line in lines)
     assert wrap("iiii", 1) == ["i", "i", "i", "i"]  # narrower than any letter
+
+
+def overlap(a, b):
+    return a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 1 and b.y0 < a.y1 - 1
+
+
+BREEDS = ["golden_retriever", "staffordshire_bull_terrier", "west_highland_terrier"]
+
+
+@pytest.mark.parametrize(
+    "names", [BREEDS, ["cat", "dog"], [f"{name}_{i}" for name in BREEDS * 4 for i in "ab"]]
+)
+def test_the_names_of_a_confusion_matrix_are_whole_and_do_not_lie_on_each_other(names):
+    figure = render.confusion_matrix(np.eye(len(names), dtype=int), names)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    below, beside = axis.get_xticklabels(), axis.get_yticklabels()
+    assert [[each.get_text() for each in labels] for labels in (below, beside)] == [names, names]
+    frames = [each.get_window_extent() for each in (*below, *beside)]
+    lying = [each.get_window_extent() for each in (*below, *beside) if each.get_rotation() == 0]
+    for index, box in enumerate(lying):
+        assert not any(overlap(box, other) for other in lying[index + 1 :])
+    width, height = figure.canvas.get_width_height()
+    assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= width and b.y1 <= height for b in frames)
+    if slanted := [each for each in below if each.get_rotation()]:
+        # Parallel lines: as far apart as their columns, times the sine of the angle.
+        pitch = axis.get_window_extent().width / len(names)
+        assert pitch * np.sin(np.radians(slanted[0].get_rotation())) > 10 / 72 * figure.dpi
+    # The matrix and its words fill the paper: no blank half.
+    plot = axis.get_tightbbox()
+    assert plot.height > 0.9 * height
+
+
+def test_a_very_long_class_name_keeps_both_its_ends():
+    names = [f"first words {'and more ' * 20} last words {end}" for end in "ab"]
+    axis = render.confusion_matrix(np.eye(2, dtype=int), names).axes[0]
+    labels = [each.get_text() for each in axis.get_yticklabels()]
+    assert all(each.startswith("first") and "…" in each for each in labels)
+    assert [each[-12:] for each in labels] == ["last words a", "last words b"]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_very_long_layer_name_leaves_the_plot_and_its_legend_their_room(count, recwarn):
+    names = [
+        f"a_layer_with_{'a_really_unreasonably_' * 4}long_name_number_{i}" for i in range(count)
+    ]
+    figure = render.shares_figure(names, {"zeros": [0.5] * count, "dead": [0.1] * count}, title="t")
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    legend = figure.legends[0].get_window_extent()
+    assert axis.get_window_extent().height > 150
+    assert legend.y1 <= axis.get_tightbbox().y0 + 1
+    assert [each.get_text()[-8:] for each in axis.get_xticklabels()] == [
+        f"number_{i}" for i in range(count)
+    ]
+    assert not recwarn

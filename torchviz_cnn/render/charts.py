@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,8 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.text import elide, inches
 
 _MEASURED = ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy")
+_POINTS = 10  # of the classes' names
+_LONGEST = 250  # of a name, in units of 1/72 inch
+_SLANT = 45  # degrees; of names below columns narrower than they
 
 
 def training_curves(history: Sequence[Mapping[str, float]], *, best: int | None = None) -> Figure:
@@ -68,25 +73,32 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     many = len(names)
     if counts.shape != (many, many) or not many:
         raise InputError(f"{many} names do not fit a confusion matrix of shape {counts.shape}")
-    side = min(30.0, max(4.5, 2.2 + 0.55 * many))
-    figure = Figure(figsize=(side + 0.8, side))
+    side = min(27.0, max(2.2, 0.55 * many))
+    numbered = many <= 40  # beyond, numbers and names would be dust
+    labels = [elide(name, _LONGEST, _POINTS) for name in names] if numbered else []
+    longest = max((inches(label, _POINTS) for label in labels), default=0.3)
+    slanted = longest > 0.9 * side / many
+    # Paper for the names as they lie, so that the matrix keeps its size.
+    below = longest * math.sin(math.radians(_SLANT)) if slanted else 0.2
+    figure = Figure(figsize=(side + longest + 1.6, side + below + 0.6))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     drawn = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(drawn, ax=axis, fraction=0.046, label="% of the class")
-    if many <= 40:  # beyond, numbers would be dust
+    if numbered:
         for row, column in np.ndindex(many, many):
             ink = "white" if shares[row, column] > 0.5 else "black"
             axis.text(
                 column, row, str(int(counts[row, column])), ha="center", va="center", color=ink
             )
-        short = [name if len(name) <= 24 else name[:23] + "…" for name in names]
-        axis.set_xticks(
-            range(many), short, rotation=90 if many > 4 and max(map(len, short)) > 3 else 0
-        )
-        axis.set_yticks(range(many), short)
+        axis.set_xticks(range(many), labels, fontsize=_POINTS)
+        if slanted:
+            axis.tick_params(axis="x", rotation=_SLANT)
+            for label in axis.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(many), labels, fontsize=_POINTS)
     axis.set_xlabel("the network says")
     axis.set_ylabel("it is")
     return figure

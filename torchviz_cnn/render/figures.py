@@ -14,7 +14,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for, limits
 from torchviz_cnn.render.enlarge import fitted
 from torchviz_cnn.render.overlays import overlay
-from torchviz_cnn.render.text import INK, PAPER, font, number, text_width, wrap
+from torchviz_cnn.render.text import INK, PAPER, elide, font, inches, number, text_width, wrap
 
 
 def attribution_figure(
@@ -276,12 +276,16 @@ _LINES = ("#31688e", "#b23c3c", "#35b779")
 
 def _over_depth(names: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with the layers' names below it, as many of them as can be read."""
-    figure = Figure(figsize=(max(5.0, min(20.0, 3.0 + 0.22 * len(names))), 4.5))
+    step = -(-len(names) // 80)
+    shown = [elide(name, 160, 7) for name in names[::step]]
+    # Long names get paper of their own: they must not eat the axes.
+    below = max(inches(name, 7) for name in shown)
+    size = (max(5.0, min(20.0, 3.0 + 0.22 * len(names))), 4.5 + max(0.0, below - 1.0))
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.set_xlim(-0.5, len(names) - 0.5)
-    step = -(-len(names) // 80)
-    axis.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    axis.set_xticks(range(0, len(names), step), shown, rotation=90, fontsize=7)
     axis.grid(axis="y", linewidth=0.3)
     return figure, axis

@@ -32,6 +32,33 @@ def fit(text: str, width: int, size: int = 12) -> str:
     return text.rstrip() + "…"
 
 
+def elide(text: str, width: int, size: int = 12) -> str:
+    """The text, cut to at most ``width`` pixels where it tells least: before its end.
+
+    Names of layers and classes often begin alike, so twice as much is left of the end.
+
+    Example:
+        >>> elide("features.block_7.convolution.depthwise", 120)
+        'featu…n.depthwise'
+    """
+    if text_width(text, size) <= width:
+        return text
+    kept = len(text) - 1
+    while kept > 1 and text_width(_around(text, kept), size) > width:
+        kept -= 1
+    return _around(text, kept)
+
+
+def _around(text: str, kept: int) -> str:
+    start = kept // 3
+    return f"{text[:start]}…{text[len(text) - kept + start :]}"
+
+
+def inches(text: str, points: float) -> float:
+    """How long a line of text is in a figure, at a size in points."""
+    return font(100).getlength(text) * points / 100 / 72
+
+
 def wrap(text: str, width: int, size: int = 12) -> list[str]:
     """The text in lines of at most ``width`` pixels, broken between words; long words anywhere."""
     lines: list[str] = []
