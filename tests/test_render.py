@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from torchviz_cnn import InputError, render
+from torchviz_cnn import Filters, InputError, render
+from torchviz_cnn.render import paper
 from torchviz_cnn.render.colormaps import colorize, limits
 from torchviz_cnn.render.text import fit, font, text_width, wrap
 
@@ -475,3 +476,45 @@ def test_a_very_long_layer_name_leaves_the_plot_and_its_legend_their_room(count,
         f"number_{i}" for i in range(count)
     ]
     assert not recwarn
+
+
+def where(mask, wanted):
+    """The places, from the left and then from above, where a picture has just this ink."""
+    windows = np.lib.stride_tricks.sliding_window_view(mask, wanted.shape)
+    ys, xs = np.nonzero((windows == wanted).all((2, 3)))
+    return sorted(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 5), (5, 1)])
+def test_every_row_and_column_of_a_table_of_kernels_has_its_number(size):
+    """In whatever order they are: from one number those beside it cannot be told."""
+    rows, columns = [42, 70, 63, 85, 19], [105, 490, 371, 286, 488]
+    blank = np.zeros((100, 512, *size))  # of white kernels, so that all ink is words
+    picture = render.filters(blank, chosen=rows, inputs=columns)
+    mask = np.asarray(picture)[:, :, 0] < 128
+    beside = [where(mask, ink(f"{row}  ‖0‖")) for row in rows]
+    assert [len(found) for found in beside] == [1] * len(rows)
+    heights = np.diff([found[0][1] for found in beside])
+    assert heights.min() >= 14
+    upright = [where(mask, ink(str(column))) for column in columns]
+    turned = [where(mask, np.rot90(ink(str(column)))) for column in columns]
+    above = upright if upright[0] else turned
+    assert [len(found) for found in above] == [1] * len(columns)
+    assert np.diff([found[0][0] for found in above]).min() >= 14
+
+
+def test_a_picture_of_some_filters_says_why_these(monkeypatch):
+    feet = []
+    monkeypatch.setattr(
+        "torchviz_cnn.render.kernels.framed",
+        lambda *given: feet.append(given[2]) or paper.framed(*given),
+    )
+    kernels = Filters("conv", torch.randn(20, 130, 1, 1), None)
+    kernels.picture(top=8)
+    assert "8 of 20 filters, those with the largest norm, the largest first;" in feet[0]
+    assert (
+        "64 of 130 input channels, those in which the filters drawn have the largest norm"
+        in feet[0]
+    )
+    kernels.picture(chosen=[3, 1], inputs=[5, 4, 2])  # whoever chose them knows
+    assert "2 of 20 filters; 3 of 130 input channels; a row" in feet[1]

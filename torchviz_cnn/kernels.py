@@ -87,19 +87,23 @@ class Filters:
         if chosen is not None:
             chosen = picked(chosen, count, "filter")
         in_colour = channels == 3 if options.get("rgb") is None else bool(options["rgb"])
+        reasons = ["", ""]
         if chosen is None:
             most = count if in_colour or channels == 1 else self._rows_shown(inputs)
             shown = min(count, most if top is None else top)
             if shown < count:
                 chosen = self.norms.argsort(descending=True, stable=True)[:shown].tolist()
+                reasons[0] = "those with the largest norm, the largest first"
         if inputs is None and not in_colour and channels > MOST_IN_A_ROW:
             rows = self.weight if chosen is None else self.weight[list(chosen)]
             strength = rows.transpose(0, 1).flatten(1).norm(dim=1)
             best = strength.argsort(descending=True, stable=True)[:MOST_IN_A_ROW]
             inputs = best.sort().values.tolist()
+            reasons[1] = "those in which the filters drawn have the largest norm, in their order"
         options.setdefault(
             "title", f"{self.layer}, filters {'×'.join(map(str, self.weight.shape))}"
         )
+        options.setdefault("reasons", tuple(reasons))
         return render.filters(self.weight, chosen=chosen, inputs=inputs, **options)
 
     def _rows_shown(self, inputs: Sequence[int] | None) -> int:

@@ -14,7 +14,7 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import DIVERGING, colorize
 from torchviz_cnn.render.grids import enlarged, grid
 from torchviz_cnn.render.paper import framed
-from torchviz_cnn.render.text import INK, font, number, text_width
+from torchviz_cnn.render.text import INK, PAPER, font, number, text_width
 
 KernelScale = Literal["filter", "layer"]
 
@@ -22,6 +22,7 @@ _SIDE = 36  # pixels of a kernel in a grid
 _TABLE_SIDE = 18  # and in a table of filters and input channels
 _GROUND = (226, 226, 226)
 _LABEL = 11
+_LINE = 14  # pixels that a number and the space around it take
 
 
 def filters(
@@ -33,6 +34,7 @@ def filters(
     rgb: bool | None = None,
     chosen: Sequence[int] | None = None,
     inputs: Sequence[int] | None = None,
+    reasons: tuple[str, str] = ("", ""),
     title: str | None = None,
 ) -> Image.Image:
     """The kernels of a convolution as one picture, with their numbers and norms.
@@ -50,6 +52,8 @@ def filters(
         chosen: which filters, in which order; all by default.
         inputs: which input channels, in which order; all by default. For colour which three are
             red, green and blue, such as ``(2, 1, 0)`` for a network that takes blue first.
+        reasons: why these filters, and why these input channels, where they are not all: a few
+            words for the line below.
         title: a line above.
 
     Returns:
@@ -105,7 +109,17 @@ def filters(
         body = _table(colors, labels, seen)
     limit = float(top.max())
     bar = (-limit, limit, colormap) if scale == "layer" and not in_colour else None
-    words = _words(array.shape, len(rows), len(seen), scale, in_colour=in_colour, limit=limit)
+    chosen_words = [
+        f"{some} of {count} {what}{f', {reason}' if reason else ''}"
+        for some, count, what, reason in (
+            (len(rows), array.shape[0], "filters", reasons[0]),
+            (len(seen), array.shape[1], "input channels", reasons[1]),
+        )
+        if some < count
+    ]
+    words = _words(
+        array.shape, chosen_words, scale, table=len(seen) > 1, in_colour=in_colour, limit=limit
+    )
     if in_colour:
         words = f"input channels {seen[0]}, {seen[1]}, {seen[2]} as red, green, blue; {words}"
     return framed(body, title, words, bar)[0]
@@ -113,20 +127,16 @@ def filters(
 
 def _words(
     shape: tuple[int, ...],
-    rows: int,
-    seen: int,
+    chosen: Sequence[str],
     scale: KernelScale,
     *,
+    table: bool,
     in_colour: bool,
     limit: float,
 ) -> str:
     height, width = shape[2:]
-    words = [f"{height}×{width} kernels, ‖norm‖ of each filter"]
-    if rows < shape[0]:
-        words.append(f"{rows} of {shape[0]} filters")
-    if seen < shape[1]:
-        words.append(f"{seen} of {shape[1]} input channels")
-    if not in_colour and seen > 1:
+    words = [f"{height}×{width} kernels, ‖norm‖ of each filter", *chosen]
+    if table and not in_colour:
         words.append("a row for each filter, a column for each input channel")
     zero = "gray is 0" if in_colour else "the middle of the colour map is 0"
     if scale == "filter":
@@ -168,33 +178,39 @@ def _outlined(cells: np.ndarray) -> np.ndarray:
 def _table(colors: np.ndarray, labels: Sequence[str], seen: Sequence[int]) -> np.ndarray:
     """Kernels ``(filters, channels, h, w, 3)`` in rows and columns with numbers at both sides."""
     single = colors.shape[2:4] == (1, 1)
-    cells = _enlarged(colors, 8 if single else _TABLE_SIDE)
+    cells = _enlarged(colors, _LINE if single else _TABLE_SIDE)
     rows, columns, height, width, _ = cells.shape
     gap = 0 if single else 2
-    pitch_y, pitch_x = max(height + gap, 0), width + gap
-    # Numbers where there is room for them: every row's, or every second's, …
-    every_row = math.ceil((_LABEL + 3) / pitch_y)
-    widest = max(text_width(str(c), _LABEL) for c in seen) + 4
-    every_column = math.ceil(widest / pitch_x)
+    # Every row and column is named, so each gets at least a line's height; numbers wider than
+    # their column are turned.
+    pitch_y, pitch_x = max(height + gap, _LINE), max(width + gap, _LINE)
+    numbers = [_number_above(str(each)) for each in seen]
+    turned = max(each.width for each in numbers) + 4 > pitch_x
+    if turned:
+        numbers = [each.transpose(Image.Transpose.ROTATE_90) for each in numbers]
     left = max(text_width(text, _LABEL) for text in labels) + 6
-    top = _LABEL + 5
-    height_all, width_all = rows * pitch_y + gap, columns * pitch_x + gap
-    body = np.full((height_all, width_all, 3), _GROUND, np.uint8)
+    top = max(each.height for each in numbers) + 3
+    body = np.full((rows * pitch_y + gap, columns * pitch_x + gap, 3), _GROUND, np.uint8)
+    down, along = (pitch_y - gap - height) // 2, (pitch_x - gap - width) // 2
     for row in range(rows):
         for column in range(columns):
-            y, x = gap + row * pitch_y, gap + column * pitch_x
+            y, x = gap + down + row * pitch_y, gap + along + column * pitch_x
             body[y : y + height, x : x + width] = cells[row, column]
-    end = widest + (columns - 1) // every_column * every_column * pitch_x
-    last = ((rows - 1) // every_row * every_row) * pitch_y + _LABEL + 4
-    size = (left + max(width_all, end), top + max(height_all, last))
-    canvas = Image.new("RGB", size, "white")
+    canvas = Image.new("RGB", (left + body.shape[1], top + body.shape[0]), PAPER)
     canvas.paste(Image.fromarray(body), (left, top))
+    for column, each in enumerate(numbers):
+        # Turned ones end at the table; both stand in the middle of their column.
+        x = left + gap + column * pitch_x + (pitch_x - gap - each.width) // 2
+        canvas.paste(each, (x, top - 3 - each.height))
     draw = ImageDraw.Draw(canvas)
-    for column in range(0, columns, every_column):
-        draw.text(
-            (left + gap + column * pitch_x, 0), str(seen[column]), fill=INK, font=font(_LABEL)
-        )
-    for row in range(0, rows, every_row):
-        y = top + row * pitch_y + max(0, (height - _LABEL - 3) // 2)
-        draw.text((0, y), labels[row], fill=INK, font=font(_LABEL))
+    for row, text in enumerate(labels):
+        y = top + gap + row * pitch_y + (pitch_y - gap - _LABEL - 3) // 2
+        draw.text((0, y), text, fill=INK, font=font(_LABEL))
     return np.asarray(canvas)
+
+
+def _number_above(text: str) -> Image.Image:
+    """A number on paper of its own, which can be turned."""
+    paper = Image.new("RGB", (text_width(text, _LABEL), _LABEL + 2), PAPER)
+    ImageDraw.Draw(paper).text((0, -1), text, fill=INK, font=font(_LABEL))
+    return paper
