@@ -7,6 +7,7 @@ import io
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -746,6 +747,37 @@ def test_a_signed_map_is_laid_over_the_picture_in_two_colours_unless_told_otherw
     assert over[0, 2] == pytest.approx(ends[1], abs=3)
     told = np.asarray(result.overlay(white, "viridis", alpha=1.0))
     assert not np.array_equal(told, over)
+
+
+NET = randomised(plain())
+SIGNED = {"input_x_gradient", "integrated_gradients", "occlusion"}
+
+
+@pytest.mark.parametrize("name", tvc.METHODS)
+def test_the_colours_are_the_methods_and_not_those_of_the_signs_it_happens_to_find(
+    name: str,
+) -> None:
+    """Occlusion's map of one picture may be positive everywhere, and of the next not."""
+    found = tvc.METHODS[name](NET, pictures(1, 3, 20, 24), 1)
+    above = replace(found, values=found.values.abs() + 0.1)
+    above.values[0, ..., -1, -1] += 1.0
+    colormap = matplotlib.colormaps["seismic" if name in SIGNED else "jet"]
+    over = np.asarray(above.overlay(np.zeros((20, 24, 3), np.uint8), alpha=1.0)).astype(int)
+    # Only shades of one side: seismic's upper half, or all of jet's.
+    table = (colormap(np.linspace(0.5 if name in SIGNED else 0, 1, 512))[:, :3] * 255).round()
+    away = np.abs(over.reshape(-1, 1, 3) - table).max(2).min(1)
+    assert away.max() <= 2
+    figure = above.figure()
+    bars = [axis for axis in figure.axes if axis.get_ylabel() == above.unit]
+    low, high = bars[0].get_ylim()
+    assert low == (-high if name in SIGNED else 0)
+    assert figure.axes[0].images[0].get_cmap().name == colormap.name
+
+
+def test_a_class_activation_without_its_relu_may_have_both_signs() -> None:
+    given = pictures(1, 3, 20, 24)
+    assert tvc.grad_cam(NET, given, 1, relu=False).signed
+    assert not tvc.grad_cam(NET, given, 1).signed
 
 
 @pytest.mark.parametrize("kind", ["pixels", "cells", "windows"])

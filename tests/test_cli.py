@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from torchviz_cnn import cli
+from torchviz_cnn import cli, render
 from torchviz_cnn.methods import METHODS
 
 
@@ -89,6 +89,28 @@ def test_explain_all_methods_writes_overlays_and_a_sheet(run, picture, tmp_path)
     assert "%" in out  # the predictions
     with Image.open(tmp_path / "o" / "photo_grad_cam.png") as image:
         assert image.size == (360, 240)  # the picture's shape, enlarged to be looked at
+
+
+def test_a_sheet_has_few_columns_and_speaks_only_of_the_gradients_it_shows(
+    run, picture, monkeypatch
+):
+    drawn = []
+    whole = render.sheet
+    monkeypatch.setattr(
+        render, "sheet", lambda *given, **options: drawn.append(given) or whole(*given, **options)
+    )
+    for names in (["grad_cam"], ["saliency"], ["all"]):
+        words = [word for name in names for word in ("--method", name)]
+        code, _, err = run("explain", picture, "-m", "cat_dog_small", *words, "--out", "o")
+        assert code == 0, err
+    clipped = "maps alone (gradients: the largest 1 % clipped)"
+    assert [given[2][2] for given in drawn[:2]] == ["maps alone", clipped]
+    rows = [given[1] for given in drawn[2:]]
+    assert [name.split(" ")[0] for row in rows for name in row] == ["picture", *METHODS]
+    assert max(map(len, rows)) <= 5
+    assert [len(row) for row in rows[:-1]] == [5] * (len(rows) - 1)
+    with Image.open("o/photo_sheet.png") as sheet:
+        assert sheet.width < 1280
 
 
 def test_explain_several_targets_and_several_pictures_of_one_name(run, picture, tmp_path):

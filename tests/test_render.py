@@ -518,3 +518,48 @@ def test_a_picture_of_some_filters_says_why_these(monkeypatch):
     )
     kernels.picture(chosen=[3, 1], inputs=[5, 4, 2])  # whoever chose them knows
     assert "2 of 20 filters; 3 of 130 input channels; a row" in feet[1]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("shape", [(12, 16), (4, 40)])
+def test_a_figure_of_nothing_but_0_has_one_colour_and_says_so(signed, shape):
+    black = Image.new("RGB", shape[::-1])
+    figure = render.attribution_figure(np.zeros(shape), picture=black, unit="logit", signed=signed)
+    figure.canvas.draw()
+    of_0 = colorize(np.array(0.5 if signed else 0.0), "seismic" if signed else "jet")
+    assert [axis.get_title() for axis in figure.axes[:3]] == [
+        "picture",
+        "map: 0 everywhere",
+        "overlay",
+    ]
+    image = figure.axes[1].images[0]
+    assert image.to_rgba(image.get_array(), bytes=True)[0, 0, :3].tolist() == of_0.tolist()
+    over = np.asarray(figure.axes[2].images[0].get_array())
+    assert np.abs(over[0, 0] - 0.4 * of_0).max() <= 1
+    words = figure.axes[3].get_xticklabels() + figure.axes[3].get_yticklabels()
+    assert [each.get_text() for each in words] == ["0"]
+    assert image.get_cmap().N == 1
+    alone = render.attribution_figure(np.zeros(shape))
+    assert alone.axes[0].get_title() == "0 everywhere"
+
+
+@pytest.mark.parametrize(("low", "shade"), [(0.0, 0.0), (-1.0, 0.5)])
+def test_the_scale_of_a_map_that_is_the_same_everywhere_has_one_colour_and_one_number(low, shade):
+    colormap = "viridis"
+    scale = render.color_scale(colormap, low, 1.0, "", 200, everywhere=0.3)
+    array = np.asarray(scale)
+    assert (array[1:11, 1:199] == colorize(np.array(shade), colormap)).all()
+    assert np.array_equal(trimmed(array[12:29].min(2) < 128), ink("0.3 everywhere"))
+
+
+def test_maps_that_are_0_everywhere_get_no_invented_scale():
+    for picture in (
+        render.feature_maps(np.zeros((2, 40, 40)), None, "viridis", "layer"),
+        render.feature_map(np.zeros((40, 40)), "viridis"),
+        render.units(np.zeros(300), "viridis"),
+    ):
+        array = np.asarray(picture)
+        mask = array[:, :, 0] < 200
+        assert where(array[:, :, 0] < 128, ink("0 everywhere"))
+        bar = array[np.flatnonzero(mask[:, 10:200].all(1))[-1], 10:200]
+        assert len(np.unique(bar, axis=0)) == 1

@@ -28,6 +28,7 @@ from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 
 CELL = 224  # pixels of a picture in a sheet
+MOST_COLUMNS = 5  # of them side by side
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,13 @@ def explain_with(
     return results
 
 
-def map_picture(heatmap: np.ndarray, *, gray: bool) -> Image.Image:
-    """A heat map alone: gray for gradients, as in their papers; else coloured.
+def map_picture(heatmap: np.ndarray, *, gray: bool, signed: bool = False) -> Image.Image:
+    """A heat map alone: gray for gradients, as in their papers; else coloured, if signed by sign.
 
     A few pixels have gradients many times those of all others, beside which everything would be
     black: the hundredth part with the largest magnitudes is clipped.
     """
-    signed = bool((heatmap < 0).any())
+    signed = signed or bool((heatmap < 0).any())
     top = float(np.quantile(np.abs(heatmap), 0.99)) or 1.0 if gray else 1.0
     colormap = "seismic" if signed else "gray" if gray else "jet"
     return Image.fromarray(render.colorize(heatmap, colormap, -top if signed else 0.0, top))
@@ -215,40 +216,82 @@ def explanation_pictures(
     Yields:
         A name with a place ``{mark}`` for what tells targets apart, and the picture.
     """
-    overlays, maps, scales = [], [], []
+    columns = [_Column("picture", view)]
     for key, result in results.items():
         name = file_name(key)
         heatmap = result.one_heatmap(0, target, cast("Align", drawing.align))
-        over = render.overlay(view, heatmap, colormap=drawing.colormap, alpha=drawing.alpha)
-        overlays.append(over)
-        scales.append(_overlay_scale(result, heatmap, target, drawing))
-        alone = map_picture(heatmap, gray=isinstance(result, PixelAttribution))
-        maps.append(alone.resize(view.size, Image.Resampling.BILINEAR))
+        over = render.overlay(
+            view, heatmap, colormap=drawing.colormap, alpha=drawing.alpha, signed=result.signed
+        )
+        gradient = isinstance(result, PixelAttribution)
+        alone = map_picture(heatmap, gray=gradient, signed=result.signed)
+        columns.append(
+            _Column(
+                f"{result.method} ({result.layer})" if result.layer else result.method,
+                over,
+                _overlay_scale(result, heatmap, target, drawing),
+                alone.resize(view.size, Image.Resampling.BILINEAR),
+                clipped=gradient,
+            )
+        )
         yield f"{name}{{mark}}", over
         if drawing.keep is not None:
             yield f"{name}{{mark}}_masked", render.masked(view, heatmap, keep=drawing.keep)
         if isinstance(result, WindowAttribution):
             yield f"{name}{{mark}}_probability", probability_picture(view, result, target=target)
-    blank = Image.new("RGB", view.size, "white")
-    names = [f"{r.method} ({r.layer})" if r.layer else r.method for r in results.values()]
-    sheet = render.sheet(
-        [[view, *overlays], [Image.new("RGB", (CELL, 12), "white"), *scales], [blank, *maps]],
-        ["picture", *names],
-        ["overlays", "their colours", "maps alone (gradients: the largest 1 % clipped)"],
-        cell=CELL,
-        title=title,
-    )
-    yield "sheet{mark}", sheet
+    yield "sheet{mark}", _sheet(columns, title)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What a sheet shows of one method, or of the picture."""
+
+    name: str
+    over: Image.Image
+    scale: Image.Image | None = None
+    alone: Image.Image | None = None
+    clipped: bool = False
+
+
+def _sheet(columns: Sequence[_Column], title: str) -> Image.Image:
+    """Columns in rows of a few, each row with its overlays, their colours and the maps alone."""
+    parts = []
+    for first in range(0, len(columns), MOST_COLUMNS):
+        few = columns[first : first + MOST_COLUMNS]
+        clipped = " (gradients: the largest 1 % clipped)" if any(c.clipped for c in few) else ""
+        blank = Image.new("RGB", few[0].over.size, "white")
+        parts.append(
+            render.sheet(
+                [
+                    [each.over for each in few],
+                    [each.scale or Image.new("RGB", (CELL, 12), "white") for each in few],
+                    [each.alone or blank for each in few],
+                ],
+                [each.name for each in few],
+                ["overlays", "their colours", f"maps alone{clipped}"],
+                cell=CELL,
+                title=None if first else title,
+            )
+        )
+    size = (max(part.width for part in parts), sum(part.height for part in parts))
+    canvas = Image.new("RGB", size, "white")
+    y = 0
+    for part in parts:
+        canvas.paste(part, (0, y))
+        y += part.height
+    return canvas
 
 
 def _overlay_scale(
     result: Attribution, heatmap: np.ndarray, target: int, drawing: Overlays
 ) -> Image.Image:
     """What the colours of an overlay mean, in the unit of the values."""
-    peak = float(np.abs(result.one_map(0, target, cast("Align", drawing.align))).max())
-    low = -peak if (heatmap < 0).any() else 0.0
-    colormap = render.colormap_for(heatmap, drawing.colormap)
-    return render.color_scale(colormap, low, peak or 1.0, result.unit, CELL)
+    values = result.one_map(0, target, cast("Align", drawing.align))
+    low, high = render.limits(values, signed=result.signed)
+    colormap = render.colormap_for(heatmap, drawing.colormap, signed=result.signed)
+    # Such a map has nothing to show, and its heat map is 0.
+    alike = float(values.flat[0]) if float(np.ptp(values)) == 0 else None
+    return render.color_scale(colormap, low, high, result.unit, CELL, everywhere=alike)
 
 
 def probability_picture(

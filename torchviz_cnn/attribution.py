@@ -205,7 +205,8 @@ class Attribution:
             picture: a file, PIL image, or array ``(H, W[, 3])``: the original, any size. Where the
                 result was made with a ``Model``, it is cut exactly as the network saw it; with a
                 bare module the map covers the whole of it.
-            colormap: any matplotlib name; ``jet`` by default, a diverging one for signed maps.
+            colormap: any matplotlib name; ``jet`` by default, a diverging one where there may be
+                values of both signs.
             alpha: weight of the map; the picture has 1 − alpha.
             index, target: which image and which of its targets.
             align: as for :meth:`heatmap`.
@@ -217,6 +218,7 @@ class Attribution:
             self.one_heatmap(index, target, align),
             colormap=colormap,
             alpha=alpha,
+            signed=self.signed,
         )
 
     def masked(
@@ -259,7 +261,13 @@ class Attribution:
             title=self.title(index, target),
             unit=self.unit,
             colormap=colormap,
+            signed=self.signed,
         )
+
+    @property
+    def signed(self) -> bool:
+        """Whether maps of this kind may have values of both signs, whatever these have."""
+        return False
 
     @property
     def unit(self) -> str:
@@ -338,6 +346,10 @@ class PixelAttribution(Attribution):
         return values.abs().amax(-3) if self.channels == "magnitude" else values.sum(-3)
 
     @property
+    def signed(self) -> bool:
+        return self.channels == "sum"
+
+    @property
     def unit(self) -> str:
         if self.channels == "magnitude":
             return f"largest |{self.quantity}| over channels"
@@ -395,6 +407,10 @@ class CellAttribution(Attribution):
         return at_places(self.values, self.place, self.input_size)
 
     @property
+    def signed(self) -> bool:
+        return self.parameters.get("relu") is False
+
+    @property
     def unit(self) -> str:
         return "class activation"
 
@@ -450,6 +466,10 @@ class WindowAttribution(Attribution):
     def probability_map(self) -> Tensor:
         """:meth:`hidden_probability` at the input's size, ``(N, H, W)`` or ``(N, K, H, W)``."""
         return self._over_pixels(self.hidden_probability())
+
+    @property
+    def signed(self) -> bool:
+        return True
 
     @property
     def unit(self) -> str:

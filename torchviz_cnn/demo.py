@@ -106,7 +106,7 @@ def _ten_digits(model: Model, data: Digits, chosen: Sequence[int]) -> Section:
         heatmaps = [result.one_heatmap(i, align="receptive_field") for i in range(len(views))]
         rows.append(
             [
-                render.overlay(view, heatmap, alpha=0.55)
+                render.overlay(view, heatmap, alpha=0.55, signed=result.signed)
                 for view, heatmap in zip(views, heatmaps, strict=True)
             ]
         )
@@ -256,5 +256,9 @@ def _explanations(
 
 def _figure(result: Attribution, view: Image.Image, align: Align) -> Figure:
     return render.attribution_figure(
-        result.one_map(align=align), picture=view, title=result.title(), unit=result.unit
+        result.one_map(align=align),
+        picture=view,
+        title=result.title(),
+        unit=result.unit,
+        signed=result.signed,
     )

@@ -3,7 +3,7 @@
 from torchviz_cnn.render.bars import numbered, units, units_before_and_after
 from torchviz_cnn.render.boxes import boxes
 from torchviz_cnn.render.charts import confusion_matrix, training_curves
-from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
+from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for, limits
 from torchviz_cnn.render.contact import contact_sheet
 from torchviz_cnn.render.curves import curves_figure
 from torchviz_cnn.render.enlarge import viewable
@@ -46,6 +46,7 @@ __all__ = [
     "feature_maps",
     "figure_picture",
     "filters",
+    "limits",
     "masked",
     "numbered",
     "overlay",

@@ -60,19 +60,29 @@ def colorize(values: np.ndarray, colormap: str, low: float = 0.0, high: float = 
     return table(colormap)[np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)]
 
 
-def limits(values: np.ndarray) -> tuple[float, float]:
+def limits(values: np.ndarray, *, signed: bool = False) -> tuple[float, float]:
     """From 0 to the maximum; for numbers of both signs the same distance on both sides of 0.
+
+    Args:
+        values: any shape.
+        signed: they could be of both signs, whether or not these are.
 
     >>> import numpy as np
     >>> limits(np.array([1.0, 4.0])), limits(np.array([-1.0, 4.0]))
     ((0.0, 4.0), (-4.0, 4.0))
+    >>> limits(np.array([1.0, 4.0]), signed=True)
+    (-4.0, 4.0)
     """
     top = float(np.abs(values).max(initial=0.0)) or 1.0
-    return (-top, top) if values.size and float(values.min()) < 0 else (0.0, top)
+    return (-top, top) if signed or _has_negative(values) else (0.0, top)
 
 
-def colormap_for(values: np.ndarray, wish: str | None) -> str:
+def colormap_for(values: np.ndarray, wish: str | None, *, signed: bool = False) -> str:
     """The wished colour map, else a diverging one for numbers of both signs, else ``jet``."""
     if wish is not None:
         return wish
-    return DIVERGING if values.size and float(values.min()) < 0 else SEQUENTIAL
+    return DIVERGING if signed or _has_negative(values) else SEQUENTIAL
+
+
+def _has_negative(values: np.ndarray) -> bool:
+    return bool(values.size) and float(values.min()) < 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -25,24 +27,28 @@ def attribution_figure(
     unit: str = "",
     colormap: str | None = None,
     span: tuple[float, float] | None = None,
+    signed: bool = False,
 ) -> Figure:
     """Picture, map with a colour bar in the unit of the values, and overlay.
 
     Args:
         values: ``(H, W)`` in their own unit; signed ones get a diverging colour map centred at 0.
+            Of those that are 0 everywhere the colour bar is one colour, and says so.
         picture: shown before the map, and under it; without it there is the map alone. The three
             stand side by side, or one below the other where they are much wider than high.
         title: a line above.
         unit: what the values measure, beside the colour bar.
         colormap: any matplotlib name.
         span: the numbers of the first and last colour; from the values otherwise.
+        signed: the values could be of both signs, whether or not these are.
 
     Returns:
         A figure of its own, not registered with pyplot.
     """
-    low, high = span or limits(values)
-    name = colormap_for(values, colormap)
+    low, high = span or limits(values, signed=signed)
+    name = colormap_for(values, colormap, signed=signed)
     check_colormap(name)
+    nothing = span is None and not values.any()
     panels = 1 if picture is None else 3
     ratio = values.shape[0] / values.shape[1]
     stacked = panels > 1 and ratio < 0.4
@@ -64,24 +70,40 @@ def attribution_figure(
     middle = axes[0 if picture is None else 1]
     # One frame for all panels, so that a place is at the same height in each.
     frame = (0.0, float(values.shape[1]), float(values.shape[0]), 0.0)
+    # Of nothing but 0 there is no scale to invent: one colour.
+    colors: Any = ListedColormap(colorize(np.zeros(1), name, low, high) / 255) if nothing else name
     drawn = middle.imshow(
-        values, cmap=name, vmin=low, vmax=high, extent=frame, interpolation="nearest"
+        values, cmap=colors, vmin=low, vmax=high, extent=frame, interpolation="nearest"
     )
+    where: dict[str, Any] = {"fraction": min(0.2, 0.046 * max(1.0, ratio))}
     if ratio < 0.4:  # a bar beside it would be too short for its numbers
-        figure.colorbar(drawn, ax=middle, location="bottom", aspect=40, label=unit)
-    else:
-        figure.colorbar(drawn, ax=middle, fraction=min(0.2, 0.046 * max(1.0, ratio)), label=unit)
+        where = {"location": "bottom", "aspect": 40}
+    bar = figure.colorbar(drawn, ax=middle, label=unit, **where)
+    if nothing:
+        bar.set_ticks([(low + high) / 2], labels=["0"])
+        middle.set_title("0 everywhere", fontsize=9)
     if picture is not None:
         axes[0].imshow(np.asarray(picture), extent=frame)
         # The overlay has the colours of the map: −1…1 around zero, else from the first to the last.
-        scaled = values / high if low == -high else (values - low) / (high - low)
-        axes[2].imshow(np.asarray(overlay(picture, scaled, colormap=name)), extent=frame)
-        for axis, words in zip(axes, ("picture", "map", "overlay"), strict=True):
+        both = low == -high
+        scaled = values / high if both else (values - low) / (high - low)
+        over = overlay(picture, scaled, colormap=name, signed=both)
+        axes[2].imshow(np.asarray(over), extent=frame)
+        told = "map: 0 everywhere" if nothing else "map"
+        for axis, words in zip(axes, ("picture", told, "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
     return figure
 
 
-def color_scale(colormap: str, low: float, high: float, unit: str, width: int) -> Image.Image:
+def color_scale(
+    colormap: str,
+    low: float,
+    high: float,
+    unit: str,
+    width: int,
+    *,
+    everywhere: float | None = None,
+) -> Image.Image:
     """A colour map as a bar with its first and last number, and what they measure below.
 
     Args:
@@ -89,6 +111,8 @@ def color_scale(colormap: str, low: float, high: float, unit: str, width: int) -
         low, high: the numbers of the first and last colour; 0 is marked where it lies between.
         unit: words below the bar.
         width: in pixels.
+        everywhere: the one number of a map that is the same everywhere, drawn as 0 is: that colour
+            alone, and words that say so.
 
     Raises:
         InputError: for an unknown colour map.
@@ -100,12 +124,15 @@ def color_scale(colormap: str, low: float, high: float, unit: str, width: int) -
     words = wrap(unit, width, 11)
     bar = 12
     canvas = Image.new("RGB", (width, bar + 18 + 15 * len(words)), PAPER)
-    ramp = colorize(np.linspace(low, high, width)[None].repeat(bar, 0), colormap, low, high)
+    shades = np.linspace(low, high, width) if everywhere is None else np.zeros(width)
+    ramp = colorize(shades[None].repeat(bar, 0), colormap, low, high)
     canvas.paste(Image.fromarray(ramp), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    marks = [(0.0, low), (1.0, high)] + ([(0.5, 0.0)] if low == -high else [])
-    for share, value in marks:
-        text = number(value)
+    marks = [(0.0, number(low)), (1.0, number(high))] + ([(0.5, "0")] if low == -high else [])
+    if everywhere is not None:
+        draw.rectangle((0, 0, width - 1, bar - 1), outline=INK)  # which may be white
+        marks = [(0.0, f"{number(everywhere)} everywhere")]
+    for share, text in marks:
         left = round(share * (width - text_width(text, 11)))
         draw.text((left, bar + 2), text, fill=INK, font=font(11))
     for index, line in enumerate(words):

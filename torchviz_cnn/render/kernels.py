@@ -108,7 +108,7 @@ def filters(
         colors = colorize(unit, colormap, -1.0, 1.0)
         body = _table(colors, labels, seen)
     limit = float(top.max())
-    bar = (-limit, limit, colormap) if scale == "layer" and not in_colour else None
+    bar = (-limit, limit, colormap) if scale == "layer" and limit and not in_colour else None
     chosen_words = [
         f"{some} of {count} {what}{f', {reason}' if reason else ''}"
         for some, count, what, reason in (

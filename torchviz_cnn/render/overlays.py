@@ -28,6 +28,8 @@ def overlay(
     heatmap: np.ndarray,
     colormap: str | None = None,
     alpha: float = 0.4,
+    *,
+    signed: bool = False,
 ) -> Image.Image:
     """A heat map laid over a picture.
 
@@ -36,6 +38,7 @@ def overlay(
         heatmap: ``(H, W)`` of any size, 0…1, or −1…1 around zero.
         colormap: any matplotlib name; ``jet`` by default, a diverging one for signed maps.
         alpha: weight of the map, 0…1.
+        signed: the map could have values below 0, whether or not it has: it lies in −1…1.
 
     Returns:
         An RGB image of the picture's size.
@@ -53,8 +56,9 @@ def overlay(
         raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
     image = to_image(picture)
     values = stretch(np.asarray(heatmap), image.size)
-    low, high = (-1.0, 1.0) if limits(np.asarray(heatmap))[0] < 0 else (0.0, 1.0)
-    colors = colorize(values, colormap_for(np.asarray(heatmap), colormap), low, high)
+    given = np.asarray(heatmap)
+    low = -1.0 if limits(given, signed=signed)[0] < 0 else 0.0
+    colors = colorize(values, colormap_for(given, colormap, signed=signed), low, 1.0)
     blend = (1 - alpha) * np.asarray(image, dtype=np.float32) + alpha * colors
     return Image.fromarray(np.rint(blend).astype(np.uint8))
 

@@ -23,7 +23,8 @@ def framed(
         body: ``(H, W, 3)`` bytes.
         title: a line above, wrapped to the width.
         words: below, wrapped likewise.
-        bar: first number, last number and colour map of a colour bar.
+        bar: first number, last number and colour map of a colour bar; of one number twice, a map
+            of which is drawn in the first colour, that colour alone.
     """
     width = max(body.shape[1], 260)
     title_lines = wrap(title, width, 14) if title else []
@@ -46,18 +47,19 @@ def framed(
     if bar:
         low, high, colormap = bar
         length = min(width, 240)
-        ramp = table(colormap)[np.linspace(0, 255, length).astype(int)]
+        flat = low == high
+        ramp = table(colormap)[np.linspace(0, 0 if flat else 255, length).astype(int)]
         canvas.paste(
             Image.fromarray(np.broadcast_to(ramp, (10, length, 3)).copy()), (MARGIN, y + 2)
         )
-        right = number(high)
-        draw.text((MARGIN, y + 15), number(low), fill=INK, font=font(11))
+        left, right = f"{number(low)}{' everywhere' if flat else ''}", "" if flat else number(high)
+        draw.text((MARGIN, y + 15), left, fill=INK, font=font(11))
         draw.text((MARGIN + length - text_width(right, 11), y + 15), right, fill=INK, font=font(11))
         if low < 0 < high:
             x = MARGIN + round(-low / (high - low) * (length - 1))
             draw.line((x, y + 12, x, y + 15), fill=INK)
             zero = x - text_width("0", 11) // 2
-            ends = (MARGIN + text_width(number(low), 11), MARGIN + length - text_width(right, 11))
+            ends = (MARGIN + text_width(left, 11), MARGIN + length - text_width(right, 11))
             if ends[0] + 4 <= zero and zero + text_width("0", 11) + 4 <= ends[1]:
                 draw.text((zero, y + 15), "0", fill=INK, font=font(11))
     return canvas, top
