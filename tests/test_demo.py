@@ -17,6 +17,7 @@ from PIL import Image
 from torch.nn.functional import max_pool2d
 
 import torchviz_cnn as tvc
+from tests.networks import pictures, plain, randomised
 from torchviz_cnn import demo
 from torchviz_cnn.data import digits
 from torchviz_cnn.methods import METHODS
@@ -218,3 +219,22 @@ def test_what_a_page_shows_is_escaped(tmp_path):
     assert reader.words.count(nasty) >= 6  # title, heading, lead, link, section, text, listing
     assert nasty in reader.attributes  # the picture's alternative text
     assert "a%26b.png" in reader.attributes
+
+
+def test_the_lowest_probability_is_told_as_the_picture_shows_it_and_as_it_was_found():
+    """Windows overlap, and a pixel of the picture is the mean over those that hid it."""
+    given, window, stride = pictures(1, 3, 12, 12), 4, 2
+    result = tvc.occlusion(randomised(plain()), given, 1, window=window, stride=stride)
+    chances = result.scores[0].softmax(-1)[..., 1].numpy()
+    total, count = np.zeros((12, 12)), np.zeros((12, 12))
+    for row, column in np.ndindex(chances.shape):
+        y, x = row * stride, column * stride
+        total[y : y + window, x : x + window] += chances[row, column]
+        count[y : y + window, x : x + window] += 1
+    assert f"{100 * chances.min():.1f}" != f"{100 * (total / count).min():.1f}"
+    section = demo._explanations(Image.new("RGB", (12, 12)), {"occlusion": result}, "1", "stretch")
+    caption = next(p.caption for p in section.plates if p.file == "occlusion_probability.png")
+    assert re.findall(r"([\d.]+) %", caption) == [
+        f"{100 * (total / count).min():.1f}",
+        f"{100 * chances.min():.1f}",
+    ]

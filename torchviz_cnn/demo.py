@@ -19,6 +19,7 @@ from torchviz_cnn.methods.registry import summary
 from torchviz_cnn.models import Model
 from torchviz_cnn.pictures import Picture
 from torchviz_cnn.plates import sparsity_words
+from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section, write_page
 from torchviz_cnn.summary import layers
 from torchviz_cnn.training import accuracy, digits_model
@@ -58,7 +59,7 @@ def digits_demo(
     share = accuracy(model.module, data.test, data.test_labels)
     tell(
         f"{'trained' if trained else 'loaded from the cache'}: {model.source}; "
-        f"{100 * share:.1f} % of {len(data.test)} held-out digits are read correctly"
+        f"{percent(share, 1)} of {len(data.test)} held-out digits are read correctly"
     )
     model = model.to(device)
     chosen = _examples(model, data)
@@ -77,8 +78,8 @@ def digits_demo(
     return write_page(
         folder,
         "What a CNN sees in a handwritten digit",
-        f"The MNIST ConvNet, trained on scikit-learn's handwritten digits, reads {100 * share:.1f} "
-        f"% of {len(data.test)} digits it has never seen correctly. This is one of them, on its "
+        f"The MNIST ConvNet, trained on scikit-learn's handwritten digits, reads "
+        f"{percent(share, 1)} of {len(data.test)} digits it has never seen correctly. This is one of them, on its "
         "way through the network. Its training added to the usual loss a small price on what the "
         "last convolution puts out; without it some channels answer to empty paper, and maps of "
         "them show paper.",
@@ -233,8 +234,11 @@ def _explanations(
                     "occlusion_probability.png",
                     album.probability_picture(view, result),
                     f"The probability of class {label} with a window hidden there: low where the "
-                    "network cannot do without what is under it. It falls to "
-                    f"{100 * float(result.hidden_probability().min()):.1f} % at the lowest.",
+                    "network cannot do without what is under it. Each pixel is the mean over the "
+                    "windows that hid it, at the lowest "
+                    f"{percent(float(result.probability_map().min()), 1)}; with the one window "
+                    "that matters most hidden it falls to "
+                    f"{percent(float(result.hidden_probability().min()), 1)}.",
                 )
             )
         if name in ("grad_cam", "occlusion"):

@@ -17,6 +17,7 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
+from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section, page, write_page, write_picture
 from torchviz_cnn.steps import Step, Walk, same
 
@@ -134,7 +135,7 @@ def _maps_drawn(step: Step, drawing: Drawing, target: str | None) -> Image.Image
         return render.feature_maps(maps, *look, channels=channels, title=title)
     notes = None
     if (share := step.silenced_by_channel) is not None and step.silenced:
-        notes = [f"{100 * float(each):.0f} %" for each in share]
+        notes = [percent(float(each)) for each in share]
         title += "; beside each channel's number the share of its units that is silenced"
     return render.before_and_after(before, maps, *look, channels=channels, notes=notes, title=title)
 
@@ -207,7 +208,7 @@ def _headline(step: Step) -> str:
     if step.kind == "dropout" and step.identity:
         line += ", the identity in eval mode"
     if step.kind == "activation" and step.silenced:
-        line += f": {100 * step.silenced:.0f} % of its units silenced"
+        line += f": {percent(step.silenced)} of its units silenced"
     return line
 
 
@@ -219,8 +220,7 @@ def words(step: Step) -> str:
 def _what(step: Step) -> str:
     shape = _shape_words(step)
     if step.kind == "activation" and step.before is not None and step.silenced is not None:
-        share = 100 * step.silenced
-        return f"{shape}; {share:.0f} % of the units are silenced, not 0 before and 0 after."
+        return f"{shape}; {percent(step.silenced)} of the units are silenced, not 0 before and 0 after."
     if step.kind == "pooling" and step.maps_before is not None:
         height, width = step.maps_before.shape[1:]
         return f"{shape}, pooled from {height}×{width}."
@@ -262,7 +262,7 @@ def _spread(values: Tensor) -> str:
 
 
 def _zeros(step: Step) -> str:
-    return f"{100 * step.zeros:.0f} % of the values are exactly 0."
+    return f"{percent(step.zeros)} of the values are exactly 0."
 
 
 def as_table(walk: Walk) -> str:
@@ -274,8 +274,8 @@ def as_table(walk: Walk) -> str:
             (
                 f"{step.name} ({step.type})",
                 "×".join(map(str, step.output.shape)) + (" last" if step.channels_last else ""),
-                f"{100 * step.zeros:.1f} %",
-                "" if step.silenced is None else f"{100 * step.silenced:.1f} %",
+                percent(step.zeros, 1),
+                "" if step.silenced is None else percent(step.silenced, 1),
                 f"{float(values.min()):.3g} … {float(values.max()):.3g}",
             )
         )
@@ -328,8 +328,8 @@ def sparsity_words(walk: Walk) -> str:
         return "no activation of this network puts out exact zeros"
     first, last = walk.sparsity[0], walk.sparsity[-1]
     line = (
-        f"{100 * first.zeros:.0f} % of the values are 0 after the first activation, "
-        f"{100 * last.zeros:.0f} % after the last"
+        f"{percent(first.zeros)} of the values are 0 after the first activation, "
+        f"{percent(last.zeros)} after the last"
     )
     trend = walk.sparsity_trend()
     return line + ("" if trend is None else f"; rank correlation with depth {trend:.2f}")

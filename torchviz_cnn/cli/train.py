@@ -11,6 +11,7 @@ import typer
 from torchviz_cnn import models
 from torchviz_cnn.cli.options import Device, InputSize, size_of
 from torchviz_cnn.pictures import read_picture
+from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import write_page
 from torchviz_cnn.training import outcome
 from torchviz_cnn.training.augment import Augmentation
@@ -182,7 +183,7 @@ def train_command(
         return
     found = outcome.judge(run.model.to(place), validation)
     typer.echo(
-        f"the best epoch is {run.best}: {100 * found.accuracy:.1f} % of {len(validation):,} "
+        f"the best epoch is {run.best}: {percent(found.accuracy, 1)} of {len(validation):,} "
         "held-out pictures are right"
     )
     page = write_page(

@@ -18,6 +18,7 @@ from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.render.figures import figure_picture
+from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
@@ -118,7 +119,7 @@ def lead(run: Run, found: Judgement, trained_on: int) -> str:
     return (
         f"{run.model.source.partition(' (')[0]}: {trained_on:,} pictures, {len(run.history)} "
         f"epochs. After epoch {run.best}, whose validation loss is the lowest, "
-        f"{100 * found.accuracy:.1f} % of {len(found.labels):,} held-out pictures are right; that "
+        f"{percent(found.accuracy, 1)} of {len(found.labels):,} held-out pictures are right; that "
         "network is kept, and is what this page shows."
     )
 
