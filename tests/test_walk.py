@@ -91,6 +91,28 @@ def test_what_was_0_before_is_not_silenced():
     assert seen["1"].zeros == seen["0"].zeros
 
 
+@pytest.mark.parametrize(
+    ("left", "whole", "tenth"),
+    [
+        (0, "100 %", "100.0 %"),
+        (2, ">99 %", "99.8 %"),
+        (1022, "<1 %", "0.2 %"),
+        (1024, "0 %", "0.0 %"),
+    ],
+)
+def test_all_and_none_are_said_only_where_it_is_so(left, whole, tenth):
+    """Of 1024 units that reach a ReLU, so many go on."""
+    before = -torch.ones(1, 4, 16, 16)
+    before.view(-1)[:left] = 1.0
+    seen = tvc.walk(nn.Sequential(nn.ReLU()), before)
+    told = plates.words(seen[0])
+    assert f"; {whole} of the units are silenced" in told
+    assert f" {whole} of the values are exactly 0." in told
+    assert str(seen).splitlines()[-1].count(tenth) == 2  # zeros and silenced
+    if 0 < left < 1024:
+        assert plates._headline(seen[0]).endswith(f": {whole} of its units silenced")
+
+
 def test_kinds_of_steps_and_what_reached_them():
     net = randomised(
         nn.Sequential(
@@ -792,6 +814,36 @@ def test_a_dead_channel_is_crossed_out_twice_and_counted():
     assert marks(0) == (True, True)
     assert marks(1) == (True, False)
     assert marks(2) == (False, False)
+
+
+def test_both_maps_of_a_pair_are_crossed_out_and_counted_each_for_itself(monkeypatch):
+    from torchviz_cnn.render import grids
+
+    feet = []
+    monkeypatch.setattr(
+        grids, "framed", lambda *given: feet.append(given[2]) or paper.framed(*given)
+    )
+    before = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32)
+    before[0] = 0.0
+    before[1] = -1.0
+    after = np.maximum(before, 0)[:, ::2, ::2]
+    after[2] = 0.5
+    array = np.asarray(tvc.render.before_and_after(before, after, columns=4)).astype(int)
+    red = (array[..., 0] == 200) & (array[..., 1] == 60)
+
+    def marks(channel, half):
+        # 40 pixels, 2 between, 20 pixels, 12 before the next pair; 15 above for its number.
+        left, side = (10 + 74 * channel, 40) if half == 0 else (10 + 74 * channel + 42, 20)
+        cell = red[25 : 25 + side, left : left + side]
+        return bool(cell[2, 2]), bool(cell[2, side - 3])
+
+    once, twice, bare = (True, False), (True, True), (False, False)
+    assert [marks(channel, 0) for channel in range(4)] == [twice, once, bare, bare]
+    assert [marks(channel, 1) for channel in range(4)] == [twice, twice, once, bare]
+    assert "before: 1 of 4 channels are 0 everywhere (crossed out twice)" in feet[0]
+    assert "before: 1 of 4 the same everywhere, not 0 (crossed out)" in feet[0]
+    assert "after: 2 of 4 channels are 0 everywhere (crossed out twice)" in feet[0]
+    assert "after: 1 of 4 the same everywhere, not 0 (crossed out)" in feet[0]
 
 
 def test_one_channel_large_keeps_its_colours_and_lies_over_the_picture():

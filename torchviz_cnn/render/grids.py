@@ -106,6 +106,9 @@ def before_and_after(
         notes: a few words for each channel, printed beside its number; ``C`` of them.
         words: what the left and the right map of a pair are.
 
+    Returns:
+        An RGB image, each map crossed out as in :func:`feature_maps`.
+
     Raises:
         InputError: for maps that do not pair, and as :func:`feature_maps`.
 
@@ -127,7 +130,7 @@ def before_and_after(
     if notes is not None and len(notes) != count:
         raise InputError(f"{len(notes)} notes were given for {count} channels")
     low, high, said = _limits_of_both(left, right, scale)
-    dead, constant = _silent(given_right)
+    silent = [_silent(given_left), _silent(given_right)]
     if columns is None:
         columns = max(1, _layout(len(shown), None, (left.shape[1], 2 * left.shape[2]))[1])
     a, factor, thin = _fit_cells(left, 2 * columns)
@@ -142,13 +145,16 @@ def before_and_after(
     foot = [
         f"left: {words[0]}, {_size(left)}; right: {words[1]}, {_size(right)}",
         _scale_words(said, thin),
-        *_silent_words(dead, constant),
+        *(
+            f"{word}: {sentence}"
+            for word, each in zip(words, silent, strict=True)
+            for sentence in _silent_words(*each)
+        ),
         *_lost_words(given_left, given_right),
     ]
     canvas, top = framed(body, title, "; ".join(foot), _bar(scale, low, high, colormap))
-    offset = halves[0].shape[2] + _BETWEEN
-    moved = [(y, x + offset) for y, x in places]
-    _cross_out(canvas, top, moved, halves[1].shape[1:3], dead, constant)
+    for half, each, offset in zip(halves, silent, (0, halves[0].shape[2] + _BETWEEN), strict=True):
+        _cross_out(canvas, top, [(y, x + offset) for y, x in places], half.shape[1:3], *each)
     return canvas
 
 
