@@ -563,3 +563,18 @@ def test_maps_that_are_0_everywhere_get_no_invented_scale():
         assert where(array[:, :, 0] < 128, ink("0 everywhere"))
         bar = array[np.flatnonzero(mask[:, 10:200].all(1))[-1], 10:200]
         assert len(np.unique(bar, axis=0)) == 1
+
+
+def test_a_contact_sheet_leaves_no_room_for_what_its_pictures_are_not():
+    """Wide pictures in square cells would hang below half a cell of nothing."""
+    red, blue = (255, 0, 0), (0, 0, 255)
+    wide, wider = Image.new("RGB", (96, 48), red), Image.new("RGB", (96, 24), blue)
+    sheet = render.contact_sheet([wide, wider], ["one", "two"], columns=2, cell=96, title="all")
+    picture = np.asarray(sheet)
+    first, second = find_cell(picture, red), find_cell(picture, blue)
+    assert (first[2] - first[0], second[2] - second[0]) == (48, 24)
+    assert first[0] == second[0] < 40  # right below the title, level
+    for cell, words in ((first, "one"), (second, "two")):
+        below = picture[cell[2] : cell[2] + 20, cell[1] : cell[3], 0] < 128
+        assert np.array_equal(trimmed(below), ink(words, 12))
+    assert sheet.height < first[2] + 40

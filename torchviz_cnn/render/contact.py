@@ -26,7 +26,8 @@ def contact_sheet(
     """Pictures in rows, with words under each.
 
     Args:
-        pictures: any sizes; each is scaled to fit a square cell and keeps its shape.
+        pictures: any sizes; each is scaled to fit a square cell and keeps its shape. A row is as
+            high as its highest picture with its words; upper edges are level.
         captions: one a picture; line breaks are kept, long lines wrapped.
         columns: pictures in a row; about as many as rows by default, at most 5.
         cell: side of a cell in pixels.
@@ -50,7 +51,9 @@ def contact_sheet(
     rows = [range(i, min(i + columns, len(pictures))) for i in range(0, len(pictures), columns)]
     width = columns * (cell + _GAP) + _GAP
     head = wrap(title, width - 2 * _GAP, 15) if title else []
-    heights = [cell + 4 + _LINE * max(len(words[i]) for i in row) for row in rows]
+    # A patch of a few pixels keeps them visible.
+    scaled = [fitted(picture, cell, square_from=6) for picture in pictures]
+    heights = [max(scaled[i].height + 4 + _LINE * len(words[i]) for i in row) for row in rows]
     top = _GAP + 22 * len(head)
     canvas = Image.new("RGB", (width, top + sum(heights) + _GAP * len(rows)), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -60,10 +63,9 @@ def contact_sheet(
     for row, height in zip(rows, heights, strict=True):
         for place, index in enumerate(row):
             x = _GAP + place * (cell + _GAP)
-            # A patch of a few pixels keeps them visible.
-            picture = fitted(pictures[index], cell, square_from=6)
-            canvas.paste(picture, (x, y + cell - picture.height))
+            canvas.paste(scaled[index], (x, y))
+            foot = y + scaled[index].height + 3
             for below, text in enumerate(words[index]):
-                draw.text((x, y + cell + 3 + _LINE * below), text, fill=INK, font=font(12))
+                draw.text((x, foot + _LINE * below), text, fill=INK, font=font(12))
         y += height + _GAP
     return canvas
