@@ -13,7 +13,7 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.lost import LOST, lost, told
 from torchviz_cnn.render.paper import framed
-from torchviz_cnn.render.text import INK, PAPER, fit, font, number, text_width
+from torchviz_cnn.render.text import PAPER, fit, number, text_width, write
 
 MOST_BARS = 40
 
@@ -148,7 +148,7 @@ def _stacked(bodies: Sequence[np.ndarray], words: Sequence[str]) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     y = 0
     for body, word in zip(bodies, words, strict=True):
-        draw.text((0, y), word, fill=INK, font=font(12))
+        write(draw, (0, y), word, 12)
         canvas.paste(Image.fromarray(body), (0, y + line))
         y += line + body.shape[0] + gap
     return np.asarray(canvas)
@@ -188,13 +188,13 @@ def _bars(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for index, (value, name) in enumerate(zip(array.tolist(), names, strict=True)):
         y = index * row
-        draw.text((0, y + 2), fit(name, left - 8, 11), fill=INK, font=font(11))
+        write(draw, (0, y + 2), fit(name, left - 8, 11), 11)
         if not math.isfinite(value):
-            draw.text((zero + 5, y + 2), number(value), fill=LOST, font=font(11))
+            write(draw, (zero + 5, y + 2), number(value), 11, LOST)
             continue
         end = zero + round(value / span * length)
         color = (49, 104, 142) if value >= 0 else (178, 60, 60)
         draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)
         words = number(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
-        draw.text((max(zero, end) + 5, y + 2), words, fill=INK, font=font(11))
+        write(draw, (max(zero, end) + 5, y + 2), words, 11)
     return np.asarray(canvas)

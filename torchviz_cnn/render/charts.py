@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.glyphs import lettered
 from torchviz_cnn.render.text import elide, inches
 
 _MEASURED = ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy")
@@ -54,7 +55,7 @@ def training_curves(history: Sequence[Mapping[str, float]], *, best: int | None 
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.25)
         axis.legend()
-    return figure
+    return lettered(figure)
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
@@ -101,4 +102,4 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
         axis.set_yticks(range(many), labels, fontsize=_POINTS)
     axis.set_xlabel("the network says")
     axis.set_ylabel("it is")
-    return figure
+    return lettered(figure)

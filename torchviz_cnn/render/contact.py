@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.enlarge import fitted
-from torchviz_cnn.render.text import INK, PAPER, font, wrap
+from torchviz_cnn.render.text import PAPER, wrap, write
 
 _LINE = 16
 _GAP = 12
@@ -58,7 +58,7 @@ def contact_sheet(
     canvas = Image.new("RGB", (width, top + sum(heights) + _GAP * len(rows)), PAPER)
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(head):
-        draw.text((_GAP, _GAP - 4 + 22 * index), line, fill=INK, font=font(15))
+        write(draw, (_GAP, _GAP - 4 + 22 * index), line, 15)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for place, index in enumerate(row):
@@ -66,6 +66,6 @@ def contact_sheet(
             canvas.paste(scaled[index], (x, y))
             foot = y + scaled[index].height + 3
             for below, text in enumerate(words[index]):
-                draw.text((x, foot + _LINE * below), text, fill=INK, font=font(12))
+                write(draw, (x, foot + _LINE * below), text, 12)
         y += height + _GAP
     return canvas

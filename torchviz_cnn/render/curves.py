@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.glyphs import lettered
 from torchviz_cnn.render.text import fit
 
 
@@ -51,4 +52,4 @@ def curves_figure(
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
-    return figure
+    return lettered(figure)

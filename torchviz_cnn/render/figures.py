@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for, limits
 from torchviz_cnn.render.enlarge import fitted
+from torchviz_cnn.render.glyphs import lettered
 from torchviz_cnn.render.overlays import overlay
-from torchviz_cnn.render.text import INK, PAPER, elide, font, inches, number, text_width, wrap
+from torchviz_cnn.render.text import INK, PAPER, elide, inches, number, text_width, wrap, write
 
 
 def attribution_figure(
@@ -92,7 +93,7 @@ def attribution_figure(
         told = "map: 0 everywhere" if nothing else "map"
         for axis, words in zip(axes, ("picture", told, "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
-    return figure
+    return lettered(figure)
 
 
 def color_scale(
@@ -134,9 +135,9 @@ def color_scale(
         marks = [(0.0, f"{number(everywhere)} everywhere")]
     for share, text in marks:
         left = round(share * (width - text_width(text, 11)))
-        draw.text((left, bar + 2), text, fill=INK, font=font(11))
+        write(draw, (left, bar + 2), text, 11)
     for index, line in enumerate(words):
-        draw.text((0, bar + 17 + 15 * index), line, fill=INK, font=font(11))
+        write(draw, (0, bar + 17 + 15 * index), line, 11)
     return canvas
 
 
@@ -185,15 +186,15 @@ def sheet(
     canvas = Image.new("RGB", (total, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     for index, text in enumerate(head):
-        draw.text((gap, gap // 2 + 22 * index), text, fill=INK, font=font(15))
+        write(draw, (gap, gap // 2 + 22 * index), text, 15)
     for column, lines in enumerate(columns):
         for index, text in enumerate(lines):
             y = top - gap // 2 - line * (len(lines) - index)
-            draw.text((gap + column * (cell + gap), y), text, fill=INK, font=font(13))
+            write(draw, (gap + column * (cell + gap), y), text, 13)
     y = top
     for row, lines, row_height in zip(scaled, names, heights, strict=True):
         for text in lines:
-            draw.text((gap, y - 1), text, fill=INK, font=font(13))
+            write(draw, (gap, y - 1), text, 13)
             y += line
         for column, picture in enumerate(row):
             canvas.paste(picture, (gap + column * (cell + gap), y))
@@ -248,7 +249,7 @@ def errors_figure(
     axis.set_ylabel("largest difference / layer's largest value", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
-    return figure
+    return lettered(figure)
 
 
 def shares_figure(
@@ -295,7 +296,7 @@ def shares_figure(
     figure.legend(loc="outside lower center", ncols=len(shares), fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
-    return figure
+    return lettered(figure)
 
 
 _LINES = ("#31688e", "#b23c3c", "#35b779")

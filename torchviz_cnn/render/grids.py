@@ -17,7 +17,7 @@ from torchviz_cnn.render.enlarge import viewable
 from torchviz_cnn.render.lost import LOST, lost, sound, told
 from torchviz_cnn.render.overlays import overlay
 from torchviz_cnn.render.paper import MARGIN, framed
-from torchviz_cnn.render.text import INK, PAPER, font, text_width
+from torchviz_cnn.render.text import PAPER, text_width, write
 
 Scale = Literal["channel", "layer"] | tuple[float, float]
 Limit = np.ndarray | float
@@ -397,7 +397,7 @@ def grid(
         canvas = Image.fromarray(body)
         draw = ImageDraw.Draw(canvas)
         for (y, x), text in zip(places, labels, strict=True):
-            draw.text((x, y - strip + 1), text, fill=INK, font=font(_LABEL))
+            write(draw, (x, y - strip + 1), text, _LABEL)
         body = np.asarray(canvas)
     return body, places
 

@@ -14,7 +14,7 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import DIVERGING, colorize
 from torchviz_cnn.render.grids import enlarged, grid
 from torchviz_cnn.render.paper import framed
-from torchviz_cnn.render.text import INK, PAPER, font, number, text_width
+from torchviz_cnn.render.text import PAPER, number, text_width, write
 
 KernelScale = Literal["filter", "layer"]
 
@@ -205,12 +205,12 @@ def _table(colors: np.ndarray, labels: Sequence[str], seen: Sequence[int]) -> np
     draw = ImageDraw.Draw(canvas)
     for row, text in enumerate(labels):
         y = top + gap + row * pitch_y + (pitch_y - gap - _LABEL - 3) // 2
-        draw.text((0, y), text, fill=INK, font=font(_LABEL))
+        write(draw, (0, y), text, _LABEL)
     return np.asarray(canvas)
 
 
 def _number_above(text: str) -> Image.Image:
     """A number on paper of its own, which can be turned."""
     paper = Image.new("RGB", (text_width(text, _LABEL), _LABEL + 2), PAPER)
-    ImageDraw.Draw(paper).text((0, -1), text, fill=INK, font=font(_LABEL))
+    write(ImageDraw.Draw(paper), (0, -1), text, _LABEL)
     return paper

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from torchviz_cnn.render.colormaps import table
-from torchviz_cnn.render.text import INK, PAPER, font, number, text_width, wrap
+from torchviz_cnn.render.text import INK, PAPER, number, text_width, wrap, write
 
 MARGIN = 10
 
@@ -39,10 +39,10 @@ def framed(
     canvas.paste(Image.fromarray(body), (MARGIN, top))
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(title_lines):
-        draw.text((MARGIN, MARGIN - 4 + 20 * index), line, fill=INK, font=font(14))
+        write(draw, (MARGIN, MARGIN - 4 + 20 * index), line, 14)
     y = top + body.shape[0] + 8
     for line in foot:
-        draw.text((MARGIN, y), line, fill=INK, font=font(11))
+        write(draw, (MARGIN, y), line, 11)
         y += 16
     if bar:
         low, high, colormap = bar
@@ -53,13 +53,13 @@ def framed(
             Image.fromarray(np.broadcast_to(ramp, (10, length, 3)).copy()), (MARGIN, y + 2)
         )
         left, right = f"{number(low)}{' everywhere' if flat else ''}", "" if flat else number(high)
-        draw.text((MARGIN, y + 15), left, fill=INK, font=font(11))
-        draw.text((MARGIN + length - text_width(right, 11), y + 15), right, fill=INK, font=font(11))
+        write(draw, (MARGIN, y + 15), left, 11)
+        write(draw, (MARGIN + length - text_width(right, 11), y + 15), right, 11)
         if low < 0 < high:
             x = MARGIN + round(-low / (high - low) * (length - 1))
             draw.line((x, y + 12, x, y + 15), fill=INK)
             zero = x - text_width("0", 11) // 2
             ends = (MARGIN + text_width(left, 11), MARGIN + length - text_width(right, 11))
             if ends[0] + 4 <= zero and zero + text_width("0", 11) + 4 <= ends[1]:
-                draw.text((zero, y + 15), "0", fill=INK, font=font(11))
+                write(draw, (zero, y + 15), "0", 11)
     return canvas, top

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.render.glyphs import lettered
 from torchviz_cnn.render.text import fit
 
 
@@ -75,7 +76,7 @@ def style_figure(
         "Gram matrices (which channels are active together; signed roots, one scale a layer)",
         fontsize=9,
     )
-    return figure
+    return lettered(figure)
 
 
 def _distances(

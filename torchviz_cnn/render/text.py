@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
-import matplotlib
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
+
+from torchviz_cnn.render.glyphs import DEJAVU, legible, runs
 
 INK = (32, 32, 32)
 PAPER = (255, 255, 255)
 
 
-@lru_cache(maxsize=16)
-def font(size: int = 12) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along everywhere."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
+@lru_cache(maxsize=64)
+def font(size: int = 12, path: str = DEJAVU) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along everywhere, or the font in another file."""
+    return ImageFont.truetype(path, size)
+
+
+def write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int = 12,
+    fill: tuple[int, int, int] = INK,
+) -> None:
+    """A line of text, its upper left corner at a place; in another font what DejaVu has not."""
+    x, y = place
+    base = y + font(size).getmetrics()[0]
+    for words, path in runs(text):
+        face = font(size, path)
+        draw.text((x, base), words, fill=fill, font=face, anchor="ls")
+        x += face.getlength(words)
 
 
 def text_width(text: str, size: int = 12) -> int:
-    return int(font(size).getlength(text)) + 1
+    return int(sum(font(size, path).getlength(words) for words, path in runs(text))) + 1
 
 
 def fit(text: str, width: int, size: int = 12) -> str:
-    """The text, cut with an ellipsis to at most ``width`` pixels."""
+    """The text, legible and cut with an ellipsis to at most ``width`` pixels."""
+    text = legible(text)
     if text_width(text, size) <= width:
         return text
     while text and text_width(text + "…", size) > width:
@@ -33,7 +49,7 @@ def fit(text: str, width: int, size: int = 12) -> str:
 
 
 def elide(text: str, width: int, size: int = 12) -> str:
-    """The text, cut to at most ``width`` pixels where it tells least: before its end.
+    """The text, legible and cut to at most ``width`` pixels where it tells least: before its end.
 
     Names of layers and classes often begin alike, so twice as much is left of the end.
 
@@ -41,6 +57,7 @@ def elide(text: str, width: int, size: int = 12) -> str:
         >>> elide("features.block_7.convolution.depthwise", 120)
         'featu…n.depthwise'
     """
+    text = legible(text)
     if text_width(text, size) <= width:
         return text
     kept = len(text) - 1
@@ -56,7 +73,7 @@ def _around(text: str, kept: int) -> str:
 
 def inches(text: str, points: float) -> float:
     """How long a line of text is in a figure, at a size in points."""
-    return font(100).getlength(text) * points / 100 / 72
+    return text_width(text, 100) * points / 100 / 72
 
 
 def wrap(text: str, width: int, size: int = 12) -> list[str]:
