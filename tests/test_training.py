@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1159,6 +1160,14 @@ def test_confusions_and_the_most_wrong():
     assert found.confusion().tolist() == [[1, 3], [0, 1]]
     assert found.worst(2) == [3, 1]
     assert found.accuracy == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(0, "100.0 %"), (1, ">99.9 %"), (999, "90.0 %")])
+def test_all_pictures_are_right_only_where_none_is_wrong(wrong, said):
+    chances = torch.tensor([[0.9, 0.1]]).repeat(10000, 1)
+    found = Judgement(chances, (torch.arange(10000) < wrong).long())
+    run = SimpleNamespace(model=SimpleNamespace(source="net (x)"), history=[{}], best=1)
+    assert f" {said} of 10,000 held-out pictures are right" in outcome.lead(run, found, 5)
 
 
 def test_curves_are_drawn_of_every_number_or_the_missing_one_is_named():
