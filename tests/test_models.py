@@ -253,7 +253,7 @@ def test_a_factory_of_ones_own(factory):
     [
         ("my_nets:missing", "missing"),
         ("no_such_module:x", "no_such_module"),
-        ("my_nets:number", "gave a int"),
+        ("my_nets:number", "gave an int"),
     ],
 )
 def test_factories_that_are_none(factory, spec, words):

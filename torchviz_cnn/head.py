@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchviz_cnn.errors import InputError, levels_to_the_caller
 from torchviz_cnn.pooling import without_indices
+from torchviz_cnn.words import a, counted
 
 Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
@@ -430,8 +431,8 @@ def _check_rows(raw: Tensor, inputs: Tensor, variants_of: Tensor | None) -> None
     images = inputs if variants_of is None else variants_of
     variants = "" if variants_of is None else f"{inputs.shape[0]} variants of "
     raise NoScores(
-        f"the network returned {_described(raw)} for {variants}{len(images)} images given as "
-        f"{_described(images)}; it must return one row an image, and inputs must have a batch "
+        f"the network returned {_described(raw)} for {variants}{counted(len(images), 'image')} given "
+        f"as {_described(images)}; it must return one row an image, and inputs must have a batch "
         "axis: (N, C, H, W)"
     )
 
@@ -452,6 +453,6 @@ def tensor_in(output: object) -> Tensor:
         return output[0]
     holds = f" ({', '.join(map(str, output))})" if isinstance(output, Mapping) else ""
     raise NoScores(
-        f"the network returned a {type(output).__name__} without a tensor of class scores in it"
+        f"the network returned {a(type(output).__name__)} without a tensor of class scores in it"
         f"{holds}; wrap it in a module that returns one tensor, (N, classes)"
     )

@@ -19,6 +19,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.naming import Layer, display_name
 from torchviz_cnn.observe import Enough, first_tensor
 from torchviz_cnn.steps import Answer, Kind, Sparsity, Step, as_maps, same
+from torchviz_cnn.words import a
 
 _ATEN = torch.ops.aten
 
@@ -168,7 +169,7 @@ class Passage(OperatorMode):
         if tensor is None:
             if explicit := [layer.name for layer in wanted if layer.explicit and not self.whole]:
                 raise InputError(
-                    f"the layer {explicit[0]!r} puts out a {type(output).__name__}, not a tensor"
+                    f"the layer {explicit[0]!r} puts out {a(type(output).__name__)}, not a tensor"
                 )
         elif tensor.ndim == 0 or len(tensor) != 1:
             self.unseen.append(f"{frame.name} is not drawn: {_no_batch(tensor)}")

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from torchviz_cnn.words import counted
+
+__all__ = ["by", "counted", "quoted", "title_of", "words_of"]
+
 
 def quoted(name: str) -> str:
     r"""A name from a file: short, and without characters that would steer a terminal.
@@ -33,12 +37,3 @@ def by(dims: Sequence[int | None]) -> str:
     if len(dims) > 8:
         return f"{by(dims[:8])} × … ({len(dims)} axes)"
     return " × ".join("?" if dim is None else str(dim) for dim in dims) or "()"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, as it is said.
-
-    >>> counted(1, "byte"), counted(4096, "byte")
-    ('1 byte', '4,096 bytes')
-    """
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

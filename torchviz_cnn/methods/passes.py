@@ -22,6 +22,7 @@ from torchviz_cnn.naming import resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.targets import Explained, Question
 from torchviz_cnn.tracing import default_layer_of, remembered
+from torchviz_cnn.words import counted
 
 LayerChoice = str | nn.Module | None
 # Pictures that go together through a pass from the picture on a CPU: at least so many, and as long as
@@ -168,7 +169,7 @@ class HeldMaps:
                 times = self.calls[layer.module]
                 name = layer.name.rpartition("@")[0] or layer.name
                 raise InputError(
-                    f"the layer {name!r} runs {times} times in this forward pass, "
+                    f"the layer {name!r} runs {counted(times, 'time')} in this forward pass, "
                     f"counted from 0; there is no call {layer.only_call}"
                     if times
                     else f"the layer {name!r} does not run in eval mode"

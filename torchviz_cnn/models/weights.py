@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn import checkpoints
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.words import a
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ def read_state(path: str) -> dict[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise InputError(f"{path!r} holds a {type(found).__name__}, not a state dict of tensors")
+        raise InputError(f"{path!r} holds {a(type(found).__name__)}, not a state dict of tensors")
     if not found:
         raise InputError(f"{path!r} holds an empty state dict")
     return {key.removeprefix("module.").removeprefix("_orig_mod."): v for key, v in found.items()}

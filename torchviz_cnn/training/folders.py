@@ -21,6 +21,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.pictures import read_with_remarks
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.training.sets import Labelled, split
+from torchviz_cnn.words import counted
 
 HELD_OUT = ("validation", "val", "valid")
 KEPT = 2 << 30  # bytes of scaled pictures that are kept in memory
@@ -173,7 +174,7 @@ class Remarks:
         for words, files in sorted(self.converted.items()):
             shown = ", ".join(files[:most])
             more = "" if most is None or len(files) <= most else f" and {len(files) - most} more"
-            said.append(f"{len(files)} of the pictures are {words} ({shown}{more})")
+            said.append(f"{words} ({counted(len(files), 'picture')}: {shown}{more})")
         return said
 
 
