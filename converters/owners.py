@@ -304,9 +304,10 @@ def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str], call
     missing = [name for name in present if name not in names]
     if missing:
         offer = closest(missing[0], [name for name in names if name not in present])
-        raise InputError(
-            f"{called} does not fit this file, which has a layer {missing[0]!r} that is not "
-            f"listed{offer}; give [layer.name for layer in model.layers] of the exported model"
+        raise InputError.about(
+            called,
+            f"does not fit this file, which has a layer {missing[0]!r} that is not listed{offer}; "
+            + _right_list(called),
         )
     place = {name: index for index, name in enumerate(names)}
     makers = graph.makers()
@@ -318,10 +319,18 @@ def _check_list(graph: Graph, names: Sequence[str], present: Sequence[str], call
             continue
         first, second = _path_of(before)[0], _path_of(node)[0]
         if place[first] > place[second] and not _is_shared(graph, second):
-            raise InputError(
-                f"{called} does not fit this file, in which {first!r} comes before {second!r}; "
-                "give [layer.name for layer in model.layers] of the exported model"
+            raise InputError.about(
+                called,
+                f"does not fit this file, in which {first!r} comes before {second!r}; "
+                + _right_list(called),
             )
+
+
+def _right_list(called: str) -> str:
+    """What would fit in place of a list that does not."""
+    if called == "layer_names":
+        return "give [layer.name for layer in model.layers] of the exported model"
+    return "it is another network's: give the Keras file that this one was exported from"
 
 
 def _path_of(node: Node) -> tuple[str, ...]:

@@ -367,7 +367,7 @@ def needs(size):
         ),
         (
             ["layers", "nets:gray", "--input-size", "3x20x24"],
-            "takes 1 channels and is reached by 3",
+            "takes 1 channel and is reached by 3",
         ),
         (["layers", "nets:needs"], "must be callable without arguments"),
         (["layers", "torch.nn:Conv2d"], "must be callable without arguments"),

@@ -718,7 +718,7 @@ BAD = [
     ({"target": 1, "scale": 1.1}, "scale is two factors"),
     ({"target": 1, "rotate": 200.0}, "angle"),
     ({"target": 1, "l2": -1.0}, "l2 must be"),
-    ({"target": [1, 2], "seed": [1]}, "1 seeds were given for 2"),
+    ({"target": [1, 2], "seed": [1]}, "1 seed was given for 2 pictures"),
     ({"target": 1, "seed": -1}, "a seed is"),
     ({"target": 1, "seed": None}, "a seed is a whole number from 0, not None"),
     ({"target": 1, "seed": 1.5}, "a seed is"),

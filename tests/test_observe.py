@@ -776,7 +776,7 @@ def test_asking_for_gradients_before_backward_says_what_is_missing():
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ("cat.png", "tensor.*not str"),
+        ("cat.png", "tensor.*not a str"),
         (torch.zeros(3, 8), r"\(N, C, H, W\).*\(3, 8\)"),
         (torch.zeros(0, 3, 8, 8), "at least one image"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point, not torch.uint8"),

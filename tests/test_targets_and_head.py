@@ -611,7 +611,7 @@ def test_a_network_for_batches_of_one_size_is_given_them_by_batch_size(method):
 
 BAD: dict[str, tuple[Any, str]] = {
     "too many": ([0, 1, 2], "3 targets.*2 images"),
-    "too few": ([0], "1 targets.*2 images"),
+    "too few": ([0], "1 target was.*2 images"),
     "none": ([], "0 targets.*2 images"),
     "tensor too long": (torch.tensor([0, 1, 2, 3]), "4 targets.*2 images"),
     "too many lists": ([[0, 1], [1, 2], [2, 3]], "3 targets.*2 images"),

@@ -148,7 +148,7 @@ def explain_with(
     if not results:
         raise next(iter(failures.values()))
     for name, failure in failures.items():
-        tell(f"{name} is left out: {failure}")
+        tell(f"{name} is left out: {failure.typed}")
     return results
 
 

@@ -400,10 +400,11 @@ class CellAttribution(Attribution):
         if align == "stretch":
             return upsample(self.values, self.input_size)
         if self.place is None:
-            raise InputError(
+            fault = (
                 f"where the cells of {self.layer!r} lie on the picture is not known (something "
-                "before it resizes or reorders the map); use align='stretch'"
+                "before it resizes or reorders the map)"
             )
+            raise InputError(f"{fault}; use align='stretch'", typed=f"{fault}; use --align stretch")
         return at_places(self.values, self.place, self.input_size)
 
     @property

@@ -5,16 +5,62 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Self
 
 
 class InputError(ValueError):
     """A request that cannot be met, said in one sentence a person can act on.
 
     The command line prints the sentence and exits with 2; it never shows a traceback for it.
+
+    Args:
+        sentence: for who calls the library.
+        typed: the same for who typed a command, where what helps is another thing there: an option
+            in place of a keyword. Left out, the sentence serves both.
+
+    Attributes:
+        typed: the sentence for the command line.
+        keyword: the keyword that the sentence begins with, where it is about one, see
+            :meth:`about`.
     """
+
+    def __init__(self, sentence: str, *, typed: str | None = None) -> None:
+        super().__init__(sentence)
+        self.typed = sentence if typed is None else typed
+        self.keyword: str | None = None
+
+    @classmethod
+    def about(cls, keyword: str, fault: str) -> Self:
+        """What is wrong with what was given for a keyword.
+
+        The command line names its own option in place of it.
+
+        >>> InputError.about("steps", "must be a whole number from 1, not 0")
+        InputError('steps must be a whole number from 1, not 0')
+        """
+        error = cls(f"{keyword} {fault}")
+        error.keyword = keyword
+        return error
+
+    def as_typed(self, options: Mapping[str, str]) -> str:
+        """The sentence for who typed a command.
+
+        Args:
+            options: what the command's options are called, by the keywords they stand for.
+
+        >>> InputError.about("scale", "is two factors").as_typed({"scale": "--zoom"})
+        '--zoom is two factors'
+        """
+        if self.keyword is None or self.keyword not in options:
+            return self.typed
+        return options[self.keyword] + self.typed.removeprefix(self.keyword)
+
+    def within(self, before: str) -> InputError:
+        """The same, said of a part: with words in front of both sentences."""
+        return InputError(f"{before}{self}", typed=f"{before}{self.typed}")
 
 
 class NotApplicable(InputError):  # noqa: N818 - it is a finding about a network, not a fault
@@ -40,7 +86,7 @@ def check_counts(**counts: object) -> None:
     for name, value in counts.items():
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (whole and value >= 1):  # type: ignore[operator]
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+            raise InputError.about(name, f"must be a whole number of at least 1, not {value!r}")
 
 
 def is_real(value: object) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,16 @@ from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.naming import known
+from torchviz_cnn.words import a, counted, one_line
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
+
+
+_WRAP = (
+    "networks of one tensor are looked into: wrap one that takes more in a module whose forward "
+    "takes the pictures alone and gives it the rest; capture() watches any call of it as it is"
+)
 
 
 def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) -> Tensor:
@@ -31,9 +39,10 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
             see :func:`misfits_explained`.
     """
     if not isinstance(inputs, Tensor):
+        several = isinstance(inputs, tuple | Mapping)
         raise InputError(
-            f"inputs must be a tensor (N, C, H, W), not {type(inputs).__name__}; "
-            "model.preprocess(picture) makes one"
+            f"inputs must be a tensor (N, C, H, W), not {a(type(inputs).__name__)}; "
+            + (_WRAP if several else "model.preprocess(picture) makes one")
         )
     shape = "(" + ", ".join(map(str, inputs.shape)) + ")"
     if inputs.ndim not in (3, 4) or 0 in inputs.shape:
@@ -91,10 +100,10 @@ def checked_size(size: object) -> tuple[int, ...]:
         or not all(isinstance(n, int | np.integer) and n >= 1 for n in size)
         or math.prod(int(n) for n in size) > 2**28
     ):
-        raise InputError(
-            "input_size must be (channels, height, width) of one image, or (height, width) for a "
-            f"network without a channel axis, positive whole numbers (at most {2**28:,} in all), "
-            f"not {size!r}"
+        raise InputError.about(
+            "input_size",
+            "must be (channels, height, width) of one image, or (height, width) for a network "
+            f"without a channel axis, positive whole numbers (at most {2**28:,} in all), not {size!r}",
         )
     return tuple(int(n) for n in size)
 
@@ -114,17 +123,17 @@ def blank(module: nn.Module, size: Sequence[int]) -> Tensor:
 def _misfit(what: str, module: nn.Module, given: Tensor) -> str | None:
     """Why a layer cannot take a tensor, if it cannot."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        axis, takes, unit = -3, module.in_channels, "channels"
+        axis, takes, unit = -3, module.in_channels, "channel"
     elif isinstance(module, nn.BatchNorm2d):
-        axis, takes, unit = -3, module.num_features, "channels"
+        axis, takes, unit = -3, module.num_features, "channel"
     elif isinstance(module, nn.Linear):
-        axis, takes, unit = -1, module.in_features, "features"
+        axis, takes, unit = -1, module.in_features, "feature"
     else:
         return None
     has = given.shape[axis] if given.ndim >= -axis else None
     if has is None or has == takes:
         return None
-    return f"{what} takes {takes} {unit} and is reached by {has}"
+    return f"{what} takes {counted(takes, unit)} and is reached by {has}"
 
 
 @contextmanager
@@ -134,12 +143,22 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
     Costs nothing unless something fails.
 
     Raises:
-        InputError: in place of an error that comes from inputs of a wrong size.
+        InputError: in place of an error that comes from inputs of a wrong size, or from a network
+            that takes more than one.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
+    except TypeError as error:
+        if not (missing := _needs_besides(module)):
+            raise
+        fault = f"this network's forward needs {' and '.join(missing)} besides the pictures"
+        raise InputError(
+            f"{fault}; {_WRAP}",
+            typed=f"{fault}; name a package.module:factory whose network takes the pictures alone "
+            "and gives it the rest",
+        ) from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         reason = None if isinstance(error, InputError) else _reason(module, error)
         if reason is None:
@@ -156,6 +175,16 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
             "the batch_size that it takes, or pictures with the channels and the size it was "
             "built for"
         ) from error
+
+
+def _needs_besides(module: nn.Module) -> list[str]:
+    """The arguments without a default, but for the first, of a network's ``forward``."""
+    try:
+        _, *rest = inspect.signature(module.forward).parameters.values()
+    except ValueError:  # without arguments, or written in C
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [repr(p.name) for p in rest if p.default is p.empty and p.kind not in variadic]
 
 
 _ABOUT_SIZES = re.compile(
@@ -213,7 +242,7 @@ def network_failure(error: Exception) -> str | None:
         return None
     where = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"the network failed when it was run: {type(error).__name__}: {error} "
+        f"the network failed when it was run: {one_line(error)} "
         f"({where.filename}, line {where.lineno})"
     )
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.guard import unwrap
+from torchviz_cnn.words import some
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -172,8 +173,15 @@ def original_name(module: nn.Module, name: str) -> str:
             return known_name
     refuse_unavailable(module, name)  # known, and nothing of it is left
     candidates = [display_name(module, known_name) for known_name in known if known_name]
-    offer = closest(name, candidates) or "; layers() lists them all"
-    raise InputError(f"the network has no layer {name!r}{offer}")
+    fault = f"the network has no layer {name!r}"
+    raise _unknown(fault, closest(name, candidates))
+
+
+def _unknown(fault: str, offer: str = "") -> InputError:
+    return InputError(
+        fault + (offer or "; layers() lists them all"),
+        typed=fault + (offer or "; 'torchviz-cnn layers MODEL --all' lists them all"),
+    )
 
 
 def _reaches_module(module: nn.Module, name: str) -> bool:
@@ -220,6 +228,21 @@ def split_call(module: nn.Module, text: str) -> tuple[str, int | None]:
     return match["name"], None if match["call"] == "*" else int(match["call"])
 
 
+def is_glob(module: nn.Module, text: str) -> bool:
+    """Whether a word may mean several layers, or several runs of one.
+
+    >>> net = nn.Sequential(nn.ReLU())
+    >>> is_glob(net, "0"), is_glob(net, "*"), is_glob(net, "0@1"), is_glob(net, "0@*")
+    (False, True, False, True)
+    """
+    base, call = split_call(module, text)
+    return call is None or _has_wildcard(base)
+
+
+def _has_wildcard(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
 def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]) -> list[Layer]:
     """The layers a specification means, in the network's order for a glob, else as given.
 
@@ -249,7 +272,7 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
         if not isinstance(one, str):
             raise InputError(f"a layer is named by a string or a module, not by {one!r}")
         base, call = split_call(module, one)
-        if any(character in base for character in "*?["):
+        if _has_wildcard(base):
             hits = [
                 (name, child)
                 for name, child in module.named_modules()
@@ -257,7 +280,7 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
                 and (fnmatchcase(name, base) or fnmatchcase(display_name(module, name), base))
             ]
             if not hits:
-                raise InputError(f"no layer matches {one!r}; layers() lists them all")
+                raise _unknown(f"no layer matches {one!r}")
             for name, child in hits:
                 if len(hits) == 1:
                     refuse_unavailable(module, name)
@@ -283,6 +306,8 @@ def resolve_one(module: nn.Module, spec: str | nn.Module) -> Layer:
     """
     layers = resolve(module, spec)
     if len(layers) != 1 or layers[0].call is None:
-        names = ", ".join(repr(layer.key(layer.call or 0)) for layer in layers[:4])
-        raise InputError(f"one layer is needed, and {spec!r} means several ({names}, …)")
+        names = [layer.key(layer.call or 0) for layer in layers]
+        if len(names) == 1:
+            raise InputError(f"one layer is needed, and {spec!r} means every run of {names[0]!r}")
+        raise InputError(f"one layer is needed, and {spec!r} means several ({some(names)})")
     return layers[0]

@@ -225,6 +225,11 @@ def colors_of(preprocess: object, input_size: Sequence[int]) -> Colors:
     )
 
 
+def _unsuited(fault: str) -> InputError:
+    sentence = f"the network's preprocessing {fault}; name one with"
+    return InputError(f"{sentence} preprocess=", typed=f"{sentence} --preprocess")
+
+
 def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
     if not callable(preprocess):
         raise InputError(
@@ -238,10 +243,7 @@ def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
     def shown(*color: int) -> Tensor:
         found = preprocess(Image.new("RGB", size, color))
         if not isinstance(found, Tensor) or found.shape[-len(input_size) :][:-2] != input_size[:-2]:
-            raise InputError(
-                "the network's preprocessing does not make inputs of its size of a picture; name "
-                "one with preprocess="
-            )
+            raise _unsuited("does not make inputs of its size of a picture")
         return found.double().reshape(channels, -1).mean(1)
 
     black, white = shown(0, 0, 0), shown(255, 255, 255)
@@ -253,9 +255,9 @@ def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
     tried = shown(51, 51, 51)
     wanted = matrix @ torch.full((matrix.shape[1],), 0.2, dtype=torch.float64) + black
     if not torch.allclose(tried, wanted, atol=1e-3 * float((white - black).abs().max() + 1e-6)):
-        raise InputError(
-            "the network's preprocessing does more to colours than scale and shift them, so a "
-            "picture cannot be optimised through it; name one with preprocess="
+        raise _unsuited(
+            "does more to colours than scale and shift them, so a picture cannot be optimised "
+            "through it"
         )
     return Colors(matrix, black, len(input_size) == 3)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.head import Output, is_single
+from torchviz_cnn.words import counted, were_given
 
 ScoreKind = Literal["logit", "probability"]
 OneTarget = int | str
@@ -41,9 +42,13 @@ def class_index(name: str, classes: Sequence[str] | None) -> int:
     if re.fullmatch(r"\s*-?[0-9]+\s*", name):
         return int(name)
     if not classes:
-        raise InputError(
+        fault = (
             f"the class {name!r} is given by name, but the class names of this network are not "
-            "known; give its index, or class names (a Model from models.load has them)"
+            "known; give its index, or class names"
+        )
+        raise InputError(
+            f"{fault} (classes=; a Model from models.load has them)",
+            typed=f"{fault} (--classes FILE)",
         )
     wanted = name.strip().lower().replace("_", " ")
     hits = [i for i, known in enumerate(classes) if known.lower().replace("_", " ") == wanted]
@@ -144,7 +149,7 @@ class Question:
         classes: Sequence[str] | None = None,
     ) -> None:
         if score not in ("logit", "probability"):
-            raise InputError(f"score must be 'logit' or 'probability', not {score!r}")
+            raise InputError.about("score", f"must be 'logit' or 'probability', not {score!r}")
         self.score_kind = score
         self.images = images
         self.settled = False
@@ -169,9 +174,8 @@ class Question:
             )
         if len(target) != self.images:
             raise InputError(
-                f"{len(target)} targets were given for {self.images} "
-                f"image{'s' * (self.images != 1)}; give one target for all, or exactly one "
-                "(or one list) an image"
+                f"{were_given(len(target), 'target')} for {counted(self.images, 'image')}; give "
+                "one target for all, or exactly one (or one list) an image"
             )
         rows = [
             [_one(each, classes) for each in row]
@@ -250,10 +254,12 @@ class Question:
         if is_single(values):
             return self._two_classes(output.logits.reshape(-1), values.reshape(-1))
         if values.ndim != 2:
+            fault = f"the network's output has shape {tuple(values.shape)}, not (N, classes)"
             raise InputError(
-                f"the network's output has shape {tuple(values.shape)}, not (N, classes); pass a "
-                "callable target, such as lambda out: out[:, 5].mean((1, 2)) for the mean score of "
-                "class 5 in a map of scores"
+                f"{fault}; pass a callable target, such as lambda out: out[:, 5].mean((1, 2)) for "
+                "the mean score of class 5 in a map of scores",
+                typed=f"{fault}; name a package.module:factory whose network returns one score a "
+                "class",
             )
         if self.indexes is None:
             chosen = values.detach().argmax(1)

@@ -65,7 +65,7 @@ def read_model(
         check_known_nodes(model)
         check_sizes(model, limits)
     except InputError as problem:
-        raise InputError(f"cannot read {quoted(str(path))}: {problem}") from problem.__cause__
+        raise problem.within(f"cannot read {quoted(str(path))}: ") from problem.__cause__
     return model
 
 

@@ -20,9 +20,11 @@ def settle_weights(model: ModelProto, folder: Path, external: bool, limits: Limi
     found = list(_tensors(model))
     for tensor, where in found:
         if not external and (uses_external_data(tensor) or tensor.external_data):
+            fault = f"{where} lies in another file, {quoted(location_of(tensor))}"
             raise InputError(
-                f"{where} lies in another file, {quoted(location_of(tensor))}; allow that with "
-                "external_data=True, or save the model as one file"
+                f"{fault}; allow that with external_data=True, or save the model as one file",
+                typed=f"{fault}; save the model as one file, in Python by "
+                "onnx.save(onnx.load(FILE), NEW_FILE)",
             )
     limit, name = (
         (limits.external_bytes, "external_bytes")

@@ -19,7 +19,7 @@ from torchviz_cnn.cli.look import (
 )
 from torchviz_cnn.cli.search import maximize_command, patches_command, style_command
 from torchviz_cnn.cli.show import demo_command
-from torchviz_cnn.cli.speech import note
+from torchviz_cnn.cli.speech import Command, note
 from torchviz_cnn.cli.train import train_command
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import CannotWrite
@@ -49,19 +49,19 @@ def _root(
         raise typer.Exit
 
 
-app.command("demo")(demo_command)
-app.command("layers")(layers_command)
-app.command("explain")(explain_command)
-app.command("methods")(methods_command)
-app.command("activations")(activations_command)
-app.command("filters")(filters_command)
-app.command("field")(field_command)
-app.command("maximize")(maximize_command)
-app.command("patches")(patches_command)
-app.command("style")(style_command)
-app.command("train")(train_command)
-app.command("compare")(compare_command)
-app.command("export-keras")(export_keras_command)
+app.command("demo", cls=Command)(demo_command)
+app.command("layers", cls=Command)(layers_command)
+app.command("explain", cls=Command)(explain_command)
+app.command("methods", cls=Command)(methods_command)
+app.command("activations", cls=Command)(activations_command)
+app.command("filters", cls=Command)(filters_command)
+app.command("field", cls=Command)(field_command)
+app.command("maximize", cls=Command)(maximize_command)
+app.command("patches", cls=Command)(patches_command)
+app.command("style", cls=Command)(style_command)
+app.command("train", cls=Command)(train_command)
+app.command("compare", cls=Command)(compare_command)
+app.command("export-keras", cls=Command)(export_keras_command)
 
 
 def main() -> None:

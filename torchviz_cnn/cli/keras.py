@@ -16,6 +16,7 @@ from torchviz_cnn.cli.options import Device, InputSize, PreprocessMode, shape_of
 from torchviz_cnn.cli.speech import note, tell
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.files import all_or_nothing, check_folder, write_atomically
+from torchviz_cnn.models.model import AboutPictures, AboutSize
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
 
@@ -78,9 +79,14 @@ def compare_command(
       torchviz-cnn compare model.onnx --images photos --preprocess caffe --out proof
       torchviz-cnn compare model.onnx --keras model.keras
     """
+    if file.suffix.lower() not in (".onnx", *models.KERAS):  # those are told what to do instead
+        raise InputError(
+            f"{str(file)!r} is not an ONNX file: its name does not end in .onnx; a torch network to "
+            "compare one with is named by --torch"
+        )
     if out is not None:
         check_folder(out)
-    names = None if layer_names is None else models.read_classes(layer_names)
+    names = None if layer_names is None else models.read_list(layer_names, "layer names")
     pictures = [read_picture(path) for path in _pictures_in(images or [])]
     if weights is not None and other is None:
         raise InputError("--weights is of the network named by --torch: name one")
@@ -89,9 +95,11 @@ def compare_command(
     model = models.load(
         str(file), preprocess=preprocess, input_size=size_of(input_size), device=chosen, keras=keras
     )
-    told = [note for note in model.notes if pictures or "preprocessing" not in note]
+    told = list(model.notes)
+    if not pictures:  # of noise only the size is of interest
+        told = [n for n in told if isinstance(n, AboutSize) or not isinstance(n, AboutPictures)]
     if network is not None:  # it is given what the imported one is given
-        told += [note for note in network.notes if "preprocessing" not in note]
+        told += [n for n in network.notes if not isinstance(n, AboutPictures)]
     for sentence in told:
         note(sentence)
     inputs = model.preprocess(pictures) if pictures else None
@@ -110,7 +118,7 @@ def compare_command(
         try:
             agreed = parity.compare_explanations(file, model, first.to(chosen))
         except NotApplicable as error:
-            note(f"explanations are not compared: {error}")
+            note(f"explanations are not compared: {error.typed}")
         for row in agreed:
             tell(str(row))
     if out is not None:

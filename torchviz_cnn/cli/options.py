@@ -19,8 +19,8 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A torchvision classifier, mnist_convnet, cat_dog, cat_dog_small, "
-        "or package.module:factory.",
+        help="A torchvision classifier, mnist_convnet, cat_dog, cat_dog_small, an ONNX file, what "
+        "train wrote (a folder or .safetensors file), or package.module:factory.",
     ),
 ]
 Weights = Annotated[
@@ -59,7 +59,9 @@ def size_of(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = re.split(r"[x×,]", text)
-    if not all(_is_size(part) for part in parts) or len(parts) not in (2, 3):
+    # 3x64 is a side forgotten rather than a strip three pixels high without channels.
+    cut_short = len(parts) == 2 and parts[0].strip() in ("1", "3")
+    if not all(_is_size(part) for part in parts) or len(parts) not in (2, 3) or cut_short:
         raise InputError(f"--input-size must be like 3x224x224, not {text!r}")
     return tuple(int(part) for part in parts)
 

@@ -13,6 +13,7 @@ from torchviz_cnn.cli.options import (
     ClassFile,
     Device,
     InputSize,
+    KerasFile,
     ModelName,
     Out,
     PreprocessMode,
@@ -52,14 +53,16 @@ def maximize_command(
     seed: Annotated[int, typer.Option(help="Another one, another picture.", min=0)] = 0,
     parametrization: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
     decay: Annotated[float, typer.Option(help="For fourier: more makes smoother pictures.")] = 1.5,
-    rate: Annotated[
-        float | None, typer.Option(help="Adam's learning rate.", show_default="0.05; pixels 0.02")
+    learning_rate: Annotated[
+        float | None, typer.Option("--rate", help="Of Adam.", show_default="0.05; pixels 0.02")
     ] = None,
     jitter: Annotated[
         int | None,
         typer.Option(help="Shifted by up to so many pixels.", min=0, show_default="side / 10"),
     ] = None,
-    zoom: Annotated[str, typer.Option(help="Magnified by factors from LOW,HIGH.")] = "0.8,1.2",
+    scale: Annotated[
+        str, typer.Option("--zoom", help="Magnified by factors from LOW,HIGH.")
+    ] = "0.8,1.2",
     rotate: Annotated[float, typer.Option(help="Turned by up to so many degrees.")] = 10.0,
     l2: Annotated[
         float | None,
@@ -79,6 +82,7 @@ def maximize_command(
     preprocess: PreprocessMode = None,
     classes: ClassFile = None,
     input_size: InputSize = None,
+    keras: KerasFile = None,
     device: Device = "auto",
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
@@ -97,16 +101,16 @@ def maximize_command(
         "seed": seed,
         "parametrization": parametrization,
         "decay": decay,
-        "learning_rate": rate,
+        "learning_rate": learning_rate,
         "jitter": jitter,
-        "scale": span_of(zoom, "--zoom"),
+        "scale": span_of(scale, "--zoom"),
         "rotate": rotate,
         "l2": l2,
         "lp": lp,
         "total_variation": total_variation,
     }
     sides = pair_of(size, "--size")
-    network = load_model(model, weights, preprocess, classes, input_size, device)
+    network = load_model(model, weights, preprocess, classes, input_size, device, keras)
     wish = None if sides is None else (*network.input_size[:-2], *sides)
     result = maximize(
         network,
@@ -150,6 +154,7 @@ def patches_command(
     preprocess: PreprocessMode = None,
     classes: ClassFile = None,
     input_size: InputSize = None,
+    keras: KerasFile = None,
     device: Device = "auto",
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
@@ -162,7 +167,7 @@ def patches_command(
     """
     check_folder(out)
     pictures_in(folder)  # before a network is loaded
-    network = load_model(model, weights, preprocess, classes, input_size, device)
+    network = load_model(model, weights, preprocess, classes, input_size, device, keras)
     every = patches(
         network,
         folder,
@@ -199,6 +204,7 @@ def style_command(
     preprocess: PreprocessMode = None,
     classes: ClassFile = None,
     input_size: InputSize = None,
+    keras: KerasFile = None,
     device: Device = "auto",
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
@@ -211,7 +217,7 @@ def style_command(
     """
     check_folder(out)
     pictures = [read_picture(path) for path in (first, second)]
-    network = load_model(model, weights, preprocess, classes, input_size, device)
+    network = load_model(model, weights, preprocess, classes, input_size, device, keras)
     a, b = (network.prepare(picture) for picture in pictures)
     found = style_distance(network, a, b, layers or None)
     tell(json.dumps(found.to_dict(), indent=1) if as_json else found.table())

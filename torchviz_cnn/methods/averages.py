@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def _count(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{what} must be a whole number of at least 1, not {value!r}")
+        raise InputError.about(what, f"must be a whole number of at least 1, not {value!r}")
     return int(value)
 
 
@@ -97,7 +97,9 @@ def smooth_grad(
     """
     count = _count(samples, "samples")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-        raise InputError(f"noise must be a share of the picture's range, 0 or more, not {noise!r}")
+        raise InputError.about(
+            "noise", f"must be a share of the picture's range, 0 or more, not {noise!r}"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise InputError(f"seed must be a whole number, not {seed!r}")
     with examine(model, inputs, target, score, classes) as examination:

@@ -130,12 +130,18 @@ class Moves:
 
     def __post_init__(self) -> None:
         if not is_real(self.jitter) or self.jitter < 0 or self.jitter != int(self.jitter):
-            raise InputError(f"jitter is a whole number of pixels from 0, not {self.jitter!r}")
+            raise InputError.about(
+                "jitter", f"is a whole number of pixels from 0, not {self.jitter!r}"
+            )
         low, high = self.scale
         if not (is_real(low) and is_real(high) and 0 < low <= high):
-            raise InputError(f"scale is two factors above 0, the lower first, not {self.scale!r}")
+            raise InputError.about(
+                "scale", f"is two factors above 0, the lower first, not {self.scale!r}"
+            )
         if not (is_real(self.rotate) and 0 <= self.rotate <= 180):
-            raise InputError(f"rotate is an angle of 0 to 180 degrees, not {self.rotate!r}")
+            raise InputError.about(
+                "rotate", f"is an angle of 0 to 180 degrees, not {self.rotate!r}"
+            )
 
     @property
     def none(self) -> bool:

@@ -34,6 +34,7 @@ from torchviz_cnn.objectives import Cell, Objective, objective_of
 from torchviz_cnn.observe import capture, running_to
 from torchviz_cnn.preprocess import Colors, colors_of
 from torchviz_cnn.targets import ClassNames, ScoreKind, class_names
+from torchviz_cnn.words import counted, were_given
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,17 +223,17 @@ class _Recipe:
             InputError: for the first thing that is.
         """
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise InputError(f"steps must be a whole number from 1, not {self.steps!r}")
+            raise InputError.about("steps", f"must be a whole number from 1, not {self.steps!r}")
         if not (is_real(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be above 0, not {self.learning_rate!r}")
+            raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")
         if not (is_real(self.decay) and 0 <= self.decay <= 4):
-            raise InputError(f"decay must lie between 0 and 4, not {self.decay!r}")
+            raise InputError.about("decay", f"must lie between 0 and 4, not {self.decay!r}")
         if not (is_real(self.power) and self.power > 1):
-            raise InputError(f"power must be above 1, not {self.power!r}")
+            raise InputError.about("power", f"must be above 1, not {self.power!r}")
         for name in ("l2", "lp", "total_variation"):
             value = getattr(self, name)
             if not (is_real(value) and value >= 0):
-                raise InputError(f"{name} must be a weight from 0, not {value!r}")
+                raise InputError.about(name, f"must be a weight from 0, not {value!r}")
 
     @property
     def start(self) -> Tensor:
@@ -353,7 +354,7 @@ def _check_progress(value: Tensor, slope: Tensor, part: Sequence[Objective], ste
         label = part[int(torch.nonzero(broken)[0])].label
         raise InputError(
             f"{label}: the network puts out NaN or infinite numbers, or their gradient is, at step "
-            f"{step + 1}; try a smaller learning_rate, or look at its weights"
+            f"{step + 1}; try a smaller learning rate, or look at its weights"
         )
     still = (slope == 0).flatten(1).all(1)
     if step == 0 and bool(still.any()):
@@ -503,7 +504,7 @@ def maximize(
 def _redirections(wanted: Sequence[Objective], times: Sequence[int]) -> tuple[str, ...]:
     """One sentence about the pictures that started without a gradient; none without any."""
     told = [
-        f"{objective.label} (for {count} step{'s' * (count != 1)})"
+        f"{objective.label} (for {counted(count, 'step')})"
         for objective, count in zip(wanted, times, strict=True)
         if count
     ]
@@ -605,9 +606,10 @@ def _objectives(
         (objective is not None) + (layer is not None or channel is not None) + (target is not None)
     )
     if ways != 1:
+        fault = f"{'nothing' if not ways else 'too much'} was asked for"
         raise InputError(
-            f"{'nothing' if not ways else 'too much'} was asked for: give layer= and channel=, or "
-            "target=, or an objective"
+            f"{fault}: give layer= and channel=, or target=, or an objective",
+            typed=f"{fault}: give --layer and --channel, or --class",
         )
     if objective is not None:
         found = [objective_of(each) for each in _several(objective)]
@@ -618,7 +620,11 @@ def _objectives(
     else:
         found = [goals.channel(layer, each, cell) for each in _several(channel)]
     if cell is not None and channel is None:
-        raise InputError("a cell is one of a channel: give layer= and channel= too")
+        fault = "a cell is one of a channel"
+        raise InputError(
+            f"{fault}: give layer= and channel= too",
+            typed=f"{fault}: give --layer and --channel too",
+        )
     if not found:
         raise InputError("the list of what to maximise is empty")
     return found
@@ -627,13 +633,13 @@ def _objectives(
 def _pair(scale: Any) -> tuple[float, float]:
     if isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_real, scale)):
         return float(scale[0]), float(scale[1])
-    raise InputError(f"scale is two factors, the lower first, not {scale!r}")
+    raise InputError.about("scale", f"is two factors, the lower first, not {scale!r}")
 
 
 def _usual(parametrization: str) -> dict[str, float]:
     if parametrization not in _DEFAULTS:
-        raise InputError(
-            f"parametrization must be {' or '.join(_DEFAULTS)}, not {parametrization!r}"
+        raise InputError.about(
+            "parametrization", f"must be {' or '.join(_DEFAULTS)}, not {parametrization!r}"
         )
     return _DEFAULTS[parametrization]
 
@@ -653,7 +659,8 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     seeds = given * count if isinstance(seed, int) else given
     if len(seeds) != count:
         raise InputError(
-            f"{len(seeds)} seeds were given for {count} pictures; give one for all, or one each"
+            f"{were_given(len(seeds), 'seed')} for {counted(count, 'picture')}; give one for all, "
+            "or one each"
         )
     return seeds
 
@@ -667,7 +674,7 @@ def _size(model: nn.Module | Model, input_size: Sequence[int] | None) -> tuple[i
     size = checked_size(own if input_size is None else input_size)
     if own is not None and size[:-2] != tuple(own[:-2]):
         raise InputError(
-            f"this network takes {'×'.join(map(str, own))}; another input_size may change height "
+            f"this network takes {'×'.join(map(str, own))}; another input size may change height "
             f"and width, not be {'×'.join(map(str, size))}"
         )
     if min(size[-2:]) < 2:

@@ -52,7 +52,7 @@ def filling_of(fill: Fill, images: Tensor, *, has_channels: bool, what: str = "f
             f"{what} must be a value, 'mean', 'blur' or an array, not {type(fill).__name__}"
         ) from None
     if not bool(values.isfinite().all()):
-        raise InputError(f"{what} must be made of finite numbers")
+        raise InputError.about(what, "must be made of finite numbers")
     if values.ndim == 1:  # one value a channel
         values = values[:, None, None]
     given = tuple(values.shape)
@@ -62,9 +62,10 @@ def filling_of(fill: Fill, images: Tensor, *, has_channels: bool, what: str = "f
         return values.expand(images.shape)
     except RuntimeError:
         shape = images.shape if has_channels else images[:, 0].shape
-        raise InputError(
-            f"{what} of shape {given} does not fit pictures of shape "
-            f"{tuple(shape)}; give one value, one a channel, or a picture"
+        raise InputError.about(
+            what,
+            f"of shape {given} does not fit pictures of shape {tuple(shape)}; give one value, one a "
+            "channel, or a picture",
         ) from None
 
 

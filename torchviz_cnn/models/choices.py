@@ -35,11 +35,16 @@ def read_classes(path: str | Path) -> list[str]:
     Raises:
         InputError: when the file is missing or holds something else.
     """
+    return read_list(path, "class names")
+
+
+def read_list(path: str | Path, what: str) -> list[str]:
+    """Names from a file, as :func:`read_classes`; ``what`` they are is said of a file without."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise InputError(f"cannot read class names from {str(path)!r}: {reason}") from None
+        raise InputError(f"cannot read {what} from {str(path)!r}: {reason}") from None
     if text.lstrip()[:1] not in ("[", "{"):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
@@ -50,5 +55,5 @@ def read_classes(path: str | Path) -> list[str]:
         found = [found[key] for key in sorted(found, key=int)]
     names = [each[-1] if isinstance(each, list) and each else each for each in found]
     if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{str(path)!r} holds no list of class names")
+        raise InputError(f"{str(path)!r} holds no list of {what}")
     return names

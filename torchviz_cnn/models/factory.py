@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.models.model import Model, of_its_size
+from torchviz_cnn.models.model import AboutPictures, Model, of_its_size
 from torchviz_cnn.models.weights import at_random, load_state, read_state
 from torchviz_cnn.preprocess import preprocess_by_name
+from torchviz_cnn.words import a, one_line
 
 
 def from_factory(spec: str, weights: str | None, input_size: tuple[int, ...] | None) -> Model:
@@ -38,7 +39,7 @@ def from_factory(spec: str, weights: str | None, input_size: tuple[int, ...] | N
     if isinstance(found, type) or (not isinstance(found, nn.Module | Model) and callable(found)):
         found = _made_by(found, spec)
     if not isinstance(found, nn.Module | Model):
-        raise InputError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
+        raise InputError(f"{spec} gave {a(type(found).__name__)}, not a torch.nn.Module")
     if isinstance(found, Model):
         found = of_its_size(found, input_size)
     else:
@@ -76,7 +77,7 @@ def _users_code(spec: str, run: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"{spec} failed: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+            f"{spec} failed: {one_line(error)} ({where.filename}, line {where.lineno})"
         ) from error
 
 
@@ -85,7 +86,7 @@ def _assumed(module: nn.Module, spec: str, input_size: tuple[int, ...] | None) -
     size = input_size or (3, 224, 224)
     mode = "torch" if size[0] == 3 and len(size) == 3 else "rescale"
     guess = "" if input_size else f"an input of {'×'.join(map(str, size))} and "
-    note = (
+    note = AboutPictures(
         f"{spec} does not say how it wants its pictures: {guess}the preprocessing {mode!r} "
         f"{'are' if guess else 'is'} assumed"
     )

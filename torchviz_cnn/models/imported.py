@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.models.model import Model
+from torchviz_cnn.models.model import AboutPictures, AboutSize, Model
 from torchviz_cnn.models.weights import load_state, read_state
 from torchviz_cnn.preprocess import preprocess_by_name
 
@@ -111,9 +111,8 @@ def from_onnx(
     module = _converters(path).load_onnx(path, keras=keras)
     size, notes = _size_of_import(path, module.source, input_size)
     if preprocess is None:
-        notes += (
-            f"{path} does not say how it wants its pictures: the preprocessing 'rescale' is assumed",
-        )
+        assumed = "the preprocessing 'rescale' is assumed"
+        notes += (AboutPictures(f"{path} does not say how it wants its pictures: {assumed}"),)
     if weights is not None:
         load_state(module, read_state(weights), weights)
     mode = preprocess_by_name(preprocess or "rescale", size)
@@ -144,4 +143,5 @@ def _size_of_import(
     sides = (None, *shape)[-3:]
     channels, rest = (sides[0] or 3,), tuple(n or 224 for n in sides[1:])
     size = channels + rest if len(shape) == 3 else rest
-    return size, (f"{path} takes pictures of any size: {'×'.join(map(str, size))} is assumed",)
+    assumed = f"{'×'.join(map(str, size))} is assumed"
+    return size, (AboutSize(f"{path} takes pictures of any size: {assumed}"),)

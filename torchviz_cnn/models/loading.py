@@ -23,6 +23,8 @@ from torchviz_cnn.models.weights import at_random, load_state
 from torchviz_cnn.preprocess import preprocess_by_name
 from torchviz_cnn.targets import ClassNames, class_names
 
+KERAS = (".keras", ".h5", ".hdf5")  # endings of files that Keras saves whole networks in
+
 
 def names() -> list[str]:
     """Every name :func:`load` knows: the tutorials' networks, then torchvision's classifiers."""
@@ -114,6 +116,11 @@ def load(
         model = from_factory(spec, weights, size)
     elif _is_name(spec):
         model = _torchvisions().load(spec, weights, size)
+    elif spec.lower().endswith(KERAS):
+        raise InputError(
+            f"{spec!r} is a Keras file: export it as ONNX first, where Keras is installed, with "
+            f"'torchviz-cnn export-keras {spec} {Path(spec).stem}.onnx'"
+        )
     else:
         raise InputError(
             f"there is no network {spec!r}{closest(spec, names())}"
@@ -121,7 +128,7 @@ def load(
                 ""
                 if closest(spec, names())
                 else f"; there are {', '.join(OWN)}, torchvision's classifiers (resnet50, vgg16, …), "
-                "package.module:factory, and folders of trained networks"
+                "package.module:factory, ONNX files, and folders of trained networks"
             )
         )
     if weights is not None and weights.lower().endswith(checkpoints.SUFFIX):

@@ -9,13 +9,27 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.inputs import place_and_kind
 from torchviz_cnn.pictures import Picture, to_image
+from torchviz_cnn.words import counted, some
 
 
-@dataclass(frozen=True)
+class AboutPictures(str):
+    """A note on how pictures are prepared, which is nothing to who gives none."""
+
+    __slots__ = ()
+
+
+class AboutSize(AboutPictures):
+    """A note on the size of pictures, which noise made up for them has as well."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, repr=False)
 class Model:
     """A network with what is needed to use it.
 
@@ -35,6 +49,19 @@ class Model:
     classes: tuple[str, ...] | None = None
     source: str = "network"
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: what it is, takes and knows, and how large it is."""
+        parts = [part for part in self.module.modules() if not any(part.children())]
+        numbers = [p for p in self.module.parameters() if not is_lazy(p)]
+        known = "class names not known"
+        if self.classes is not None:
+            known = f"{len(self.classes)} classes ({some(self.classes)})"
+        return (
+            f"Model({self.source}: {type(self.module).__name__}, takes {self.input_size}, {known}, "
+            f"{counted(sum(p.numel() for p in numbers), 'parameter')} in "
+            f"{counted(len(parts), 'layer')}, on {self.device})"
+        )
 
     def __call__(self, inputs: Tensor) -> Any:
         return self.module(inputs)

@@ -38,9 +38,8 @@ OWN: dict[str, _Own] = {
 def own_network(name: str, weights: str | None) -> Model:
     own = OWN[name]
     if weights == "default":
-        raise InputError(
-            f"{name} has no published weights; train it and give the file, or use weights='none'"
-        )
+        fault = f"{name} has no published weights; train it and give the file"
+        raise InputError(f"{fault}, or use weights='none'", typed=f"{fault}, or --weights none")
     module = at_random(own.build)
     notes: tuple[str, ...] = ()
     if weights in (None, "none"):

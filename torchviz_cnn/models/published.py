@@ -105,7 +105,8 @@ def _build(name: str, state: Mapping[str, Tensor], transform_input: bool) -> nn.
 
 def _published(name: str, best: Any) -> nn.Module:
     if best is None:
-        raise InputError(f"{name} has no published weights; use weights='none' or give a file")
+        fault = f"{name} has no published weights; give a file"
+        raise InputError(f"{fault}, or use weights='none'", typed=f"{fault}, or --weights none")
     file = best.url.rsplit("/", 1)[-1]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
