@@ -289,7 +289,7 @@ def test_the_network_comes_back_as_it_was(setting, layers):
         ("no layer 'nowhere'", {"methods": SHARING, "layer": "nowhere"}),
         ("none of saliency has an option 'window'", {"methods": "saliency", "window": 3}),
         ("99 is out of range", {"methods": SHARING, "target": 99}),
-        ("one layer is needed", {"methods": "grad_cam", "layer": ["*"]}),
+        ("no layer that 'fc\\*' matches", {"methods": "grad_cam", "layer": ["conv1", "fc*"]}),
         ("puts out", {"methods": CAMS, "layer": ["conv1", "fc"]}),
     ],
 )

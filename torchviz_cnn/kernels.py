@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchviz_cnn import render
 from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.guard import check_ready
-from torchviz_cnn.naming import display_name, module_of, resolve_one
+from torchviz_cnn.naming import display_name, is_glob, module_of, resolve, resolve_one
 from torchviz_cnn.render.kernels import picked
 from torchviz_cnn.report import write_picture
+from torchviz_cnn.words import counted, some
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +58,7 @@ class Filters:
         low, high = float(self.norms.min()), float(self.norms.max())
         of_group = f" of its group of {self.groups}" if self.groups > 1 else ""
         return (
-            f"{self.layer}: {count} filters over {channels} input channel{'s' * (channels != 1)}"
+            f"{self.layer}: {counted(count, 'filter')} over {counted(channels, 'input channel')}"
             f"{of_group}, {height}×{width}; norms from {low:.3g} to {high:.3g}"
         )
 
@@ -165,22 +166,57 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
     return Filters(chosen.name, weight, bias, convolution.groups)
 
 
+def convolutions(model: nn.Module | Model, layer: str) -> list[str]:
+    """The layers a word means of which :func:`filters` tells, in the network's order.
+
+    Args:
+        model: any network.
+        layer: a name, which is given back as it is; or a glob: the layers it matches that are a
+            convolution or hold one, each convolution once, by the first of its names.
+
+    Raises:
+        InputError: for a glob that matches no such layer.
+
+    Example:
+        >>> import torchviz_cnn as tvc
+        >>> convolutions(tvc.models.load("cat_dog"), "conv2d_?")
+        ['conv2d_1', 'conv2d_2', 'conv2d_3', 'conv2d_4']
+    """
+    module = module_of(model)
+    if not is_glob(module, layer):
+        return [layer]
+    names: dict[nn.Module, str] = {}
+    for each in resolve(module, layer):
+        held = _held(each.module)
+        if len(held) == 1:
+            names.setdefault(held[0], each.name)
+    if not names:
+        raise InputError(
+            f"no layer that {layer!r} matches is a convolution or holds one{_those(module)}"
+        )
+    return list(names.values())
+
+
+def _held(layer: nn.Module) -> list[nn.modules.conv._ConvNd]:
+    return [m for m in layer.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+
+
+def _those(root: nn.Module) -> str:
+    every = _held(root)
+    return f"; convolutions are {_names(root, every)}" if every else ""
+
+
 def _convolution(root: nn.Module, layer: nn.Module, name: str) -> nn.modules.conv._ConvNd:
-    found = [m for m in layer.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    found = _held(layer)
     if len(found) == 1:
         return found[0]
     if found:
-        names = _names(root, found[:3])
         raise InputError(
-            f"{name!r} holds {len(found)} convolutions; name one of them, such as {names}"
+            f"{name!r} holds {len(found)} convolutions; name one of them: {_names(root, found)}"
         )
-    every = [m for m in root.modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    raise InputError(
-        f"{name!r} is no convolution and has no filters"
-        + (f"; convolutions are {_names(root, every[:3])}, …" if every else "")
-    )
+    raise InputError(f"{name!r} is no convolution and has no filters{_those(root)}")
 
 
 def _names(root: nn.Module, modules: Sequence[nn.Module]) -> str:
     names = {child: name for name, child in root.named_modules()}
-    return ", ".join(repr(display_name(root, names[child])) for child in modules)
+    return some([display_name(root, names[child]) for child in modules])

@@ -15,6 +15,7 @@ from torchviz_cnn.guard import eager, undisturbed
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
 from torchviz_cnn.naming import Layer, module_of, original_name, resolve, split_call
 from torchviz_cnn.pooling import without_indices
+from torchviz_cnn.words import a, counted
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -70,6 +71,9 @@ class Gradients(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __repr__(self) -> str:
+        return _listed("Gradients", self)
+
 
 class Observation(Mapping[str, Tensor]):
     """What the layers put out, by name: ``seen["layer4"]``, ``seen["relu@1"]``.
@@ -109,6 +113,19 @@ class Observation(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __repr__(self) -> str:
+        return _listed("Observation", self)
+
+
+def _listed(title: str, tensors: Mapping[str, Tensor], most: int = 20) -> str:
+    """Names and shapes of what was seen, a line each."""
+    names = list(tensors)
+    lines = [f"{title} of {counted(len(names), 'layer')}"]
+    lines += [f"  {name}: {tuple(tensors[name].shape)}" for name in names[:most]]
+    if len(names) > most:
+        lines.append(f"  … and {len(names) - most} more")
+    return "\n".join(lines)
 
 
 class _Hooks:
@@ -152,7 +169,7 @@ class _Hooks:
         if tensor is None:
             if explicit := [layer.name for layer in wanted if layer.explicit]:
                 raise InputError(
-                    f"the layer {explicit[0]!r} puts out a {type(output).__name__}, not a tensor"
+                    f"the layer {explicit[0]!r} puts out {a(type(output).__name__)}, not a tensor"
                 )
         else:
             kept, handed_on = self.keep(tensor)
@@ -268,7 +285,7 @@ def refuse_not_run(
         if layer.explicit and name not in found:
             times = calls.get(layer.module, 0)
             raise InputError(
-                f"{name!r} did not run: the layer runs {times} times in this forward pass"
+                f"{name!r} did not run: the layer runs {counted(times, 'time')} in this forward pass"
                 if times
                 else f"the layer {name!r} does not run in eval mode"
             )

@@ -27,25 +27,13 @@ from torchviz_cnn.cli.options import (
     precision_of,
 )
 from torchviz_cnn.cli.speech import different, load_model, note, stems, tell
-from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import all_or_nothing, check_folder, file_name
 from torchviz_cnn.methods import METHODS
 from torchviz_cnn.methods.registry import accepts, shows_cells, source, summary
+from torchviz_cnn.methods.together import methods_meant
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
-
-
-def _methods(wished: Sequence[str]) -> tuple[list[str], bool]:
-    """The methods meant, and whether those that cannot be used may be left out."""
-    for name in wished:
-        if name not in METHODS and name != "all":
-            raise InputError(
-                f"there is no method {name!r}"
-                + (closest(name, METHODS) or f"; choose from {', '.join(METHODS)}, or all")
-            )
-    if "all" in wished:
-        return list(METHODS), True
-    return list(dict.fromkeys(wished)), False
 
 
 def explain_command(
@@ -67,7 +55,10 @@ def explain_command(
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="For the Grad-CAM family; may be repeated; found by running otherwise."),
+        typer.Option(
+            help="For the Grad-CAM family: a name or glob; may be repeated; found by running "
+            "otherwise."
+        ),
     ] = None,
     weights: Weights = None,
     score: Annotated[str, typer.Option(help="logit or probability.")] = "logit",
@@ -139,7 +130,7 @@ def explain_command(
       torchviz-cnn explain cat.jpg -m resnet50 --method occlusion --window 48 --stride 16 --keep 0.2
       torchviz-cnn explain cat.jpg -m resnet50 --method layer_cam --layer layer2 --layer layer4
     """
-    names, skip = _methods(method or ["grad_cam"])
+    names, skip = methods_meant(method or ["grad_cam"])
     drawing = album.Overlays(colormap, alpha, keep, align or "stretch")
     drawing.check()
     options = {
@@ -234,9 +225,10 @@ def methods_command(
     """List the explanation methods, a sentence each."""
     if markdown:
         typer.echo("| method | what it shows | source |\n|---|---|---|")
+    width = max(map(len, METHODS))
     for name in METHODS:
         typer.echo(
             f"| `{name}` | {summary(name)} | {source(name)} |"
             if markdown
-            else f"{name:18} {summary(name)}"
+            else f"{name:{width}}  {summary(name)}"
         )

@@ -30,11 +30,13 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import fields_table, receptive_fields
 from torchviz_cnn.files import all_or_nothing, check_folder, file_name
 from torchviz_cnn.head import NoScores
+from torchviz_cnn.kernels import convolutions
 from torchviz_cnn.kernels import filters as find_filters
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.summary import layers as layer_table
 from torchviz_cnn.walking import layers_to_walk, walk_through
+from torchviz_cnn.words import counted
 
 
 def layers_command(
@@ -133,7 +135,7 @@ def activations_command(
         try:
             tell(album.predictions_table(album.predict(network, inputs)[0]))
         except NoScores as reason:  # its layers can be looked at all the same
-            note(f"no classes are told: {reason}")
+            note(f"no classes are told: {reason.typed}")
         seen = walk_through(
             network, inputs, names, whole=layers is None, picture=picture, target=target
         )
@@ -141,7 +143,7 @@ def activations_command(
             note(sentence)
         with all_or_nothing(out) as staging:
             drawn = plates.write(seen, drawing, staging, f"{stem}_", whole=layers is None)
-        tell(f"{drawn} pictures of layers in {out}")
+        tell(f"{counted(drawn, 'picture')} of layers in {out}")
         if layers is None:
             tell(f"{plates.sparsity_words(seen)}\nopen {out / f'{stem}_walk.html'}")
 
@@ -203,14 +205,14 @@ def field_command(
             name = f"{picture.stem}_field_{file_name(each.layer)}.png"
             write_picture(staging, name, each.draw(image, cells))
     if not as_json:
-        tell(f"{len(known)} picture{'s' * (len(known) != 1)} in {out}")
+        tell(f"{counted(len(known), 'picture')} in {out}")
 
 
 def filters_command(
     model: Annotated[str, typer.Argument(help="As for --model of the other commands.")],
     layer: Annotated[
         list[str],
-        typer.Option("--layer", "-l", help="A convolution by name; may be repeated."),
+        typer.Option("--layer", "-l", help="A convolution by name, or a glob; may be repeated."),
     ],
     weights: Weights = None,
     top: Annotated[
@@ -228,6 +230,7 @@ def filters_command(
     bgr: Annotated[
         bool, typer.Option("--bgr", help="The network takes blue first, as Keras' caffe mode.")
     ] = False,
+    keras: KerasFile = None,
     out: Out = Path("torchviz-cnn-out"),
 ) -> None:
     """Draw the filters of convolutions: in colour where they see colours, else channel by channel.
@@ -235,7 +238,7 @@ def filters_command(
     \b
     Examples:
       torchviz-cnn filters resnet50 --layer conv1
-      torchviz-cnn filters vgg16 -l features.0 -l features.2 --top 16
+      torchviz-cnn filters vgg16 -l 'features.*' --top 16
       torchviz-cnn filters cat_dog -l conv2d_1 --no-rgb --scale layer --weights cat_dog.pt
     """
     check_folder(out)
@@ -243,8 +246,9 @@ def filters_command(
         raise InputError(f"--scale must be filter or layer, not {scale!r}")
     chosen = colormap or "seismic"
     render.check_colormap(chosen)
-    network = load_model(model, weights, None, None, None, "cpu")
-    found = [find_filters(network, name) for name in layer]
+    network = load_model(model, weights, None, None, None, "cpu", keras, pictures=False)
+    named = dict.fromkeys(name for each in layer for name in convolutions(network, each))
+    found = [find_filters(network, name) for name in named]
     with all_or_nothing(out) as staging:
         for each in found:
             each.save(
@@ -258,4 +262,4 @@ def filters_command(
             )
     for each in found:
         tell(str(each))
-    tell(f"{len(found)} picture{'s' * (len(found) != 1)} of filters in {out}")
+    tell(f"{counted(len(found), 'picture')} of filters in {out}")

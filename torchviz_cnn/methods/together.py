@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import Attribution
-from torchviz_cnn.errors import InputError, NotApplicable, check_counts, closest
+from torchviz_cnn.errors import (
+    InputError,
+    NotApplicable,
+    check_counts,
+    closest,
+    levels_to_the_caller,
+)
 from torchviz_cnn.methods.cam import (
     WEIGHTS,
     Wanted,
@@ -25,6 +32,8 @@ from torchviz_cnn.methods.gradient import gradient_map, product_map
 from torchviz_cnn.methods.passes import Chosen, LayerChoice, PixelPass, choose
 from torchviz_cnn.methods.registry import METHODS, accepts
 from torchviz_cnn.methods.relu import Rule
+from torchviz_cnn.naming import is_glob, module_of
+from torchviz_cnn.observe import activations
 from torchviz_cnn.targets import ClassNames, ScoreKind, Target
 from torchviz_cnn.tracing import traced
 
@@ -65,8 +74,10 @@ def explain(
 
     Args:
         model, inputs, target, score, classes: as for :func:`~torchviz_cnn.saliency`.
-        methods: names of ``METHODS``, or one.
-        layer: for the methods that look at a layer; or several layers.
+        methods: names of ``METHODS``, or one; or ``"all"`` for every one that this network is made
+            for.
+        layer: for the methods that look at a layer; or several layers; or a glob for all it
+            matches that put out feature maps.
         options: keywords of the methods; each gets those it knows. With a ``batch_size`` smaller than
             the number of pictures only the Grad-CAM family shares passes.
 
@@ -78,7 +89,7 @@ def explain(
         InputError: as the methods; for a method that is not there or an option none of them knows.
 
     Warns:
-        UserWarning: as the methods.
+        UserWarning: as the methods; for each that ``"all"`` leaves out, with the reason.
 
     Example:
         >>> import torch, torchvision, torchviz_cnn as tvc
@@ -88,25 +99,37 @@ def explain(
         >>> list(tvc.explain(net, x, methods="layer_cam", layer=["layer3", "layer4"]))
         ['layer_cam:layer3', 'layer_cam:layer4']
     """
-    names = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
-    check_methods(names, options)
+    names, skip = methods_meant([methods] if isinstance(methods, str) else methods)
+    _check_options(names, options)
     known = {"score": score, "classes": classes, **options}
-    found = explained_by(names, model, inputs, target, layer, known, skip=False)
-    return cast("dict[str, Attribution]", found)
+    found = explained_by(names, model, inputs, target, layer, known, skip=skip)
+    results = {key: each for key, each in found.items() if isinstance(each, Attribution)}
+    failures = {key: each for key, each in found.items() if isinstance(each, NotApplicable)}
+    if not results:
+        raise next(iter(failures.values()))
+    for name, failure in failures.items():
+        warnings.warn(f"{name} is left out: {failure}", stacklevel=levels_to_the_caller())
+    return results
 
 
-def check_methods(names: Sequence[str], options: Mapping[str, object]) -> None:
-    """Refuse what cannot be explained by.
+def methods_meant(wished: Sequence[str]) -> tuple[list[str], bool]:
+    """The methods meant, and whether those that cannot be used may be left out: where all are.
 
     Raises:
-        InputError: for no method, one that is not there, or an option none of them knows.
+        InputError: for no method, or one that is not there.
     """
-    if not names:
-        raise InputError(f"name at least one method of {', '.join(METHODS)}")
-    for name in names:
-        if name not in METHODS:
-            offer = closest(name, METHODS) or f"; choose from {', '.join(METHODS)}"
+    if not wished:
+        raise InputError(f"name at least one method of {', '.join(METHODS)}, or all")
+    for name in wished:
+        if name not in METHODS and name != "all":
+            offer = closest(name, METHODS) or f"; choose from {', '.join(METHODS)}, or all"
             raise InputError(f"there is no method {name!r}{offer}")
+    if "all" in wished:
+        return list(METHODS), True
+    return list(dict.fromkeys(wished)), False
+
+
+def _check_options(names: Sequence[str], options: Mapping[str, object]) -> None:
     for option in options:
         if not any(accepts(name, option) for name in names):
             raise InputError(f"none of {', '.join(names)} has an option {option!r}")
@@ -138,6 +161,8 @@ def explained_by(
     layers = [layer] if layer is None or isinstance(layer, str | nn.Module) else list(layer)
     if not layers:
         raise InputError("name at least one layer, or leave layer out for the default one")
+    if any(accepts(name, "layer") for name in names):
+        layers = _spelled_out(model, inputs, layers)
     found: dict[str, _Results | NotApplicable] = {}
 
     def attempt(name: str, work: Callable[[], _Results]) -> None:
@@ -169,6 +194,28 @@ def explained_by(
         each = found[name]
         ordered.update({name: each} if isinstance(each, NotApplicable) else each)
     return ordered
+
+
+def _spelled_out(
+    model: nn.Module | Model, inputs: Tensor, layers: Sequence[LayerChoice]
+) -> list[LayerChoice]:
+    """The layers with every glob replaced by those it matches that put out feature maps.
+
+    Raises:
+        InputError: for a glob that matches none.
+    """
+    module = module_of(model)
+    meant: list[LayerChoice] = []
+    for layer in layers:
+        if not isinstance(layer, str) or not is_glob(module, layer):
+            meant.append(layer)
+            continue
+        one = inputs[:1] if isinstance(inputs, Tensor) and inputs.ndim else inputs
+        maps = [name for name, out in activations(model, one, layer).items() if out.ndim == 4]
+        if not maps:
+            raise InputError(f"no layer that {layer!r} matches puts out feature maps (N, C, h, w)")
+        meant += [name for name in maps if name not in meant]
+    return meant
 
 
 def _alone(
