@@ -57,8 +57,8 @@ def score_cam(
             have the pixels of 8 pictures of 224×224, on a GPU of 64; a callable target sees all
             pictures at once.
         progress: show a progress bar in a terminal, when it takes over two seconds.
-        dtype: ``torch.bfloat16`` runs what ``torch.autocast`` finds suitable in it, on a GPU much
-            faster, with two to three digits.
+        dtype: ``torch.bfloat16`` (two to three digits) or ``torch.float16`` (three, of numbers up to
+            65504) runs what ``torch.autocast`` finds suitable in it, on a GPU much faster.
 
     Returns:
         ``values``: as for :func:`~torchviz_cnn.grad_cam`.

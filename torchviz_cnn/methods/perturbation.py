@@ -153,8 +153,8 @@ def occlusion(
             own ``forward`` once more to trace a copy of it.
             ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
             logger ``torchviz_cnn`` tells at level INFO why it was impossible).
-        dtype: ``torch.bfloat16`` runs what ``torch.autocast`` finds suitable in it, on a GPU much
-            faster, with two to three digits; by the dense engine.
+        dtype: ``torch.bfloat16`` (two to three digits) or ``torch.float16`` (three, of numbers up to
+            65504) runs what ``torch.autocast`` finds suitable in it, on a GPU much faster; by the dense engine.
 
     Returns:
         ``values``: score of the untouched picture minus score with the window hidden,
