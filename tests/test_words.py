@@ -34,6 +34,9 @@ def small():
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
 
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1))
+
 class Broken(nn.Module):
     def forward(self, x):
         raise TypeError("first line\\n   second line")
@@ -115,6 +118,10 @@ DIGITS = ("maximize", "mnist_convnet", "--class", 1)
         (
             (*EXPLAIN, "nets:Two"),
             "network's forward needs 'y' besides the pictures; name a package.",
+        ),
+        (
+            ("activations", "photo.png", "-m", "nets:gray", "--input-size", "28x28", "-l", "0"),
+            "give --input-size with the channels",
         ),
         (("layers", "nets:number"), "nets:number gave an int, not a torch.nn.Module"),
         (("layers", "lenet.h5"), "'torchviz-cnn export-keras lenet.h5 lenet.onnx'"),

@@ -270,10 +270,13 @@ def batch_axis_required(module: nn.Module, inputs: Tensor) -> Iterator[None]:
 
     def refuse(_module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].ndim == 3:
+            fault = (
+                f"inputs of shape {tuple(inputs.shape)} reached a convolution without a batch axis"
+            )
             raise InputError(
-                f"inputs of shape {tuple(inputs.shape)} reached a convolution without a batch "
-                "axis; give (N, C, H, W): inputs[None] for one picture, inputs[:, None] for N "
-                "gray ones"
+                f"{fault}; give (N, C, H, W): inputs[None] for one picture, inputs[:, None] for N "
+                "gray ones",
+                typed=f"{fault}; give --input-size with the channels, such as 1x28x28",
             )
 
     if inputs.ndim == 3:

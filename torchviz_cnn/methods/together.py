@@ -77,7 +77,7 @@ def explain(
         methods: names of ``METHODS``, or one; or ``"all"`` for every one that this network is made
             for.
         layer: for the methods that look at a layer; or several layers; or a glob for all it
-            matches that put out feature maps.
+            matches that put out feature maps, which one more pass of the first picture tells.
         options: keywords of the methods; each gets those it knows. With a ``batch_size`` smaller than
             the number of pictures only the Grad-CAM family shares passes.
 
