@@ -479,7 +479,7 @@ def test_after_a_target_out_of_range_nothing_has_changed(method, setting):
     ("target", "words"),
     [
         ([1, 2, 3], "3 targets .* 2 images"),
-        ([1], "1 targets .* 2 images"),
+        ([1], "1 target was .* 2 images"),
         ([[1, 2], [1]], "same number of targets"),
         (-1, "-1 is out of range"),
         ([0, CLASSES], f"{CLASSES} is out of range"),
