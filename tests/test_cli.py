@@ -158,7 +158,7 @@ def test_explain_all_leaves_out_what_a_network_cannot_and_says_so(run, picture, 
     words = ["explain", picture, "-m", "smooth:net", "--input-size", "3x32x48"]
     code, _, err = run(*words, "--method", "all", "--out", "o")
     assert code == 0, err
-    assert "guided_backprop is left out" in err
+    assert "note: guided_backprop, guided_grad_cam are left out: guided rules" in err
     assert "photo_grad_cam.png" in files(tmp_path / "o")
     assert "photo_guided_backprop.png" not in files(tmp_path / "o")
     code, _, err = run(*words, "--method", "guided_backprop", "--out", "p")
@@ -604,7 +604,10 @@ def test_a_network_without_parameters_is_explained(run, nets, picture, tmp_path)
     size = ("-m", "nets:Bare", "--input-size", "3x12x12", "--out", "o")
     code, _, err = run("explain", picture, *size, "--method", "all")
     assert code == 0, err
-    assert "grad_cam is left out: no convolution" in err
+    assert (
+        "hires_cam, layer_cam, grad_cam_plus_plus, guided_grad_cam, score_cam are left out: no"
+        in err
+    )
     assert "guided_backprop is left out: guided rules are about ReLUs" in err
     assert {"photo_saliency.png", "photo_occlusion.png"} <= set(files(tmp_path / "o"))
     assert "photo_grad_cam.png" not in files(tmp_path / "o")

@@ -23,7 +23,7 @@ from torchviz_cnn.files import file_name
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import NoScores, of_both_classes, run
 from torchviz_cnn.inputs import check_inputs, misfits_explained
-from torchviz_cnn.methods.together import explained_by
+from torchviz_cnn.methods.together import explained_by, left_out
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 
@@ -147,8 +147,8 @@ def explain_with(
     results = {key: each for key, each in found.items() if isinstance(each, Attribution)}
     if not results:
         raise next(iter(failures.values()))
-    for name, failure in failures.items():
-        tell(f"{name} is left out: {failure.typed}")
+    for sentence in left_out({name: failure.typed for name, failure in failures.items()}):
+        tell(sentence)
     return results
 
 

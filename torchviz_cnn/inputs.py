@@ -165,15 +165,16 @@ def misfits_explained(module: nn.Module, inputs: Tensor) -> Iterator[None]:
             raise
         shape = ", ".join(["N", *map(str, inputs.shape[1:])])
         count = _pictures_given(error)
-        if count in (None, len(inputs)) or "channels" in reason:  # of which none has another number
+        of_channels = re.search(r"\bchannels? and is reached by", reason)
+        if count in (None, len(inputs)) or of_channels:
             raise InputError(
                 f"the network cannot take inputs of shape ({shape}): {reason}; give pictures with "
                 "the channels and the size it was built for"
             ) from error
+        fault = f"the network cannot take {count} pictures of shape ({shape}) at once: {reason}"
+        rest = "that it takes, or pictures with the channels and the size it was built for"
         raise InputError(
-            f"the network cannot take {count} pictures of shape ({shape}) at once: {reason}; give "
-            "the batch_size that it takes, or pictures with the channels and the size it was "
-            "built for"
+            f"{fault}; give the batch_size {rest}", typed=f"{fault}; give the --batch-size {rest}"
         ) from error
 
 

@@ -107,9 +107,28 @@ def explain(
     failures = {key: each for key, each in found.items() if isinstance(each, NotApplicable)}
     if not results:
         raise next(iter(failures.values()))
-    for name, failure in failures.items():
-        warnings.warn(f"{name} is left out: {failure}", stacklevel=levels_to_the_caller())
+    for sentence in left_out({name: str(failure) for name, failure in failures.items()}):
+        warnings.warn(sentence, stacklevel=levels_to_the_caller())
     return results
+
+
+def left_out(reasons: Mapping[str, str]) -> list[str]:
+    """What is said of methods that are left out, once for each reason.
+
+    Args:
+        reasons: by method.
+
+    Example:
+        >>> left_out({"grad_cam": "no map", "deconvnet": "no ReLU", "score_cam": "no map"})
+        ['grad_cam, score_cam are left out: no map', 'deconvnet is left out: no ReLU']
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(alike)} {'is' if len(alike) == 1 else 'are'} left out: {reason}"
+        for reason, alike in names.items()
+    ]
 
 
 def methods_meant(wished: Sequence[str]) -> tuple[list[str], bool]:
