@@ -63,6 +63,7 @@ class Graph:
         notes: sentences a user should be told.
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
         learnt: constants that a layer learns, and that the file does not call so.
+        batch: the only number of pictures that an operator can reshape; ``None`` for any number.
     """
 
     nodes: list[Node]
@@ -76,6 +77,7 @@ class Graph:
     notes: list[str] = field(default_factory=list)
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     learnt: set[str] = field(default_factory=set)
+    batch: int | None = None
     _made: int = 0
 
     def fresh(self, stem: str) -> str:
@@ -286,6 +288,11 @@ def opset_of(model: onnx.ModelProto) -> int:
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
     return _shapes(_infer(model))
+
+
+def infer_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The standard's number of each tensor's data type, as far as it follows from the inputs'."""
+    return {name: value.type.tensor_type.elem_type for name, value in _infer(model).items()}
 
 
 def _shapes(tensors: Mapping[str, onnx.ValueInfoProto]) -> dict[str, Shape]:

@@ -182,6 +182,7 @@ def load_onnx(
     builder = Builder(graph, kinds)
     network = builder.network()
     _describe(network, builder, fused, listed, kinds)
+    network.fixed_batch = graph.batch
     network.source = Source(
         file=Path(path).name,
         exporter=f"{model.producer_name} {model.producer_version}".removesuffix(" None").strip(),

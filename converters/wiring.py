@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.overwriting import after
 
 
@@ -99,6 +100,8 @@ class ImportedNetwork(Wired):
         source: where it came from, and what each Keras layer has become.
         unavailable_layers: layers that cannot be looked into -> why, in a sentence.
         layer_names: Keras' names of layers -> those of the modules, where the two differ.
+        fixed_batch: the only number of pictures it can take, where its file has written that number
+            into an operator; ``None`` for any number.
     """
 
     is_imported_network = True
@@ -106,13 +109,28 @@ class ImportedNetwork(Wired):
     source: Any
     unavailable_layers: dict[str, str]
     layer_names: dict[str, str]
+    fixed_batch: int | None = None
 
     def forward(self, input: Tensor) -> Any:  # type: ignore[override]  # noqa: A002
-        return self.run((input,))
+        return self.run((input,)) if self.fixed_batch is None else self._run_batch((input,))
+
+    def _run_batch(self, inputs: Sequence[Tensor]) -> Any:
+        """Run what may take one number of pictures alone, and say so where that is why it fails."""
+        try:
+            return self.run(inputs)
+        except RuntimeError as error:
+            given = len(inputs[0])
+            if given == self.fixed_batch:
+                raise
+            raise InputError(
+                f"the network was exported for a fixed batch of {self.fixed_batch}, and cannot "
+                f"take {given} picture{'s' * (given != 1)}; export it again with the batch axis "
+                f"left open, or give it {self.fixed_batch} at a time"
+            ) from error
 
 
 class ImportedNetworkOfSeveralInputs(ImportedNetwork):
     """A network that is given several tensors."""
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self.run(inputs)
+        return self.run(inputs) if self.fixed_batch is None else self._run_batch(inputs)

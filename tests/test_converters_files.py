@@ -642,6 +642,58 @@ def test_only_the_inputs_first_axis_is_the_batch(tmp_path: Path, name: str) -> N
         close(network(torch.from_numpy(x)), expected)
 
 
+# Of a file for four pictures of 4 × 3 numbers.
+FIXED = {
+    "flattened": ([("Reshape", "x t", "out")], {"t": [4, 12]}),
+    "the rest left open": ([("Reshape", "x t", "out")], {"t": [4, -1]}),
+    "to maps": ([("Reshape", "x t", "a"), ("Relu", "a", "out")], {"t": [4, 2, 3, 2]}),
+    "merged, and brought back": (
+        [("Reshape", "x rows", "m"), ("Exp", "m", "e"), ("Reshape", "e t", "out")],
+        {"rows": [-1, 3], "t": [4, 12]},
+    ),
+    "worked out from the input": (
+        [
+            ("Shape", "x", "s"),
+            ("Slice", "s zero one", "n"),
+            ("Concat", "n rest", "t"),
+            ("Reshape", "x t", "out"),
+        ],
+        {"zero": [0], "one": [1], "rest": [12]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_batch_is_set_free(tmp_path: Path, name: str) -> None:
+    steps, constants = FIXED[name]
+    nodes = [node(op, i, o, **({"axis": 0} if op == "Concat" else {})) for op, i, o in steps]
+    path = one(tmp_path / "n.onnx", nodes, constants, [4, 4, 3])
+    network = load_onnx(path)
+    x = draw(8, 4, 3).astype(np.float32)
+    expected = np.concatenate([evaluate(path, {"x": part}, ["out"])[0] for part in (x[:4], x[4:])])
+    for count in (1, 3, 4, 8):
+        close(network(torch.from_numpy(x[:count])), expected[:count])
+
+
+def test_a_fixed_batch_that_cannot_be_set_free_is_said(tmp_path: Path) -> None:
+    """The batch stands last when it is reshaped: what is first there is not known to be it."""
+    nodes = [
+        node("Transpose", "x", "a", perm=[1, 2, 0]),
+        node("Transpose", "a", "b", perm=[2, 0, 1]),
+        node("Transpose", "b", "c", perm=[1, 0, 2]),
+        node("Exp", "c", "d"),
+        node("Reshape", "d t", "out"),
+    ]
+    path = one(tmp_path / "n.onnx", nodes, {"t": [4, 12]}, [4, 4, 3])
+    network = load_onnx(path)
+    x = draw(4, 4, 3).astype(np.float32)
+    close(network(torch.from_numpy(x)), evaluate(path, {"x": x}, ["out"])[0])
+    with pytest.raises(
+        tvc.InputError, match=r"exported for a fixed batch of 4, and cannot take 1 p"
+    ):
+        network(torch.from_numpy(x[:1]))
+
+
 def test_a_batch_that_cannot_be_found_again_is_refused(tmp_path: Path) -> None:
     """How many numbers a picture has after the product does not follow from shapes alone."""
     nodes = [

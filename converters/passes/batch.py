@@ -65,14 +65,17 @@ class Batch:
     Attributes:
         sizes: how many numbers a tensor holds for each picture, where that is known: also of one
             whose first axis is something else, because the batch was merged into it.
+        length: of how many pictures the file says its inputs are; ``None`` for any number.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.sizes: dict[str, int] = {}
         self._tensors: set[str] = set()
+        fixed = {shape[0] for shape in graph.inputs.values() if len(shape) > 1} - {None}
+        self.length = fixed.pop() if len(fixed) == 1 else None
         for name, shape in graph.inputs.items():
-            if shape[:1] == (None,):
+            if shape[:1] == (None,) or (len(shape) > 1 and shape[0] == self.length):
                 self._add(name)
 
     def __contains__(self, name: str) -> bool:

@@ -15,7 +15,8 @@ _BATCH = "batch"
 def shape_arithmetic(graph: Graph) -> None:
     """Follow Shape, Gather, Slice, Concat, … and make each Reshape's target a constant.
 
-    The batch axis keeps its freedom: a target that starts with the batch's length becomes ``-1``.
+    The batch axis keeps its freedom: a target that starts with the batch's length becomes ``-1``,
+    also where the file has fixed that length. What cannot be set free is told by ``graph.batch``.
     """
     batch = Batch(graph)
     known: dict[str, list[Dim]] = {}
@@ -28,6 +29,8 @@ def shape_arithmetic(graph: Graph) -> None:
             known[node.output] = result
         if node.op == "Reshape" and len(node.inputs) == 2 and node.inputs[1] in known:
             _fix_reshape(graph, node, known[node.inputs[1]], batch)
+        if batch.length is not None and _fixes_batch(graph, node, batch.length):
+            graph.batch = batch.length
         batch.follow(node)
 
 
@@ -91,6 +94,25 @@ def _rest_of_picture(target: list[Dim], size: int | None) -> list[Dim]:
     return [target[0], *(size // others if n == -1 else n for n in target[1:])]
 
 
+def _set_free(target: list[int], batch: Batch, size: int | None) -> list[int]:
+    """A target that starts with the length the file has fixed for the batch, for any other length.
+
+    Only where the rest of it holds one picture's numbers: then nothing else can be meant.
+    """
+    if size is None or batch.length is None or target[:1] != [batch.length]:
+        return target
+    rest = [int(n) for n in _rest_of_picture([*target], size)[1:]]
+    return [-1, *rest] if known_length(rest) == size else target
+
+
+def _fixes_batch(graph: Graph, node: Node, length: int) -> bool:
+    """Whether a node makes a tensor of so many pictures, whatever it is given."""
+    if node.op == "Reshape":
+        return list(node.attributes.get("shape", []))[:1] == [length]
+    target = graph.static(node, 1) if node.op == "Expand" and length > 1 else None
+    return target is not None and target.reshape(-1)[:1].tolist() == [length]
+
+
 def _fix_reshape(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> None:
     source = graph.shape(node.inputs[0])
     if sum(isinstance(dim, str) for dim in target) > 1:
@@ -110,6 +132,7 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> N
             n if n or i >= len(source) or source[i] is None else int(source[i] or 0)
             for i, n in enumerate(lengths)
         ]
+    lengths = _set_free(lengths, batch, batch.sizes.get(node.inputs[0]))
     node.inputs = node.inputs[:1]
     node.attributes = {"shape": lengths}
     inner = known_length(source[1:]) if source else None
