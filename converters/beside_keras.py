@@ -16,7 +16,7 @@ from torch import Tensor
 from converters.export import keras_of, load_keras
 from converters.importer import load_onnx
 from converters.keras_files import check_keras_file
-from converters.sides import network_inputs, run_network
+from converters.sides import bounds_for, network_inputs, run_network
 from converters.verdicts import Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
@@ -71,6 +71,7 @@ def compare_with_keras(
             f"the Keras model's ({', '.join([*wanted][:3])}, …); is this the model it was exported "
             "from?"
         )
+    bounds = bounds_for(network)
     seen, results = run_network(network, [given])
     if len(results) != len(whole):
         raise InputError(
@@ -88,10 +89,10 @@ def compare_with_keras(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
-        rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours)))
+        rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours), bounds))
     ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
     outputs = [
-        beside(name, "output", result.numpy(), _as_many_axes(theirs, result.numpy()))
+        beside(name, "output", result.numpy(), _as_many_axes(theirs, result.numpy()), bounds)
         for name, result, theirs in zip(ends, results, whole, strict=True)
     ]
     return Comparison(
@@ -101,6 +102,7 @@ def compare_with_keras(
         layers=tuple(rows),
         outputs=tuple(outputs),
         notes=tuple(network.source.notes),
+        bounds=bounds,
     )
 
 

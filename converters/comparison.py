@@ -18,7 +18,6 @@ from converters.file_tensors import (
     FileTensor,
     fixed_tensors,
     members_of,
-    output_tensors,
     tensor_axes,
 )
 from converters.graph import Array
@@ -26,10 +25,18 @@ from converters.importer import InputLayout, LayerRecord, load_onnx, without_dea
 from converters.kinds import kind_by_name
 from converters.names import read_names
 from converters.reference import run_reference, runtime
-from converters.sides import as_in_file, as_in_network, inputs_left, network_inputs, run_network
+from converters.sides import (
+    as_in_file,
+    as_in_network,
+    bounds_for,
+    inputs_left,
+    network_inputs,
+    places_of,
+    run_network,
+)
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
-from converters.verdicts import LOST, NOT_RUN, Comparison, LayerComparison, beside
+from converters.verdicts import LOST, NOT_RUN, Bounds, Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 
 
@@ -54,7 +61,8 @@ def compare(
         path: the ONNX file.
         inputs: what both are given, as the network takes it: ``(N, C, H, W)``, or ``(N, H, W)``
             without a channel axis; one for each input of a network with several. Two pictures of
-            uniform noise from 0 to 1 by default.
+            uniform noise from 0 to 1 by default. A file of a fixed batch is run as often as it
+            takes.
         network: the imported network, where it is not to be imported anew; on any device.
         layer_names, input_layout, external_data, limits: as for :func:`~converters.load_onnx`.
         seed: of the noise.
@@ -86,13 +94,12 @@ def compare(
         return compare_with_torch(path, torch, inputs=single, network=network, seed=seed)
     model = without_dead_nodes(read_model(path, external_data=external_data, limits=limits))
     given = network_inputs(network, inputs, seed)
-    places = output_tensors(model, inputs_left(network))
-    if not places:  # a file without names: take the importer's word for where its layers end
-        places = _places_by_tensor(model, network)
+    places = places_of(model, network)
     source = network.source
     names = [value.name for value in model.graph.output]
     wanted = [place.tensor for calls in places.values() for place in calls]
     found = run_reference(model, as_in_file(network, given), [*names, *wanted])
+    bounds = bounds_for(network, found.values())
     seen, results = run_network(network, given)
     position = {name: n for n, node in enumerate(model.graph.node) for name in node.output}
     lost = _lost_layers(model, source.layers, places)
@@ -104,15 +111,16 @@ def compare(
         while own and lost and position[places[lost[0]][0].tensor] < position[own[0].tensor]:
             rows.append(_lost_row(lost.pop(0)))
         if record.name not in missing:
-            rows += _compare_layer(network, record, own, seen, found)
+            rows += _compare_layer(network, record, own, seen, found, bounds)
     rows += map(_lost_row, lost)
     return Comparison(
         file=Path(path).name,
         reference=f"onnxruntime {runtime().__version__}",
         images=len(given[0]),
         layers=tuple(rows),
-        outputs=tuple(_compare_outputs(network, model, results, found)),
+        outputs=tuple(_compare_outputs(network, model, results, found, bounds)),
         notes=tuple(source.notes),
+        bounds=bounds,
     )
 
 
@@ -122,6 +130,7 @@ def _compare_layer(
     places: Sequence[FileTensor],
     seen: Mapping[str, Tensor],
     found: Mapping[str, Array],
+    bounds: Bounds,
 ) -> list[LayerComparison]:
     if record.status != "in the file" or record.module is None:
         return [LayerComparison(record.name, record.type, None, record.status)]
@@ -134,7 +143,8 @@ def _compare_layer(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
-        rows.append(beside(name, record.type, ours, as_in_network(network, found, place)))
+        theirs = as_in_network(network, found, place)
+        rows.append(beside(name, record.type, ours, theirs, bounds))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]
 
 
@@ -143,26 +153,14 @@ def _compare_outputs(
     model: onnx.ModelProto,
     results: Sequence[Tensor],
     found: Mapping[str, Array],
+    bounds: Bounds,
 ) -> list[LayerComparison]:
     axes = tensor_axes(model, inputs_left(network))
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
         theirs = as_in_network(network, found, FileTensor(name, axes[name]))
-        rows.append(beside(f"output {name}", "output", result.numpy(), theirs))
+        rows.append(beside(f"output {name}", "output", result.numpy(), theirs, bounds))
     return rows
-
-
-def _places_by_tensor(
-    model: onnx.ModelProto, network: ImportedNetwork
-) -> dict[str, list[FileTensor]]:
-    """Layers of a file that names none, as far as their outputs still bear the file's names."""
-    axes = tensor_axes(model, inputs_left(network))
-    made = {name for node in model.graph.node for name in node.output}
-    return {
-        record.name: [FileTensor(record.tensor, axes[record.tensor])]
-        for record in network.source.layers
-        if record.tensor in made
-    }
 
 
 _NO_OPERATION = frozenset(["Cast", "Dropout", "Identity"])

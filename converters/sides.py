@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
-from converters.file_tensors import FileTensor
+from converters.file_tensors import FileTensor, output_tensors, tensor_axes
 from converters.graph import Array
+from converters.verdicts import HALF, SINGLE, Bounds
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
@@ -20,7 +22,7 @@ from torchviz_cnn.observe import capture
 def network_inputs(
     network: ImportedNetwork, inputs: Tensor | Sequence[Tensor] | None, seed: int
 ) -> list[Tensor]:
-    """What both sides are given, float32 on the CPU."""
+    """What both sides are given, float32 on the CPU; noise as many as the network takes."""
     source = network.source
     if inputs is not None:
         given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -37,7 +39,7 @@ def network_inputs(
         _side(n, axis, len(source.input_size), last) for axis, n in enumerate(source.input_size)
     ]
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand((2, *size), generator=generator)]
+    return [torch.rand((network.fixed_batch or 2, *size), generator=generator)]
 
 
 def _side(known: int | None, axis: int, rank: int, last: bool) -> int:
@@ -52,6 +54,25 @@ def inputs_left(network: ImportedNetwork) -> tuple[str, ...]:
     if source.input_layout != "NCHW":
         return ()
     return tuple(name for name in source.inputs if name not in source.turned)
+
+
+def places_of(model: onnx.ModelProto, network: ImportedNetwork) -> dict[str, list[FileTensor]]:
+    """For each layer the tensors that it puts out in the file, one for each call.
+
+    A file without names has the importer's word for where its layers end, as far as their outputs
+    still bear the file's names.
+    """
+    left = inputs_left(network)
+    places = output_tensors(model, left)
+    if places:
+        return places
+    axes = tensor_axes(model, left)
+    made = {name for node in model.graph.node for name in node.output}
+    return {
+        record.name: [FileTensor(record.tensor, axes[record.tensor])]
+        for record in network.source.layers
+        if record.tensor in made
+    }
 
 
 def as_in_file(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Array]:
@@ -70,6 +91,13 @@ def as_in_network(network: ImportedNetwork, found: Mapping[str, Array], place: F
     turned = place.axes == "channels last" and array.ndim == 4
     turned = turned and network.source.input_layout == "NCHW"
     return np.moveaxis(array, -1, 1) if turned else array
+
+
+def bounds_for(network: ImportedNetwork, found: Iterable[Array] = ()) -> Bounds:
+    """What counts as the same where a network, or what it is compared with, reckons so roughly."""
+    kinds = {array.dtype for array in found}
+    rough = place_and_kind(network).get("dtype") in (torch.float16, torch.bfloat16)
+    return HALF if rough or np.dtype(np.float16) in kinds else SINGLE
 
 
 def run_network(

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from converters.file_tensors import output_tensors
+from converters.file_tensors import fixed_tensors
+from converters.graph import infer_types
 from converters.importer import without_dead_nodes
-from converters.reference import start_session
-from converters.sides import as_in_file, inputs_left
+from converters.reference import Session, batch_of
+from converters.sides import as_in_file, places_of
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
 from converters.wiring import ImportedNetwork
@@ -27,6 +28,7 @@ from torchviz_cnn.errors import NotApplicable
 Array = NDArray[Any]
 
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
+_HALF = frozenset([TensorProto.FLOAT16, TensorProto.BFLOAT16])
 _PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
 
 
@@ -39,7 +41,7 @@ class FileScores:
         external_data, limits: as for :func:`~converters.load_onnx`.
 
     Raises:
-        NotApplicable: for a file with several inputs or outputs.
+        NotApplicable: for a file with several inputs or outputs, or one in half precision.
         InputError: where onnxruntime is not installed or cannot run the file.
     """
 
@@ -59,13 +61,18 @@ class FileScores:
                 f"{path} has {len(network.source.inputs)} inputs and "
                 f"{len(self.model.graph.output)} outputs; slopes need one of each"
             )
+        if _reckons_in_half(self.model):
+            raise NotApplicable(
+                "the file reckons in half precision, which is too rough to measure slopes in"
+            )
         self.score = score_tensor(self.model)
-        self._whole = start_session(_ending_in(self.model, self.score))
+        self.batch = batch_of(self.model)
+        self._whole = Session(_ending_in(self.model, self.score), self.batch)
 
     def scores(self, inputs: Tensor) -> Array:
         """``(N, classes)`` in float64, of inputs as the network takes them."""
         feeds = as_in_file(self.network, [inputs])
-        return _rows(self._whole.run([self.score], dict(feeds))[0])
+        return _rows(self._whole.run([self.score], feeds)[0])
 
     def beyond(self, layer: str) -> FromLayer:
         """The file from one layer's output on; of several calls the last.
@@ -73,7 +80,7 @@ class FileScores:
         Raises:
             NotApplicable: when that output is not in the file.
         """
-        places = output_tensors(self.model, inputs_left(self.network)).get(layer)
+        places = places_of(self.model, self.network).get(layer)
         if not places:
             raise NotApplicable(f"the output of {layer!r} is not in the file by that name")
         return FromLayer(self, places[-1].tensor, places[-1].axes == "channels last")
@@ -86,8 +93,8 @@ class FromLayer:
         self.whole = whole
         self.tensor = tensor
         self.channels_last = channels_last
-        self._session = start_session(_beginning_at(whole.model, tensor, whole.score))
-        self._needs_picture = len(self._session.get_inputs()) > 1
+        self._session = Session(_beginning_at(whole.model, tensor, whole.score), whole.batch)
+        self._needs_picture = len(self._session.inputs) > 1
 
     def scores(self, maps: Array, picture: Tensor) -> Array:
         """``(N, classes)`` of N variants of the maps of one picture, ``(1, …)``."""
@@ -106,6 +113,12 @@ class FromLayer:
 
 def _rows(scores: Array) -> Array:
     return scores.reshape(len(scores), -1).astype(np.float64)
+
+
+def _reckons_in_half(model: onnx.ModelProto) -> bool:
+    """Whether any tensor is of half precision; weights that are stored so need not be used so."""
+    stored = fixed_tensors(model)
+    return any(kind in _HALF for name, kind in infer_types(model).items() if name not in stored)
 
 
 def score_tensor(model: onnx.ModelProto) -> str:

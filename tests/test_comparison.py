@@ -7,15 +7,17 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
 import converters
 import torchviz_cnn as tvc
-from converters.comparison import output_tensors, tensor_axes
+from converters.file_tensors import output_tensors, tensor_axes
+from converters.reference import Session
 from converters.trust import read_model
-from tests.onnx_files import DATA, node, save
+from tests.onnx_files import DATA, FLOAT, node, save
 
 pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
 
@@ -386,3 +388,68 @@ def test_infinite_differences_are_null_in_json():
     assert data["worst_relative"] is None
     assert data["passed"] is False
     assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+def dense_behind_reshape(path, batch, *, target=None, dtype=FLOAT):
+    """A convolution, flattened to a stated shape, and a dense layer; of maps 6 × 6 × 3."""
+    rng = np.random.default_rng(5)
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "net_1/conv_1/convolution__5", perm=[0, 3, 1, 2]),
+            node("Conv", "t k", "c", "net_1/conv_1/convolution", kernel_shape=[3, 3]),
+            node("Relu", "c", "r", "net_1/conv_1/Relu"),
+            node("Transpose", "r", "l", "Transpose__9", perm=[0, 2, 3, 1]),
+            node("Reshape", "l s", "f", "net_1/flatten_1/Reshape"),
+            node("MatMul", "f w", "out", "net_1/dense_1/MatMul"),
+        ],
+        {
+            "k": rng.normal(size=(5, 3, 3, 3)) / 3,
+            "s": np.array(target or [-1, 4 * 4 * 5]),
+            "w": rng.normal(size=(4 * 4 * 5, 4)) / 9,
+        },
+        {"img": [batch, 6, 6, 3]},
+        ["out"],
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("pictures", [None, 1, 3, 4, 9])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_file_of_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path, batch, pictures):
+    path = dense_behind_reshape(tmp_path / "n.onnx", batch, target=[batch, 80])
+    x = None if pictures is None else torch.rand(pictures, 3, 6, 6)
+    result = converters.compare(path, inputs=x)
+    assert result.passed
+    assert result.images == (pictures or 2)
+    assert [row.shape for row in result.layers] == [(5, 4, 4), (80,), (4,)]
+    assert result.worst < 1e-5
+
+
+def test_every_picture_of_a_fixed_batch_is_compared(tmp_path):
+    """The last of five, alone in its run: rows that are filled up must not stand for it."""
+    path = dense_behind_reshape(tmp_path / "n.onnx", 4)
+    x = torch.rand((5, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    session = Session(read_model(path), 4)
+    feeds = np.moveaxis(x.numpy(), 1, -1)
+    (found,) = session.run(["out"], {"img": feeds})
+    (alone,) = session.run(["out"], {"img": feeds[4:]})
+    assert (found.shape, alone.shape) == ((5, 4), (1, 4))
+    assert np.allclose(found[4:], alone, atol=1e-6)
+    assert not np.allclose(found[3], found[4], atol=1e-3)
+    assert np.allclose(found, converters.load_onnx(path)(x).detach().numpy(), atol=1e-5)
+
+
+def test_half_precision_has_bounds_of_its_own(tmp_path):
+    path = dense_behind_reshape(tmp_path / "n.onnx", None, dtype=onnx.TensorProto.FLOAT16)
+    result = converters.compare(path)
+    assert result.passed
+    assert result.first_difference is None
+    assert "in half precision, up to 0.01 of a layer's largest value is the same" in str(result)
+    for factor, status in ((1.004, "same"), (1.02, "nearly the same"), (1.1, "differs")):
+        network = converters.load_onnx(path)
+        with torch.no_grad():
+            first_kernel(network, "dense").mul_(factor)
+        changed = converters.compare(path, network=network)
+        assert [row.status for row in changed.layers] == ["same", "same", status]
+        assert changed.passed == (status != "differs")

@@ -33,9 +33,13 @@ def _converters(path: str) -> Any:
 
 
 def noise(model: Model, seed: int = 0) -> Tensor:
-    """Two pictures of uniform noise from 0 to 1, as the network takes them, on the CPU."""
+    """Two pictures of uniform noise from 0 to 1, as the network takes them, on the CPU.
+
+    As many as it takes where its file has fixed that.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand((2, *model.input_size), generator=generator)
+    count = getattr(model.module, "fixed_batch", None) or 2
+    return torch.rand((count, *model.input_size), generator=generator)
 
 
 def compare_file(
