@@ -1,5 +1,6 @@
 """Explanations of an imported network beside slopes measured in its file."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import converters
 import torchviz_cnn as tvc
 from converters.slopes import FileScores, score_tensor
 from converters.trust import read_model
-from tests.onnx_files import DATA
+from tests.onnx_files import DATA, node, save
+from torchviz_cnn.errors import NotApplicable
 from torchviz_cnn.parity import compare_explanations
 
 pytest.importorskip("onnxruntime", reason="slopes are measured in onnxruntime")
@@ -40,6 +43,14 @@ class Twist(nn.Module):
 
     def forward(self, x):
         return Twisted.apply(self.inner(x))
+
+
+class Weakened(Twist):
+    """A derivative half as large as it should be."""
+
+    def forward(self, x):
+        maps = self.inner(x)
+        return 0.5 * maps + 0.5 * maps.detach()
 
 
 def picture(network, seed=1):
@@ -126,3 +137,166 @@ def test_weights_beside_the_file(tmp_path):
     assert all(row.passed for row in rows)
     with pytest.raises(tvc.InputError, match="external_data"):
         compare_explanations(path, network, x)
+
+
+def saturated(path, *, batch=None):
+    """Maps of tanh near 1, weighed with both signs: their sum nearly cancels."""
+    rng = np.random.default_rng(0)
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "net_1/conv_1/convolution__5", perm=[0, 3, 1, 2]),
+            node("Conv", "t k b", "c", "net_1/conv_1/convolution", kernel_shape=[3, 3]),
+            node("Transpose", "c", "l", "Transpose__9", perm=[0, 2, 3, 1]),
+            node("Softplus", "l", "s", "net_1/softplus_1/Softplus"),
+            node("Tanh", "s", "h", "net_1/tanh_1/Tanh"),
+            node("ReduceMean", "h", "g", "net_1/pool_1/Mean", axes=[1, 2], keepdims=0),
+            node("MatMul", "g w", "d", "net_1/dense_1/MatMul"),
+            node("Softmax", "d", "out", "net_1/prob_1/Softmax"),
+        ],
+        {
+            "k": rng.normal(size=(8, 3, 3, 3)) / 12,
+            "b": np.full(8, 1.2),
+            "w": balanced(rng.normal(size=(8, 4))),
+        },
+        {"img": [batch, 34, 34, 3]},
+        ["out"],
+    )
+
+
+def balanced(weights):
+    """Columns that nearly add up to nothing."""
+    return weights - 0.999 * weights.mean(0)
+
+
+def test_slopes_that_rounding_drowns_are_no_difference(tmp_path):
+    """A mean over a thousand cells loses more than the last bits of a score."""
+    path = saturated(tmp_path / "n.onnx")
+    network = converters.load_onnx(path)
+    for seed in range(6):
+        _, row = compare_explanations(path, network, picture(network, seed), seed=seed)
+        assert row.layer == "tanh"
+        assert row.verdict == "agrees", row
+
+
+@pytest.mark.parametrize("behind", ["conv", "tanh"])
+def test_a_wrong_gradient_is_still_found_there(tmp_path, behind):
+    path = saturated(tmp_path / "n.onnx")
+    network = converters.load_onnx(path)
+    x = picture(network)
+    network.add_module(behind, Weakened(network.get_submodule(behind)))
+    assert converters.compare(path, network=network, inputs=x).passed
+    assert compare_explanations(path, network, x)[0].verdict == "differs"
+
+
+def test_a_wrong_weight_of_a_class_is_found(tmp_path):
+    path = saturated(tmp_path / "n.onnx")
+    network = converters.load_onnx(path)
+    with torch.no_grad():
+        network.dense.dense.weight[:, :4] *= -1
+    rows = compare_explanations(path, network, picture(network), target=2)
+    assert [row.verdict for row in rows] == ["differs", "differs"]
+    assert not any(row.passed for row in rows)
+
+
+def test_where_there_is_no_slope_to_measure_it_is_said(tmp_path):
+    """Behind a factor of 1e-9 beside a summand of 1, float32 does not know of the picture."""
+    path = save(
+        tmp_path / "n.onnx",
+        [
+            node("Transpose", "img", "t", "net_1/conv_1/convolution__5", perm=[0, 3, 1, 2]),
+            node("Conv", "t k", "c", "net_1/conv_1/convolution", kernel_shape=[3, 3]),
+            node("Transpose", "c", "l", "Transpose__9", perm=[0, 2, 3, 1]),
+            node("ReduceMean", "l", "g", "net_1/pool_1/Mean", axes=[1, 2], keepdims=0),
+            node("MatMul", "g w", "m", "net_1/dense_1/MatMul"),
+            node("Add", "m b", "out", "net_1/dense_1/BiasAdd"),
+        ],
+        {
+            "k": np.random.default_rng(0).normal(size=(4, 3, 3, 3)),
+            "w": np.random.default_rng(1).normal(size=(4, 3)) * 1e-9,
+            "b": np.ones(3),
+        },
+        {"img": [None, 8, 8, 3]},
+        ["out"],
+    )
+    network = converters.load_onnx(path)
+    rows = compare_explanations(path, network, picture(network), target=0)
+    for row in rows:
+        assert row.verdict == "not measured"
+        assert row.passed
+        assert "cannot be measured in the file: float32 leaves its slopes in doubt" in str(row)
+        json.dumps(row.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_slopes_of_a_file_of_a_fixed_batch(tmp_path, batch):
+    path = saturated(tmp_path / "n.onnx", batch=batch)
+    network = converters.load_onnx(path)
+    assert [row.verdict for row in compare_explanations(path, network, picture(network))] == [
+        "agrees"
+    ] * 2
+
+
+def test_half_precision_is_too_rough(tmp_path):
+    model = onnx.load(saturated(tmp_path / "n.onnx"))
+    for tensor in model.graph.initializer:
+        numbers = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    network = converters.load_onnx(tmp_path / "half.onnx")
+    with pytest.raises(NotApplicable, match="half precision, which is too rough"):
+        compare_explanations(tmp_path / "half.onnx", network, picture(network))
+
+
+def test_a_layer_of_a_file_without_names_is_where_the_table_has_it(tmp_path):
+    """As Keras' torch back end writes it, channels first: the table goes by the importer's names."""
+    rng = np.random.default_rng(0)
+    path = save(
+        tmp_path / "n.onnx",
+        [
+            node("Conv", "x k", "c", "node_conv2d", kernel_shape=[3, 3]),
+            node("Relu", "c", "r", "node_relu"),
+            node("ReduceMean", "r", "g", "node_mean", axes=[2, 3], keepdims=0),
+            node("MatMul", "g w", "out", "node_matmul"),
+        ],
+        {"k": rng.normal(size=(4, 3, 3, 3)), "w": rng.normal(size=(4, 3))},
+        {"x": [None, 3, 12, 12]},
+        ["out"],
+        producer="pytorch",
+    )
+    network = converters.load_onnx(path)
+    assert not network.source.names_in_file
+    saliency, grad_cam = compare_explanations(path, network, picture(network))
+    assert (saliency.verdict, grad_cam.verdict) == ("agrees", "agrees")
+    compared = [row.name for row in converters.compare(path).layers if row.relative is not None]
+    assert grad_cam.layer in compared
+
+
+def one_axis(path):
+    """A convolution along one axis: no rows and columns that Grad-CAM could weigh."""
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "net_1/conv_1/convolution__5", perm=[0, 2, 1]),
+            node("Conv", "t k", "c", "net_1/conv_1/convolution", kernel_shape=[3]),
+            node("Transpose", "c", "l", "Transpose__9", perm=[0, 2, 1]),
+            node("ReduceMean", "l", "g", "net_1/pool_1/Mean", axes=[1], keepdims=0),
+            node("MatMul", "g w", "out", "net_1/dense_1/MatMul"),
+        ],
+        {"k": np.random.default_rng(0).normal(size=(4, 3, 3)), "w": np.eye(4)[:, :3]},
+        {"img": [None, 16, 3]},
+        ["out"],
+    )
+
+
+def test_saliency_is_compared_where_grad_cam_has_no_maps(tmp_path):
+    path = one_axis(tmp_path / "n.onnx")
+    network = converters.load_onnx(path)
+    saliency, grad_cam = compare_explanations(path, network, picture(network))
+    assert saliency.verdict == "agrees"
+    assert (grad_cam.verdict, grad_cam.passed, grad_cam.relative) == ("not compared", True, None)
+    assert "puts out (1, 4, 14), no maps of rows and columns" in str(grad_cam)
+    with pytest.raises(NotApplicable, match="no maps"):
+        compare_explanations(path, network, picture(network), layer=grad_cam.layer)

@@ -7,19 +7,23 @@ little larger and a little smaller, and half the difference is the slope.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.head import NoScores
 from torchviz_cnn.methods import grad_cam, saliency
 from torchviz_cnn.naming import module_of
+from torchviz_cnn.observe import activations
+from torchviz_cnn.tracing import default_layer
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -30,8 +34,12 @@ Array = NDArray[Any]
 # the corners of ReLUs and max pooling for large ones. What is wrong (axes exchanged, a rule of
 # differentiation mistaken) is off by as much as there is.
 AGREES = 0.1
-STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the spread of what is changed
-ROUNDINGS = 100  # by so many the score must change at least
+STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the spread of what is changed
+SURE = 0.02  # three steps whose slopes are as near as that need no fourth
+CLEAR = 3.0  # so many times the doubt about the slopes is more than doubt
+TRIES = 3  # pictures; one may lie at a corner of the score, where it has no slope to agree with
+
+Verdict = Literal["agrees", "differs", "not measured", "not compared"]
 
 
 @dataclass(frozen=True)
@@ -45,28 +53,54 @@ class ExplanationParity:
         compared: how many numbers: slopes along random directions, or cells.
         relative: length of the difference, over that of the file's, both as vectors.
         cosine: of the angle between the two as vectors.
+        doubt: how far the file's own numbers may be off, over their length: float32 rounds.
+        reason: why nothing was compared, where that is so.
     """
 
     method: str
     layer: str | None
     target: int
     compared: int
-    relative: float
-    cosine: float
+    relative: float | None
+    cosine: float | None
+    doubt: float | None = None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """``"not measured"`` where the two are off by no more than the slopes may be themselves."""
+        if self.relative is None or self.doubt is None:
+            return "not compared"
+        if self.relative <= AGREES:
+            return "agrees"
+        return "differs" if self.relative > CLEAR * self.doubt else "not measured"
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree as far as slopes can be measured."""
-        return self.relative <= AGREES
+        """Whether the two do not disagree, as far as slopes can be measured."""
+        return self.verdict != "differs"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON, which knows no infinity."""
+        data = {**asdict(self), "verdict": self.verdict}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in data.items()
+        }
 
     def __str__(self) -> str:
         where = f" at {self.layer}" if self.layer else ""
-        verdict = "agrees with" if self.passed else "differs from"
-        return (
-            f"{self.method}{where} of class {self.target} {verdict} the slopes of the file: "
-            f"{self.compared} numbers, off by {self.relative:.1e} of their length, "
-            f"cosine {self.cosine:.5f}"
-        )
+        begin = f"{self.method}{where} of class {self.target}"
+        if self.relative is None:
+            return f"{begin} is not compared: {self.reason}"
+        off = f"off by {self.relative:.1e} of their length, cosine {self.cosine:.5f}"
+        if self.verdict == "not measured":
+            return (
+                f"{begin} cannot be measured in the file: float32 leaves its slopes in doubt by "
+                f"{self.doubt:.1e} of their length, and it is {off}"
+            )
+        verdict = "agrees with" if self.verdict == "agrees" else "differs from"
+        return f"{begin} {verdict} the slopes of the file: {self.compared} numbers, {off}"
 
 
 def compare_explanations(
@@ -83,7 +117,8 @@ def compare_explanations(
     """Saliency and Grad-CAM of an imported network beside slopes measured in its file.
 
     Both are of the picture with a hundredth of noise: on flat paper max pooling has ties, at which
-    a score has no slope.
+    a score has no slope. By chance a picture may lie at such a corner still: what does not agree is
+    looked at with other noise, and differs only where it does so every time.
 
     Args:
         path: the ONNX file.
@@ -93,15 +128,17 @@ def compare_explanations(
         layer: for Grad-CAM; the default layer otherwise.
         directions: along how many random directions the gradient is measured. Of Grad-CAM every
             channel's weight is.
-        seed: of the directions.
+        seed: of the noise and the directions.
         external_data: allow weights in files of their own beside this one.
 
     Returns:
-        One row for saliency and one for Grad-CAM.
+        One row for saliency and one for Grad-CAM; the latter says why nothing was compared where no
+        layer was named and the default layer has no maps, or its output is not in the file.
 
     Raises:
-        InputError: for more than one picture, a network with several inputs, or where onnxruntime
-            is missing.
+        NotApplicable: for a network with several inputs or outputs, without scores of classes, or
+            in half precision.
+        InputError: for more than one picture, or where onnxruntime is missing.
 
     Source: the definition of the derivative; Selvaraju et al. 2017, equations 1 and 2.
     """
@@ -109,16 +146,49 @@ def compare_explanations(
 
     if len(inputs) != 1:
         raise InputError(f"explanations are compared on one picture, not on {len(inputs)}")
-    inputs = _roughened(inputs, seed)
     module = module_of(model)
     file = FileScores(path, module, external_data=external_data)  # type: ignore[arg-type]
-    result = saliency(model, inputs, target)
+    rows = _compared_on(file, model, _roughened(inputs, seed), target, layer, directions, seed)
+    for number in range(1, TRIES):
+        if all(row.verdict in ("agrees", "not compared") for row in rows):
+            break
+        rough, again = _roughened(inputs, seed + number), seed + number
+        found = _compared_on(file, model, rough, rows[0].target, layer, directions, again)
+        rows = [min(pair, key=_disagreement) for pair in zip(rows, found, strict=True)]
+    return rows
+
+
+def _disagreement(row: ExplanationParity) -> tuple[bool, float]:
+    return row.verdict == "differs", row.relative or 0.0
+
+
+def _compared_on(
+    file: Any,
+    model: Model | torch.nn.Module,
+    inputs: Tensor,
+    target: int | None,
+    layer: str | None,
+    directions: int,
+    seed: int,
+) -> list[ExplanationParity]:
+    try:
+        result = saliency(model, inputs, target)
+    except NoScores as error:
+        raise NotApplicable(
+            "the network puts out no scores of classes, whose slopes could be measured"
+        ) from error
     assert result.target is not None
     chosen = int(result.target[0])
-    return [
-        _saliency_parity(file, inputs, result.values[0], chosen, directions, seed),
-        _grad_cam_parity(file, model, inputs, chosen, layer),
-    ]
+    rows = [_saliency_parity(file, inputs, result.values[0], chosen, directions, seed)]
+    at = layer
+    try:
+        at = at or default_layer(model, inputs)
+        rows.append(_grad_cam_parity(file, model, inputs, chosen, at))
+    except NotApplicable as error:
+        if layer is not None:
+            raise
+        rows.append(ExplanationParity("grad_cam", at, chosen, 0, None, None, reason=str(error)))
+    return rows
 
 
 def _roughened(inputs: Tensor, seed: int) -> Tensor:
@@ -135,33 +205,46 @@ def _class_score(scores: Array, target: int) -> Array:
     return scores[:, target]
 
 
-def _slopes(scores: Callable[[Array], Array], at: Array, directions: Array) -> Array:
-    """Central differences of a score at a point, along each of some directions.
+def _slopes(
+    scores: Callable[[Array], Array],
+    at: Array,
+    directions: Array,
+    compared: Callable[[Array], Array] = lambda slopes: slopes,
+) -> tuple[Array, float]:
+    """Central differences of a score at a point along some directions, and the doubt about them.
 
-    By the smallest step that changes the score by more than float32's rounding.
+    Steps grow: rounding spoils small ones, bends and corners of the score large ones. What two
+    neighbours agree on is spoilt by neither: taken is the mean of the two that are nearest, and how
+    far they are apart is the doubt; but rounding may spoil two alike, and a third is asked. How far a score is rounded cannot be told beforehand: sums over
+    large maps lose far more than the last bits of their result.
+
+    Args:
+        compared: what is made of the slopes, linear in them: what is added up may cancel, and the
+            doubt must be that of the result.
+
+    Returns:
+        What was made of the slopes, and how far that may be off: the length of a vector.
     """
     spread = float(at.std()) or 1.0
-    rounding = _rounding(scores, at)
-    slopes = np.zeros(len(directions))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=len(directions))
+    best, doubt, sure = np.zeros(0), np.inf, 0
+    before: Array | None = None
     for step in (share * spread for share in STEPS):
-        change = np.concatenate(
-            [
-                scores(at + step * part) - scores(at - step * part)
-                for part in np.array_split(directions, max(1, len(directions) // 16))
-            ]
-        )
-        slopes = change / (2 * step)
-        if np.sqrt((change**2).mean()) >= ROUNDINGS * rounding:
-            break
-    return slopes
-
-
-def _rounding(scores: Callable[[Array], Array], at: Array) -> float:
-    """How far float32 lets a score stray: over inputs that differ in their last bits."""
-    bits = float(np.finfo(np.float32).eps)
-    jitter = np.random.default_rng(0).normal(size=(16, *at.shape[1:])) * bits
-    found = scores(at * (1 + jitter))
-    return max(float(found.std()), float(np.abs(found).max()) * bits)
+        parts = np.array_split(directions, max(1, len(directions) // 16))
+        above = np.concatenate([scores(at + step * part) for part in parts])
+        below = np.concatenate([scores(at - step * part) for part in parts])
+        now = compared((above - below) / (2 * step))
+        if before is not None:
+            last_bit = np.finfo(np.float32).eps * np.abs([above, below]).max()
+            least = np.linalg.norm(compared(signs * last_bit / (2 * step)))
+            gap = max(float(np.linalg.norm(now - before)), float(least))
+            if gap < doubt:
+                best, doubt = (now + before) / 2, gap
+            sure = sure + 1 if gap <= SURE * np.linalg.norm(now) else 0
+            if sure == 2:
+                break
+        before = now
+    return best, doubt
 
 
 def _saliency_parity(
@@ -180,20 +263,27 @@ def _saliency_parity(
     def scores(variants: Array) -> Array:
         return _class_score(file.scores(torch.from_numpy(variants).float()), target)
 
-    slopes = _slopes(scores, picture, directions)
+    slopes, doubt = _slopes(scores, picture, directions)
     along = directions.reshape(count, -1) @ ours.ravel()
-    return _row("saliency", None, target, along, slopes)
+    return _row("saliency", None, target, along, slopes, doubt)
 
 
 def _grad_cam_parity(
-    file: Any, model: Model | torch.nn.Module, inputs: Tensor, target: int, layer: str | None
+    file: Any, model: Model | torch.nn.Module, inputs: Tensor, target: int, layer: str
 ) -> ExplanationParity:
-    from torchviz_cnn.observe import activations
+    """Of the cells of one layer's map.
 
+    Raises:
+        NotApplicable: when the layer has no maps, or they are not in the file.
+    """
+    found = activations(model, inputs, layer)[layer]
+    if found.ndim != 4:
+        raise NotApplicable(
+            f"the layer {layer!r} puts out {tuple(found.shape)}, no maps of rows and columns"
+        )
+    rest = file.beyond(layer)
     result = grad_cam(model, inputs, target, layer=layer, relu=False)
-    assert result.layer is not None
-    maps = activations(model, inputs, result.layer)[result.layer].cpu().double().numpy()
-    rest = file.beyond(result.layer)
+    maps = found.detach().cpu().double().numpy()
     channels, cells = maps.shape[1], maps.shape[2] * maps.shape[3]
     directions = np.zeros((channels, *maps.shape[1:]))
     directions[np.arange(channels), np.arange(channels)] = 1.0  # all cells of a channel at once
@@ -201,22 +291,21 @@ def _grad_cam_parity(
     def scores(variants: Array) -> Array:
         return _class_score(rest.scores(variants, inputs.detach().cpu().float()), target)
 
-    # The slope along a whole channel is the sum of its cells' gradients; their mean is its weight.
-    weights = _slopes(scores, maps, directions) / cells
-    theirs = np.einsum("c,chw->hw", weights, maps[0]).ravel()
+    def weighed(slopes: Array) -> Array:
+        """The slope along a whole channel is the sum of its cells' gradients; their mean is its
+        weight.
+        """
+        return np.einsum("c,chw->hw", slopes / cells, maps[0]).ravel()
+
+    theirs, doubt = _slopes(scores, maps, directions, weighed)
     ours = result.values[0].detach().cpu().double().numpy().ravel()
-    return _row("grad_cam", result.layer, target, ours, theirs)
+    return _row("grad_cam", layer, target, ours, theirs, doubt)
 
 
 def _row(
-    method: str, layer: str | None, target: int, ours: Array, theirs: Array
+    method: str, layer: str | None, target: int, ours: Array, theirs: Array, doubt: float
 ) -> ExplanationParity:
     gap, length = float(np.linalg.norm(ours - theirs)), float(np.linalg.norm(theirs))
-    return ExplanationParity(
-        method,
-        layer,
-        target,
-        ours.size,
-        gap / length if length else float(gap > 0),
-        float(ours @ theirs) / (length * float(np.linalg.norm(ours)) or 1.0),
-    )
+    of = length or float(np.linalg.norm(ours)) or 1.0
+    cosine = float(ours @ theirs) / (length * float(np.linalg.norm(ours)) or 1.0)
+    return ExplanationParity(method, layer, target, ours.size, gap / of, cosine, doubt / of)

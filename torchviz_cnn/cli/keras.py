@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ import typer
 from torchviz_cnn import models, parity, render
 from torchviz_cnn.cli.options import Device, InputSize, PreprocessMode, shape_of, size_of
 from torchviz_cnn.cli.speech import note, tell
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import all_or_nothing, check_folder, write_atomically
 from torchviz_cnn.models.model import AboutPictures, AboutSize
 from torchviz_cnn.pictures import read_picture
@@ -117,10 +116,11 @@ def compare_command(
         first = (models.noise(model) if inputs is None else inputs)[:1]
         try:
             agreed = parity.compare_explanations(file, model, first.to(chosen))
-        except NotApplicable as error:
+        except InputError as error:  # the layers were compared: no fault of the file's
             note(f"explanations are not compared: {error.typed}")
         for row in agreed:
-            tell(str(row))
+            say = tell if row.reason is None else note
+            say(str(row))
     if out is not None:
         _write_comparison(out, results, agreed)
         tell(f"comparison.json and comparison.png in {out}")
@@ -135,7 +135,7 @@ def _write_comparison(
         **results["comparison"].to_dict(),
         "keras": results["keras"].to_dict() if "keras" in results else None,
         "torch": results["torch"].to_dict() if "torch" in results else None,
-        "explanations": [asdict(row) for row in agreed],
+        "explanations": [row.to_dict() for row in agreed],
     }
     with all_or_nothing(out) as staging:
         write_atomically(
@@ -146,7 +146,7 @@ def _write_comparison(
             figure = render.errors_figure(
                 list(errors),
                 list(errors.values()),
-                bounds=[(1e-4, "same"), (1e-3, "differs")],
+                bounds=[(each.bounds.same, "same"), (each.bounds.fails, "differs")],
                 title=f"{each.file}: the imported network beside {each.reference}",
             )
             write_picture(staging, f"{name}.png", render.figure_picture(figure))
