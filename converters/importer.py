@@ -391,8 +391,13 @@ def _describe(
         for made in builder.made.values()
         if ".".join(made.path) != made.module
     }
+    modules = {
+        conv: builder.made[conv].module if conv in builder.made else ".".join(conv)
+        for conv in fused
+    }
+    network.merged_norms = {modules[conv]: ".".join(norm) for conv, norm in fused.items()}
     network.unavailable_layers = {
-        (builder.made[conv].module if conv in builder.made else ".".join(conv)): (
+        modules[conv]: (
             f"the output of {'.'.join(conv)!r} is not in the file: the exporter merged the layer "
             f"with the batch norm {'.'.join(norm)!r} after it; look at {'.'.join(norm)!r}"
         )

@@ -227,7 +227,8 @@ def legal_name(name: str, taken: Mapping[str, object], cls: type[nn.Module] = nn
     ('mobilenetv2_1_00_224', 'train_', 'dense')
     """
     legal = "".join("_" if character in ".@*?[]/" else character for character in name) or "_"
-    own = {"steps", "results", "makers", "source", "unavailable_layers", "layer_names", "training"}
+    own = {"steps", "results", "makers", "source", "layer_names", "training"}
+    own |= {"unavailable_layers", "merged_norms"}
     while legal in taken or legal in own or hasattr(cls, legal) or legal in _ATTRIBUTES:
         legal += "_"
     return legal

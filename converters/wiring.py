@@ -99,6 +99,7 @@ class ImportedNetwork(Wired):
     Attributes:
         source: where it came from, and what each Keras layer has become.
         unavailable_layers: layers that cannot be looked into -> why, in a sentence.
+        merged_norms: convolutions that batch norms were merged into -> the names of these.
         layer_names: Keras' names of layers -> those of the modules, where the two differ.
         fixed_batch: the only number of pictures it can take, where its file has written that number
             into an operator; ``None`` for any number.
@@ -108,6 +109,7 @@ class ImportedNetwork(Wired):
 
     source: Any
     unavailable_layers: dict[str, str]
+    merged_norms: dict[str, str]
     layer_names: dict[str, str]
     fixed_batch: int | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,27 @@ def test_a_fused_convolution_is_refused_by_name(tiny: nn.Module) -> None:
     status = {r.name: r.status for r in tiny.source.layers}
     assert status["conv2d_1"] == "fused into batch_normalization"
     assert {s for name, s in status.items() if name != "conv2d_1"} == {"in the file"}
+
+
+def test_a_fused_convolution_has_its_merged_kernels_to_show(tiny: nn.Module) -> None:
+    kernel = tiny.conv2d_1.conv.weight
+    for network in (tiny, copy.deepcopy(tiny)):
+        for layer in ("conv2d_1", "conv2d_1.conv", network.conv2d_1):
+            found = tvc.filters(network, layer)
+            assert torch.equal(found.weight, kernel)
+            assert found.scaled_by == "batch_normalization"
+            assert "scaled by the batch norm 'batch_normalization' that was merged" in str(found)
+    assert tvc.filters(tiny, "conv2d").scaled_by is None
+
+
+def test_every_convolution_that_is_offered_has_filters(tiny: nn.Module) -> None:
+    """Who asks for the batch norm's filters is sent to layers that are not refused in turn."""
+    with pytest.raises(tvc.InputError, match="'batch_normalization' is no convolution") as problem:
+        tvc.filters(tiny, "batch_normalization")
+    offered = re.findall(r"'([^']+\.conv)'", str(problem.value))
+    assert len(offered) == 3
+    for name in (*offered, "conv2d_1.conv"):
+        assert tvc.filters(tiny, name).norms.min() > 0
 
 
 # ---------------------------------------------------------------- an ordinary module

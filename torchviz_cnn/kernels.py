@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torchviz_cnn import render
 from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.guard import check_ready
-from torchviz_cnn.naming import display_name, is_glob, module_of, resolve, resolve_one
+from torchviz_cnn.naming import (
+    display_name,
+    is_glob,
+    merged_norm,
+    module_of,
+    resolve,
+    resolve_one,
+)
 from torchviz_cnn.render.kernels import picked
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.words import counted, some
@@ -38,12 +45,15 @@ class Filters:
             or depthwise convolution only the channels of the filter's group.
         bias: ``(filters,)`` or ``None``.
         groups: of how many groups of input channels a filter sees one.
+        scaled_by: the batch norm that an exporter merged into the convolution: each filter has been
+            multiplied by its factor, and the bias takes in its summand.
     """
 
     layer: str
     weight: Tensor
     bias: Tensor | None
     groups: int = 1
+    scaled_by: str | None = None
 
     @property
     def norms(self) -> Tensor:
@@ -57,9 +67,11 @@ class Filters:
         count, channels, height, width = self.weight.shape
         low, high = float(self.norms.min()), float(self.norms.max())
         of_group = f" of its group of {self.groups}" if self.groups > 1 else ""
+        scaled = f"; scaled by the batch norm {self.scaled_by!r} that was merged into it"
         return (
             f"{self.layer}: {counted(count, 'filter')} over {counted(channels, 'input channel')}"
             f"{of_group}, {height}×{width}; norms from {low:.3g} to {high:.3g}"
+            f"{scaled if self.scaled_by else ''}"
         )
 
     def picture(
@@ -101,9 +113,9 @@ class Filters:
             best = strength.argsort(descending=True, stable=True)[:MOST_IN_A_ROW]
             inputs = best.sort().values.tolist()
             reasons[1] = "those in which the filters drawn have the largest norm, in their order"
-        options.setdefault(
-            "title", f"{self.layer}, filters {'×'.join(map(str, self.weight.shape))}"
-        )
+        title = f"{self.layer}, filters {'×'.join(map(str, self.weight.shape))}"
+        scaled = f", scaled by {self.scaled_by}" if self.scaled_by else ""
+        options.setdefault("title", title + scaled)
         options.setdefault("reasons", tuple(reasons))
         return render.filters(self.weight, chosen=chosen, inputs=inputs, **options)
 
@@ -131,7 +143,8 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
 
     Returns:
         Its weights, and ways to draw them. Transposed convolutions are turned so that filters come
-        first.
+        first. Of a convolution that an exporter merged a batch norm into, the merged kernels, and
+        the name of the batch norm.
 
     Raises:
         InputError: for a layer that is not there, holds no convolution, or holds several; names
@@ -145,7 +158,7 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
     """
     module = module_of(model)
     check_ready(module)
-    chosen = resolve_one(module, layer)
+    chosen = resolve_one(module, layer, weights=True)
     convolution = _convolution(module, chosen.module, chosen.name)
     with torch.no_grad():
         weight = convolution.weight.detach().clone()
@@ -163,7 +176,9 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
             f"the kernels of {chosen.name!r} are {tuple(weight.shape)}; only those of one or two "
             "dimensions are drawn"
         )
-    return Filters(chosen.name, weight, bias, convolution.groups)
+    own_name = {child: name for name, child in module.named_modules()}[convolution]
+    norm = merged_norm(module, own_name)
+    return Filters(chosen.name, weight, bias, convolution.groups, norm)
 
 
 def convolutions(model: nn.Module | Model, layer: str) -> list[str]:
@@ -186,7 +201,7 @@ def convolutions(model: nn.Module | Model, layer: str) -> list[str]:
     if not is_glob(module, layer):
         return [layer]
     names: dict[nn.Module, str] = {}
-    for each in resolve(module, layer):
+    for each in resolve(module, layer, weights=True):
         held = _held(each.module)
         if len(held) == 1:
             names.setdefault(held[0], each.name)

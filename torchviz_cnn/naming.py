@@ -90,25 +90,39 @@ def _translated(name: str, names: Mapping[str, str]) -> str:
     return names[prefix] + name[len(prefix) :] if prefix in names else name
 
 
+def unavailable_layers(module: nn.Module) -> Mapping[str, str]:
+    """Layers whose output an imported network does not have -> why, in a sentence."""
+    return _brought_along(module, "unavailable_layers")
+
+
+def merged_norm(module: nn.Module, name: str) -> str | None:
+    """The batch norm whose factors are in a convolution's kernel, where an exporter put them there.
+
+    Args:
+        name: the convolution's, or that of a part of it, as the module has it.
+    """
+    return _of_layer(_brought_along(module, "merged_norms"), name)
+
+
 def refuse_unavailable(module: nn.Module, name: str) -> None:
     """Raise for a layer whose output an imported network does not have.
 
-    The network says so itself, in ``unavailable_layers``: name -> why, in a sentence.
-
     Raises:
-        InputError: with that sentence, for the layer and for its parts.
+        InputError: with the network's own sentence, for the layer and for its parts.
     """
-    for layer, sentence in _brought_along(module, "unavailable_layers").items():
-        if name == layer or name.startswith(f"{layer}."):
-            raise InputError(sentence)
+    _refuse(unavailable_layers(module), name)
 
 
-def _is_available(module: nn.Module, name: str) -> bool:
-    try:
-        refuse_unavailable(module, name)
-    except InputError:
-        return False
-    return True
+def _refuse(unavailable: Mapping[str, str], name: str) -> None:
+    sentence = _of_layer(unavailable, name)
+    if sentence is not None:
+        raise InputError(sentence)
+
+
+def _of_layer(known: Mapping[str, str], name: str) -> str | None:
+    """What is known of a layer, or of the one it is a part of."""
+    found = (text for layer, text in known.items() if f"{name}.".startswith(f"{layer}."))
+    return next(found, None)
 
 
 def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
@@ -243,13 +257,20 @@ def _has_wildcard(name: str) -> bool:
     return any(character in name for character in "*?[")
 
 
-def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]) -> list[Layer]:
+def resolve(
+    module: nn.Module,
+    spec: str | nn.Module | Iterable[str | nn.Module],
+    *,
+    weights: bool = False,
+) -> list[Layer]:
     """The layers a specification means, in the network's order for a glob, else as given.
 
     Args:
         module: an unwrapped network.
         spec: a name, alias, glob or module, or several of them. A glob (``*``, ``?``, ``[…]``)
             is matched against names and aliases and means first calls, unless it says ``@``.
+        weights: whether the layers' weights are asked for, which are there of layers too whose
+            output an imported network does not have.
 
     Raises:
         InputError: for a name or glob that matches nothing.
@@ -262,11 +283,12 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
     """
     if isinstance(spec, str | nn.Module):
         spec = [spec]
+    unavailable = {} if weights else unavailable_layers(module)
     found: dict[tuple[str, int | None], Layer] = {}
     for one in spec:
         if isinstance(one, nn.Module):
             name = _by_module(module, one)
-            refuse_unavailable(module, name)
+            _refuse(unavailable, name)
             found.setdefault((name, 0), Layer(display_name(module, name), unwrap(one)))
             continue
         if not isinstance(one, str):
@@ -283,28 +305,28 @@ def resolve(module: nn.Module, spec: str | nn.Module | Iterable[str | nn.Module]
                 raise _unknown(f"no layer matches {one!r}")
             for name, child in hits:
                 if len(hits) == 1:
-                    refuse_unavailable(module, name)
-                elif not _is_available(module, name):
+                    _refuse(unavailable, name)
+                elif _of_layer(unavailable, name) is not None:
                     continue
                 found.setdefault(
                     (name, call), Layer(display_name(module, name), child, call, explicit=False)
                 )
         else:
             name = original_name(module, base)
-            refuse_unavailable(module, name)
+            _refuse(unavailable, name)
             found[name, call] = Layer(
                 display_name(module, name), module.get_submodule(name), call, explicit=True
             )
     return list(found.values())
 
 
-def resolve_one(module: nn.Module, spec: str | nn.Module) -> Layer:
-    """The single layer a specification means.
+def resolve_one(module: nn.Module, spec: str | nn.Module, *, weights: bool = False) -> Layer:
+    """The single layer a specification means; ``weights`` as for :func:`resolve`.
 
     Raises:
         InputError: when it means none or several.
     """
-    layers = resolve(module, spec)
+    layers = resolve(module, spec, weights=weights)
     if len(layers) != 1 or layers[0].call is None:
         names = [layer.key(layer.call or 0) for layer in layers]
         if len(names) == 1:
