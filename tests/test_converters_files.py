@@ -24,6 +24,7 @@ import torchviz_cnn as tvc
 from converters import load_onnx
 from converters import network as network_of
 from converters.graph import Graph, Node
+from converters.modules.shapes import Permute
 from converters.names import Owner
 from converters.owners import give_owners
 from converters.passes import gelu as gelu_pass
@@ -1013,6 +1014,29 @@ def test_pictures_with_one_channel_are_turned_by_a_reshape(tmp_path: Path) -> No
         assert not np.allclose(seen[name].numpy(), wanted)
     assert isinstance(network.dense.dense, nn.Linear)
     assert network.dense.dense.bias is None
+
+
+def test_a_transpose_between_layers_is_not_what_grad_cam_looks_at(tmp_path: Path) -> None:
+    """Two of them begin the pooling layer, and put out maps of the size of the convolution's."""
+    nodes = [
+        node("Transpose", "img", "t", "net_1/conv_1/convolution__5", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c", "net_1/conv_1/convolution"),
+        node("Transpose", "c", "l", "net_1/conv_1/BiasAdd__6", perm=[0, 2, 3, 1]),
+        node("Relu", "l", "r", "net_1/conv_1/Relu"),
+        node("Transpose", "r", "p", "net_1/pool_1/turned", perm=[0, 3, 1, 2]),
+        node("MaxPool", "p", "m", "net_1/pool_1/MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Transpose", "m", "q", "net_1/pool_1/back", perm=[0, 2, 3, 1]),
+        node("ReduceMean", "q", "g", "net_1/mean_1/Mean", axes=[1, 2], keepdims=0),
+        node("MatMul", "g w", "out", "net_1/dense_1/MatMul"),
+    ]
+    constants = {"k": draw(4, 3, 3, 3), "w": draw(4, 5)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": [None, 10, 10, 3]}, ["out"])
+    network = load_onnx(path)
+    x = torch.rand(1, 3, 10, 10)
+    moved = [m for m in network.modules() if isinstance(m, Permute)]
+    assert moved, "the file's transposes were cancelled: nothing is tested"
+    assert tvc.default_layer(network, x) == "conv"
+    assert tvc.grad_cam(network, x, 0).layer == "conv"
 
 
 @pytest.mark.parametrize("turned", [0, 1])

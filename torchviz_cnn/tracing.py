@@ -502,7 +502,8 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
     output. That is after the convolution's batch norm, activation and skip connection: ``layer4``
     of a ResNet, ``features.29`` of VGG16. Convolutions that put out a single cell (the gates of
     squeeze-and-excitation, classifiers written as 1×1 convolutions after pooling) do not count, nor
-    does a container that holds every convolution of the network: it is the trunk, not a layer.
+    does a container that holds every convolution of the network: it is the trunk, not a layer; nor a
+    transpose that a file has between its layers.
 
     Args:
         model: any network.
@@ -565,6 +566,11 @@ def _check_is_late(trace: Trace, index: int) -> None:
     )
 
 
+def _only_moves_axes(layer: nn.Module) -> bool:
+    """A transpose, such as exporters put between layers: it computes no map of its own."""
+    return getattr(layer, "moves_axes", None) is True
+
+
 def _find_default_layer(module: nn.Module, trace: Trace) -> str:
     sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
     if not sizes:
@@ -576,8 +582,11 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> str:
     for index, run in reversed(list(enumerate(trace.runs))):
         if not run.name or run.shape is None or run.shape[2:] != sizes[-1]:
             continue
-        inside = {m for m in module.get_submodule(run.name).modules() if m in convolutions}
+        layer = module.get_submodule(run.name)
+        inside = {m for m in layer.modules() if m in convolutions}
         if len(convolutions) > 1 and inside == convolutions:
+            continue
+        if _only_moves_axes(layer):
             continue
         _check_is_late(trace, index)
         return run.name

@@ -24,7 +24,13 @@ class Reshape(nn.Module):
 
 
 class Permute(nn.Module):
-    """Axes in another order."""
+    """Axes in another order.
+
+    Attributes:
+        moves_axes: tells the library that there is no map of its own here to look at.
+    """
+
+    moves_axes = True
 
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__()
