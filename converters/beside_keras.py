@@ -46,15 +46,15 @@ def compare_with_keras(
         A row for each of the Keras model's own layers, in Keras' order.
 
     Raises:
-        InputError: where Keras is missing or too old, its file cannot be trusted, or the two
-            networks do not belong together.
+        NotInstalled: where Keras is missing or too old.
+        InputError: where its file cannot be trusted, or the two networks do not belong together.
 
     Example:
         >>> result = compare_with_keras("cat_dog.onnx", "cat_dog.keras")  # doctest: +SKIP
         >>> result.passed, result.reference  # doctest: +SKIP
         (True, 'keras 3.15.1')
     """
-    keras = keras_of(model_or_path)
+    keras = keras_of(model_or_path, "comparing with Keras")
     model = model_or_path
     if isinstance(model_or_path, (str, os.PathLike)):
         check_keras_file(Path(model_or_path))

@@ -40,7 +40,7 @@ from converters.metadata import (
     LayerTable,
     write_table,
 )
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotInstalled
 from torchviz_cnn.files import CannotWrite, write_atomically
 from torchviz_cnn.version import __version__
 
@@ -116,7 +116,7 @@ def export_keras(
     if target.is_dir():
         raise InputError(f"{str(target)!r} is a folder; name the ONNX file to write")
     from_file = isinstance(model_or_path, (str, os.PathLike))
-    keras = keras_of(model_or_path)
+    keras = keras_of(model_or_path, "exporting")
     if from_file:
         check_keras_file(Path(model_or_path))
     if _backend(keras) != "tensorflow":
@@ -138,11 +138,16 @@ def export_keras(
 # ---------------------------------------------------------------------------- Keras
 
 
-def keras_of(model: Any) -> ModuleType:
+def keras_of(model: Any, purpose: str) -> ModuleType:
     """The package a model is made with; Keras 3 for a file.
 
+    Args:
+        model: a Keras model, or the path of one.
+        purpose: what Keras is needed for, as a sentence begins: ``"exporting"``.
+
     Raises:
-        InputError: where it is not installed or too old, or this is no model.
+        NotInstalled: where it is not installed or too old.
+        InputError: where this is no model.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     old = sys.modules.get("tf_keras")
@@ -152,13 +157,13 @@ def keras_of(model: Any) -> ModuleType:
         import keras
     except ImportError as error:
         missing = "Keras" if error.name in (None, "keras") else f"Keras' back end {error.name}"
-        raise InputError(
-            f"exporting needs Keras 3 with TensorFlow, and {missing} is not installed: {_INSTALL}"
+        raise NotInstalled(
+            f"{purpose} needs Keras 3 with TensorFlow, and {missing} is not installed: {_INSTALL}"
         ) from None
     version = tuple(int(part) for part in keras.__version__.split(".")[:3] if part.isdigit())
     if version < OLDEST_KERAS:
         wanted = ".".join(map(str, OLDEST_KERAS))
-        raise InputError(
+        raise NotInstalled(
             f"Keras {keras.__version__} is installed, whose reading of files is not safe; "
             f'{wanted} or later is needed: python -m pip install -U "keras>={wanted}"'
         )

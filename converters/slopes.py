@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from converters.file_tensors import fixed_tensors
-from converters.graph import infer_types
+from converters.graph import infer_shapes, infer_types
 from converters.importer import without_dead_nodes
 from converters.reference import Session, batch_of
 from converters.sides import as_in_file, places_of
@@ -41,7 +41,8 @@ class FileScores:
         external_data, limits: as for :func:`~converters.load_onnx`.
 
     Raises:
-        NotApplicable: for a file with several inputs or outputs, or one in half precision.
+        NotApplicable: for a file with several inputs or outputs, one without scores of classes, or
+            one in half precision.
         InputError: where onnxruntime is not installed or cannot run the file.
     """
 
@@ -60,6 +61,12 @@ class FileScores:
             raise NotApplicable(
                 f"{path} has {len(network.source.inputs)} inputs and "
                 f"{len(self.model.graph.output)} outputs; slopes need one of each"
+            )
+        shape = infer_shapes(self.model).get(self.model.graph.output[0].name, (None, None))
+        if len(shape) != 2:
+            raise NotApplicable(
+                f"the file puts out {'×'.join('N' if n is None else str(n) for n in shape)}, no "
+                "scores of classes (N×classes)"
             )
         if _reckons_in_half(self.model):
             raise NotApplicable(

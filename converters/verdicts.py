@@ -29,7 +29,8 @@ HALF = Bounds(1e-2, 5e-2)
 Verdict = Literal["same", "nearly the same", "differs"]
 NOT_RUN = "not run by the network"
 LOST = "not in the network"
-_FAILING = ("differs", NOT_RUN, LOST)
+NAN = "NaN on both sides"
+_FAILING = ("differs", NOT_RUN, LOST, NAN)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class LayerComparison:
         shape: of the output for one image; ``None`` where there is none.
         status: ``"same"``, ``"nearly the same"``, ``"differs"``, ``"fused into X"``,
             ``"not in the file"``; ``"not in the network"`` for a layer of the file that the import
-            lost, ``"not run by the network"`` for one, or a call of one, that never ran.
+            lost, ``"not run by the network"`` for one, or a call of one, that never ran;
+            ``"NaN on both sides"`` where there are no numbers to compare.
         max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
         relative: the same over the reference's largest magnitude.
         cosine: of the angle between the two outputs as vectors.
@@ -93,7 +95,7 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether no layer and no output differs by a thousandth of its largest value (in half
-        precision, a twentieth), and none of the file's layers is missing in the network.
+        precision, a twentieth) or is NaN, and none of the file's layers is missing in the network.
         """
         return all(row.status not in _FAILING for row in (*self.layers, *self.outputs))
 
@@ -202,7 +204,10 @@ def beside(
     if ours.shape != theirs.shape:
         return LayerComparison(name, kind, ours.shape[1:], "differs", np.inf, np.inf, 0.0)
     a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
-    gap = float(np.abs(a - b).max(initial=0.0))
+    if np.isnan(b).any() and np.array_equal(np.isnan(a), np.isnan(b)):
+        return LayerComparison(name, kind, ours.shape[1:], NAN)
+    with np.errstate(invalid="ignore"):  # of infinite numbers; it is looked at below
+        gap = float(np.abs(a - b).max(initial=0.0))
     largest = float(np.abs(b).max(initial=0.0))
     relative = gap / largest if largest else (0.0 if gap == 0 else np.inf)
     if not np.isfinite([gap, largest]).all():

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.onnx_files import node as onnx_node
+from tests.onnx_files import save as save_onnx
 from torchviz_cnn import cli, render
 from torchviz_cnn.methods import METHODS
 
@@ -800,6 +802,90 @@ def test_compare_takes_a_folder_of_pictures(run, picture, tmp_path):
     (tmp_path / "none").mkdir()
     code, _, err = run("compare", ONNX / "catdog.k3export.onnx", "--images", "none")
     assert (code, "there is no picture in the folder 'none'" in err) == (2, True)
+
+
+def compared_and_written(run, tmp_path, *words):
+    """What a comparison says on either stream, where it passes and leaves its files."""
+    pytest.importorskip("onnxruntime")
+    code, out, err = run("compare", *words, "--out", "o")
+    assert code == 0, err
+    assert "all the same" in out
+    assert files(tmp_path / "o") == ["comparison.json", "comparison.png"]
+    return out, err, json.loads((tmp_path / "o" / "comparison.json").read_text())
+
+
+def test_compare_of_a_network_without_classes_says_what_it_leaves_out(run, tmp_path):
+    weights = {"k": np.random.default_rng(0).normal(size=(2, 3, 3, 3))}
+    nodes = [onnx_node("Conv", "x k", "out", "net_1/conv_1/convolution")]
+    save_onnx(tmp_path / "n.onnx", nodes, weights, {"x": [None, 3, 8, 8]}, ["out"])
+    _, err, stored = compared_and_written(run, tmp_path, "n.onnx")
+    assert (
+        "note: explanations are not compared: the file puts out N×2×6×6, no scores of classes"
+        in err
+    )
+    assert stored["explanations"] == []
+
+
+def test_compare_leaves_grad_cam_out_where_there_are_no_maps(run, tmp_path):
+    from tests.test_parity import one_axis
+
+    one_axis(tmp_path / "n.onnx")
+    out, err, stored = compared_and_written(run, tmp_path, "n.onnx")
+    assert "saliency of class" in out
+    assert "is not compared: the layer 'conv' puts out (1, 4, 14), no maps" in err
+    assert [row["verdict"] for row in stored["explanations"]] == ["agrees", "not compared"]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_compare_runs_a_file_of_a_fixed_batch(run, picture, tmp_path, batch):
+    from tests.test_comparison import dense_behind_reshape
+
+    dense_behind_reshape(tmp_path / "n.onnx", batch, target=[batch, 80])
+    words = ("n.onnx", "--images", picture, "--preprocess", "rescale")
+    for given in (words[:1], words):
+        out, err, _ = compared_and_written(run, tmp_path, *given)
+        assert "grad_cam at conv" in out
+        assert "Traceback" not in err
+    code, out, err = run("layers", "n.onnx")
+    assert code == 0, err
+    assert "flatten (Flatten)" in out
+
+
+def test_compare_without_keras_says_so_and_writes_the_rest(run, tmp_path, monkeypatch):
+    pytest.importorskip("h5py")
+    from tests.test_comparison import cube
+    from tests.test_export import archive
+
+    cube(tmp_path / "n.onnx")
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "img"}},
+        {"class_name": "Conv2D", "config": {"name": "conv2d", "activation": "relu"}},
+        {"class_name": "Rescaling", "config": {"name": "scale"}},
+    ]
+    description = {"class_name": "Sequential", "config": {"name": "net", "layers": layers}}
+    archive(tmp_path / "n.keras", description)
+    monkeypatch.setitem(sys.modules, "keras", None)  # as where it is not installed
+    _, err, stored = compared_and_written(run, tmp_path, "n.onnx", "--keras", "n.keras")
+    assert "not compared: comparing with Keras needs Keras 3 with TensorFlow, and Keras is" in err
+    assert "exporting" not in err
+    assert stored["keras"] is None
+
+
+def test_compare_fails_with_1_where_there_are_no_numbers(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    weights = {"k": np.full((2, 3, 3, 3), np.nan), "w": np.ones((2, 3))}
+    nodes = [
+        onnx_node("Conv", "x k", "c", "net_1/conv_1/convolution"),
+        onnx_node("ReduceMean", "c", "g", "net_1/pool_1/Mean", axes=[2, 3], keepdims=0),
+        onnx_node("MatMul", "g w", "out", "net_1/dense_1/MatMul"),
+    ]
+    save_onnx(tmp_path / "n.onnx", nodes, weights, {"x": [None, 3, 8, 8]}, ["out"])
+    code, out, err = run("compare", "n.onnx", "--out", "o")
+    assert code == 1, err
+    assert "the layer 'conv' (Conv2D) is NaN on both sides" in out
+    assert " same " not in out
+    assert files(tmp_path / "o") == ["comparison.json"]
+    assert "comparison.json in o" in out
 
 
 def test_maximize_writes_a_picture_each_a_sheet_and_the_curves(run, tmp_path):

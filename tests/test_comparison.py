@@ -17,6 +17,7 @@ import torchviz_cnn as tvc
 from converters.file_tensors import output_tensors, tensor_axes
 from converters.reference import Session
 from converters.trust import read_model
+from converters.verdicts import beside
 from tests.onnx_files import DATA, FLOAT, node, save
 
 pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
@@ -453,3 +454,16 @@ def test_half_precision_has_bounds_of_its_own(tmp_path):
         changed = converters.compare(path, network=network)
         assert [row.status for row in changed.layers] == ["same", "same", status]
         assert changed.passed == (status != "differs")
+
+
+def test_what_is_nan_on_both_sides_is_not_the_same():
+    numbers = np.array([[1.0, np.nan, 3.0]])
+    both = beside("a", "Dense", numbers, numbers.copy())
+    assert (both.status, both.relative) == ("NaN on both sides", None)
+    elsewhere = beside("a", "Dense", numbers, numbers[:, ::-1].copy() * 2)
+    assert elsewhere.status == "NaN on both sides"  # in the same place
+    assert beside("a", "Dense", numbers, np.array([[np.nan, 1.0, 3.0]])).status == "differs"
+    assert beside("a", "Dense", numbers, np.ones((1, 3))).status == "differs"
+    assert beside("a", "Dense", np.ones((1, 3)), numbers).status == "differs"
+    infinite = np.array([[1.0, -np.inf]])
+    assert beside("a", "Dense", infinite, infinite.copy()).status == "same"  # as of a mask

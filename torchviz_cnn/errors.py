@@ -71,6 +71,10 @@ class NotApplicable(InputError):  # noqa: N818 - it is a finding about a network
     """
 
 
+class NotInstalled(InputError):  # noqa: N818 - it is a finding about a machine, not a fault
+    """What was asked for needs a package that is not there, or too old."""
+
+
 def check_counts(**counts: object) -> None:
     """Refuse what is no number of things; ``None`` is as many as there are.
 

@@ -13,7 +13,7 @@ import typer
 from torchviz_cnn import models, parity, render
 from torchviz_cnn.cli.options import Device, InputSize, PreprocessMode, shape_of, size_of
 from torchviz_cnn.cli.speech import note, tell
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotInstalled
 from torchviz_cnn.files import all_or_nothing, check_folder, write_atomically
 from torchviz_cnn.models.model import AboutPictures, AboutSize
 from torchviz_cnn.pictures import read_picture
@@ -106,8 +106,11 @@ def compare_command(
     tell(result.format(None if sys.stdout.isatty() else 120))
     results = {"comparison": result}
     if keras is not None:
-        results["keras"] = models.compare_file(file, model, inputs, keras=keras)
-        tell(results["keras"].format(None if sys.stdout.isatty() else 120))
+        try:
+            results["keras"] = models.compare_file(file, model, inputs, keras=keras)
+            tell(results["keras"].format(None if sys.stdout.isatty() else 120))
+        except NotInstalled as error:  # its file was read without it, and fits
+            note(f"what Keras itself puts out is not compared: {error}")
     if network is not None:
         results["torch"] = models.compare_file(file, model, inputs, other=network)
         tell(results["torch"].format(None if sys.stdout.isatty() else 120))
@@ -122,15 +125,17 @@ def compare_command(
             say = tell if row.reason is None else note
             say(str(row))
     if out is not None:
-        _write_comparison(out, results, agreed)
-        tell(f"comparison.json and comparison.png in {out}")
+        drawn = _write_comparison(out, results, agreed)
+        tell(f"comparison.json{' and comparison.png' if drawn else ''} in {out}")
     if not all(each.passed for each in (*results.values(), *agreed)):
         raise typer.Exit(1)
 
 
 def _write_comparison(
     out: Path, results: dict[str, Comparison], agreed: Sequence[parity.ExplanationParity]
-) -> None:
+) -> bool:
+    """Whether there were errors to draw: some layer's numbers on both sides."""
+    drawn = False
     data = {
         **results["comparison"].to_dict(),
         "keras": results["keras"].to_dict() if "keras" in results else None,
@@ -143,6 +148,9 @@ def _write_comparison(
         )
         for name, each in results.items():
             errors = {row.name: row.relative for row in each.layers if row.relative is not None}
+            if not errors:
+                continue
+            drawn = True
             figure = render.errors_figure(
                 list(errors),
                 list(errors.values()),
@@ -150,6 +158,7 @@ def _write_comparison(
                 title=f"{each.file}: the imported network beside {each.reference}",
             )
             write_picture(staging, f"{name}.png", render.figure_picture(figure))
+    return drawn
 
 
 def export_keras_command(
