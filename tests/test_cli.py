@@ -851,6 +851,32 @@ def test_compare_runs_a_file_of_a_fixed_batch(run, picture, tmp_path, batch):
     assert "flatten (Flatten)" in out
 
 
+def test_compare_gives_a_batch_that_cannot_be_set_free_as_many_as_it_takes(run, tmp_path):
+    """Pictures and channels change places and back again: the importer loses sight of the batch."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        onnx_node("Conv", "x k", "c", "net_1/conv_1/convolution"),
+        onnx_node("Transpose", "c", "a", "net_1/flatten_1/one", perm=[1, 0, 2, 3]),
+        onnx_node("Exp", "a", "e", "net_1/flatten_1/Exp"),
+        onnx_node("Transpose", "e", "b", "net_1/flatten_1/two", perm=[1, 2, 3, 0]),
+        onnx_node("Reshape", "b t", "f", "net_1/flatten_1/Reshape"),
+        onnx_node("MatMul", "f w", "out", "net_1/dense_1/MatMul"),
+    ]
+    weights = {
+        "k": rng.normal(size=(2, 3, 3, 3)) / 9,
+        "t": np.array([4, 72]),
+        "w": rng.normal(size=(72, 3)),
+    }
+    save_onnx(tmp_path / "n.onnx", nodes, weights, {"x": [4, 3, 8, 8]}, ["out"])
+    _, err, stored = compared_and_written(run, tmp_path, "n.onnx")
+    assert stored["images"] == 4
+    assert "not compared: the network was exported for a fixed batch of 4, and cannot" in err
+    code, _, err = run("layers", "n.onnx")
+    assert code == 2
+    assert "fixed batch of 4, and cannot take 1 picture; export it again with the batch" in err
+    assert "Traceback" not in err
+
+
 def test_compare_without_keras_says_so_and_writes_the_rest(run, tmp_path, monkeypatch):
     pytest.importorskip("h5py")
     from tests.test_comparison import cube
