@@ -228,6 +228,21 @@ def test_where_there_is_no_slope_to_measure_it_is_said(tmp_path):
         json.dumps(row.to_dict(), allow_nan=False)
 
 
+def test_a_file_that_puts_out_nan_has_no_slopes(tmp_path):
+    """Beside a network that does not: the layers differ, and the slopes are no numbers."""
+    path = saturated(tmp_path / "n.onnx")
+    network = converters.load_onnx(path)
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w":
+            numbers = np.full(tensor.dims, np.nan, np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(numbers, "w"))
+    onnx.save(model, path)
+    rows = compare_explanations(path, network, picture(network), target=0)
+    assert [row.verdict for row in rows] == ["not measured", "not measured"]
+    assert [row.to_dict()["relative"] for row in rows] == [None, None]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_slopes_of_a_file_of_a_fixed_batch(tmp_path, batch):
     path = saturated(tmp_path / "n.onnx", batch=batch)

@@ -228,7 +228,9 @@ def _slopes(
         above = np.concatenate([scores(at + step * part) for part in parts])
         below = np.concatenate([scores(at - step * part) for part in parts])
         now = compared((above - below) / (2 * step))
-        if before is not None:
+        if before is None:
+            best = now  # and stays, where the file puts out NaN
+        else:
             last_bit = np.finfo(np.float32).eps * np.abs([above, below]).max()
             least = np.linalg.norm(compared(signs * last_bit / (2 * step)))
             gap = max(float(np.linalg.norm(now - before)), float(least))
