@@ -311,22 +311,32 @@ class Engine:
 
     def _wholes(self, tiles: list[Pair], count: int) -> dict[fx.Node, Tensor]:
         """The whole maps that the rest of the network needs, for the variants of some tiles."""
+        waiting: dict[fx.Node, list[Tensor]] = {node: [] for node in self.plan.cuts}
         wholes: dict[fx.Node, Tensor] = {}
-        start = stop = 0
         for tile in tiles:
-            down, across = self.plan.positions(tile)
-            start, stop = stop, stop + len(down) * len(across) * len(self.images)
             parts: dict[fx.Node, Tensor] = {}
             for node in self.plan.spans:
                 parts[node] = self._part(node, parts, tile)
-                if node in self.plan.cuts:
-                    if node not in wholes:  # not before the first tile has got that far
-                        sheet = self.sheets[node]
-                        wholes[node] = sheet.room(count, *sheet.size)
-                    self._paste_whole(node, parts[node], tile, wholes[node][start:stop])
+                if node in waiting and tile != tiles[-1]:
+                    waiting[node].append(self._whole(node, parts[node], tile))
+                elif node in waiting:  # room for all of them is taken no sooner
+                    wholes[node] = self._joined(node, waiting.pop(node), parts[node], tile, count)
                 for done in self.last_use.get(node, ()):
                     parts.pop(done, None)
         return {node: self._laid(wholes.pop(node)) for node in list(wholes)}
+
+    def _joined(
+        self, node: fx.Node, before: list[Tensor], part: Tensor, tile: Pair, count: int
+    ) -> Tensor:
+        """The whole maps of several tiles as one, those of the last laid out where they belong."""
+        sheet = self.sheets[node]
+        whole = sheet.room(count, *sheet.size)
+        start = 0
+        for each in before:
+            whole[start : start + len(each)] = each
+            start += len(each)
+        self._whole(node, part, tile, into=whole[start:])
+        return whole
 
     def _rest(self, wholes: dict[fx.Node, Tensor]) -> Any:
         """What the network gives, from the maps on that are computed whole."""
@@ -401,14 +411,14 @@ class Engine:
         items = each.flatten(0, 1).repeat_interleave(len(self.images), 0)
         return items[:, None]
 
-    def _paste_whole(self, node: fx.Node, part: Tensor, tile: Pair, into: Tensor) -> None:
-        """Lay out the whole map of every variant of a tile."""
+    def _whole(self, node: fx.Node, part: Tensor, tile: Pair, into: Tensor | None = None) -> Tensor:
+        """The whole map of every variant of a tile."""
         area, sheet = self.plan.area(node, tile), self.sheets[node]
         down, across = (
             Extent((0,) * len(strip.starts), rows)
             for strip, rows in zip(area, sheet.size, strict=True)
         )
-        sheet.pasted((down, across), part, area, into=into)
+        return sheet.pasted((down, across), part, area, into=into)
 
     def _laid(self, whole: Tensor) -> Tensor:
         """In the layout that the rest of the network would see."""
