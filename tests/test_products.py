@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchviz_cnn as tvc
+from tests.calls import shapes_given
 from tests.clock import busy
 from tests.networks import pictures, randomised
 from torchviz_cnn.methods import products
@@ -27,18 +28,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of weights will do, and any processor."""
     monkeypatch.setattr(products, "_WEIGHTS", 1)
     monkeypatch.setattr(products, "onednn_is_faster_here", lambda: True)
-
-
-def count_products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    shapes: list[torch.Size] = []
-    real = products._by_onednn
-
-    def counted(rows: Tensor, *args: Any) -> Tensor:
-        shapes.append(rows.shape)
-        return real(rows, *args)
-
-    monkeypatch.setattr(products, "_by_onednn", counted)
-    return shapes
 
 
 def drawn(*shape: int) -> Tensor:
@@ -61,7 +50,7 @@ def test_it_is_the_product(rows, bias, monkeypatch):
     wanted = (given[:, None, :] * weight).sum(2) + shift
     layer.float()
     products.multiply_fast(layer)
-    shapes = count_products(monkeypatch)
+    shapes = shapes_given(monkeypatch, products, "_by_onednn")
     with torch.no_grad():
         for found in (layer(given.float()), layer(input=given.float())):
             assert found.is_contiguous()
@@ -125,7 +114,7 @@ def test_it_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
 
 
 def test_incremental_occlusion_multiplies_so_and_leaves_the_network_alone(monkeypatch):
-    shapes = count_products(monkeypatch)
+    shapes = shapes_given(monkeypatch, products, "_by_onednn")
     net = nn.Sequential(
         *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(4 * 14 * 12, 20), nn.ReLU(), nn.Linear(20, 6)),

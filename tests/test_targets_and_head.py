@@ -565,6 +565,11 @@ def test_class_names_may_be_given_by_index(names):
     assert loaded.classes[7] == "digit 7"
 
 
+def test_class_names_are_read_once():
+    names = tvc.saliency(Net(), pictures(), "b", classes=iter("abcde")).classes  # type: ignore[arg-type]
+    assert names == ("a", "b", "c", "d", "e")
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [
@@ -572,6 +577,7 @@ def test_class_names_may_be_given_by_index(names):
         ({"a": 0, "b": 1}, r"every index from 0 on, not for \['a', 'b'\]"),
         ({0: "a", 1: 7}, r"list of texts, one a class, not \['a', 7\]"),
         ("abcde", "list of texts, one a class, not 'abcde'"),
+        (5, "list of texts, one a class, not 5"),
     ],
 )
 def test_class_names_that_are_none_are_refused(names, told):

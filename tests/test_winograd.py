@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchviz_cnn as tvc
+from tests.calls import shapes_given
 from tests.clock import busy
 from tests.networks import pictures, randomised
 from tests.test_incremental import Body, Skip, compared, differ
@@ -46,18 +47,6 @@ def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
     return found
 
 
-def count_filtered(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    shapes: list[torch.Size] = []
-    real = winograd._filtered
-
-    def counted(maps: Tensor, *args: Any) -> Tensor:
-        shapes.append(maps.shape)
-        return real(maps, *args)
-
-    monkeypatch.setattr(winograd, "_filtered", counted)
-    return shapes
-
-
 @pytest.mark.parametrize("size", [(3, 3), (4, 9), (7, 7), (10, 5), (14, 31)])
 @pytest.mark.parametrize("padding", [0, 1, (2, 0), 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -68,7 +57,7 @@ def test_it_is_the_convolution(size, padding, layout, monkeypatch):
     maps = drawn(11, 5, *size).contiguous(memory_format=layout)
     filtered = WinogradConvolution(conv)
     filtered.prepare()
-    shapes = count_filtered(monkeypatch)
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
     with torch.no_grad():
         assert differ(filtered(maps), conv(maps)) < 1e-13
         cropped = nn.functional.conv2d(maps, conv.weight, conv.bias)
@@ -181,14 +170,14 @@ def test_matrices_are_made_where_they_are_used():
 @pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])
 @pytest.mark.parametrize("batch_size", [3, 25])
 def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypatch):
-    shapes = count_filtered(monkeypatch)
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
     net = randomised(Body(between()))
     compared(net, pictures(2, 3, 31, 26), [3, 1], batch_size=batch_size)
     assert {shape[1] for shape in shapes} == {3, 4}  # channels: those of the stem, and the others
 
 
 def test_whole_maps_are_filtered_too(monkeypatch):
-    shapes = count_filtered(monkeypatch)
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
     net = nn.Sequential(
         *(nn.Conv2d(3, 4, 3, stride=3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1)),
         *(nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, padding=1)),

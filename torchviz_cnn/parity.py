@@ -209,8 +209,8 @@ def _slopes(
 
     Steps grow: rounding spoils small ones, bends and corners of the score large ones. What two
     neighbours agree on is spoilt by neither: taken is the mean of the two that are nearest, and how
-    far they are apart is the doubt; but rounding may spoil two alike, and a third is asked. How far a score is rounded cannot be told beforehand: sums over
-    large maps lose far more than the last bits of their result.
+    far they are apart is the doubt. Rounding may spoil two alike, so a third is asked. How much a
+    score is rounded cannot be told beforehand: sums over large maps lose far more than last bits.
 
     Args:
         compared: what is made of the slopes, linear in them: what is added up may cancel, and the

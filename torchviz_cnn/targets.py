@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,9 +83,11 @@ def class_names(given: ClassNames) -> tuple[str, ...]:
                 f"not for {list(given)[:3]}"
             )
         given = [names[index] for index in range(len(names))]
-    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+    names_in_order = tuple(given) if isinstance(given, Iterable) else ()
+    texts = all(isinstance(name, str) for name in names_in_order)
+    if isinstance(given, str) or not isinstance(given, Iterable) or not texts:
         raise InputError(f"class names are a list of texts, one a class, not {given!r:.60}")
-    return tuple(given)
+    return names_in_order
 
 
 def class_label(index: int, classes: Sequence[str] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -49,19 +50,23 @@ def _root(
         raise typer.Exit
 
 
-app.command("demo", cls=Command)(demo_command)
-app.command("layers", cls=Command)(layers_command)
-app.command("explain", cls=Command)(explain_command)
-app.command("methods", cls=Command)(methods_command)
-app.command("activations", cls=Command)(activations_command)
-app.command("filters", cls=Command)(filters_command)
-app.command("field", cls=Command)(field_command)
-app.command("maximize", cls=Command)(maximize_command)
-app.command("patches", cls=Command)(patches_command)
-app.command("style", cls=Command)(style_command)
-app.command("train", cls=Command)(train_command)
-app.command("compare", cls=Command)(compare_command)
-app.command("export-keras", cls=Command)(export_keras_command)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo_command,
+    "layers": layers_command,
+    "explain": explain_command,
+    "methods": methods_command,
+    "activations": activations_command,
+    "filters": filters_command,
+    "field": field_command,
+    "maximize": maximize_command,
+    "patches": patches_command,
+    "style": style_command,
+    "train": train_command,
+    "compare": compare_command,
+    "export-keras": export_keras_command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=Command)(_command)
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ _CHANNELS = 256
 _LEAST_SQUARES = 32  # weights have to be read for each batch
 _LEAST_SHARE = 0.5  # of the squares that must lie inside of the map
 # These are times of a Xeon. On an EPYC matrices are multiplied half as fast as convolutions are summed
-# up, by the same library, and the same crops take 0.95: nothing is gained, and maps of 14×14 lose.
+# up, by the same library, and the same crops take 0.95: nothing is gained, and maps of 14×14 lose. So
+# it is tried, see :func:`is_faster_here`.
 
 
 def is_suited(module: nn.Module) -> bool:
