@@ -22,8 +22,8 @@ import torchviz_cnn as tvc
 from tests.networks import pictures, plain, randomised
 from torchviz_cnn.attribution import CellAttribution, PixelAttribution, WindowAttribution
 from torchviz_cnn.files import write_atomically
+from torchviz_cnn.places import Place
 from torchviz_cnn.preprocess import Preprocess
-from torchviz_cnn.tracing import Place
 
 
 def close(found: Tensor, wanted: Any) -> None:

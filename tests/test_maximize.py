@@ -29,7 +29,7 @@ from tests.networks import (
 from tests.test_promises import SETTINGS, nothing_changes, residual
 from torchviz_cnn import objectives
 from torchviz_cnn.methods import canvas
-from torchviz_cnn.methods.maximization import _ascend, _evaluator, _Recipe, _uphill
+from torchviz_cnn.methods.ascent import Recipe, ascend, evaluator, uphill
 from torchviz_cnn.preprocess import Preprocess, colors_of
 
 SIZE = (3, 14, 10)
@@ -297,7 +297,7 @@ def recipe(**options):
         "total_variation": 0.0,
         "origin": torch.full((3,), 0.5, dtype=torch.float64),
     }
-    return _Recipe(**(usual | options))
+    return Recipe(**(usual | options))
 
 
 def board_for(parametrization="fourier", seeds=(0,), size=SIZE):
@@ -337,10 +337,10 @@ def test_the_direction_is_the_slope_measured_by_finite_differences(name, paramet
         shown = canvas.moved(board.colors(), [move])
         return evaluate(colors.inputs(shown), [wanted])
 
-    with _evaluator(net, [wanted]) as evaluate:
+    with evaluator(net, [wanted]) as evaluate:
         numbers = board.numbers.detach().clone().requires_grad_()
         with torch.enable_grad():
-            slope, silent = _uphill(value(numbers), numbers)
+            slope, silent = uphill(value(numbers), numbers)
         assert not silent.any()
         picked = np.random.default_rng(1).choice(numbers.numel(), 12, replace=False)
         for place in picked:
@@ -849,8 +849,8 @@ def test_the_ascent_ends_higher_for_more_steps():
     board, colors = board_for(), colors_of("torch", SIZE)
     from tqdm import tqdm
 
-    with _evaluator(net, wanted) as evaluate, tqdm(disable=True) as bar:
-        history, redirected = _ascend(
+    with evaluator(net, wanted) as evaluate, tqdm(disable=True) as bar:
+        history, redirected = ascend(
             board, wanted, lambda x: evaluate(colors.inputs(x), wanted), recipe(steps=40), bar
         )
     assert (history[0, 1:] > history[0, :-1]).float().mean() > 0.9

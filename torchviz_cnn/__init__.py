@@ -33,7 +33,8 @@ from torchviz_cnn.methods import (
     score_cam,
     smooth_grad,
 )
-from torchviz_cnn.methods.maximization import Maximization, maximize
+from torchviz_cnn.methods.maximization import maximize
+from torchviz_cnn.methods.maximized import Maximization
 from torchviz_cnn.models import Model
 from torchviz_cnn.naming import rename
 from torchviz_cnn.objectives import Objective

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from torchviz_cnn.pictures import Picture
-    from torchviz_cnn.tracing import Place
+    from torchviz_cnn.places import Place
 
 MANIFEST_VERSION = 1
 

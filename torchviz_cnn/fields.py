@@ -13,8 +13,9 @@ from torch import nn
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import blank, checked_size
 from torchviz_cnn.naming import Layer, known, module_of, resolve, resolve_one, split_call
+from torchviz_cnn.places import Place
 from torchviz_cnn.summary import layers as layer_table
-from torchviz_cnn.tracing import Place, Trace, remembered
+from torchviz_cnn.tracing import Trace, remembered
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 if TYPE_CHECKING:
-    from torchviz_cnn.tracing import Place
+    from torchviz_cnn.places import Place
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

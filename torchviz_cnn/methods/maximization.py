@@ -1,16 +1,12 @@
-"""Activation maximisation: gradient ascent on a picture."""
+"""Activation maximisation: pictures that excite a class, a channel or a unit most."""
 
 from __future__ import annotations
 
-import io
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,352 +14,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
-from torchviz_cnn.axes import channels_first, widths_of
-from torchviz_cnn.beside_tensorflow import leave_triton_out
 from torchviz_cnn.errors import InputError, is_real
-from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.head import Output, run
 from torchviz_cnn.inputs import batch_axis_required, checked_size, misfits_explained, place_and_kind
 from torchviz_cnn.methods import canvas
+from torchviz_cnn.methods.ascent import Evaluate, Recipe, ascend, evaluator, usual_options
 from torchviz_cnn.methods.canvas import Moves, Parametrization
 from torchviz_cnn.methods.examine import batch_of
-from torchviz_cnn.methods.relu import ReLURule
-from torchviz_cnn.naming import known, module_of, resolve
+from torchviz_cnn.methods.maximized import Maximization
+from torchviz_cnn.naming import known, module_of
 from torchviz_cnn.objectives import Cell, Objective, objective_of
-from torchviz_cnn.observe import capture, running_to
 from torchviz_cnn.preprocess import Colors, colors_of
 from torchviz_cnn.targets import ClassNames, ScoreKind, class_names
 from torchviz_cnn.words import counted, were_given
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL import Image
-
     from torchviz_cnn.models import Model
-
-Evaluate = Callable[[Tensor, Sequence[Objective]], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Maximization:
-    """Pictures that were optimised, and how it went.
-
-    N is the number of objectives, K the number of colours (3 or 1).
-
-    Attributes:
-        colors: the pictures, ``(N, K, H, W)`` from 0 to 1, RGB or gray.
-        inputs: the same as the network takes them, ``(N, C, H, W)`` or ``(N, H, W)``.
-        history: ``(N, steps)``, the objective at each step, of the picture as it was then moved.
-        value: ``(N,)``, the objective of the finished pictures, not moved.
-        labels: what was maximised, in words, one a picture.
-        layers: the layers looked at.
-        parameters: the options it was made with.
-        notes: what a user should know, each a sentence.
-    """
-
-    colors: Tensor
-    inputs: Tensor
-    history: Tensor
-    value: Tensor
-    labels: tuple[str, ...]
-    layers: tuple[str, ...] = ()
-    parameters: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.colors)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self.labels)}; {tuple(self.colors.shape)})"
-
-    @property
-    def image(self) -> Image.Image:
-        """The first picture, at its own size."""
-        return self.images[0]
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """Every picture, 8-bit RGB at its own size.
-
-        Raises:
-            InputError: for a network whose inputs are not pictures of 1 or 3 colours.
-        """
-        from torchviz_cnn.pictures import to_image
-
-        if self.colors.shape[1] not in (1, 3):
-            raise InputError(
-                f"inputs of {self.colors.shape[1]} channels are no pictures; "
-                "their numbers are in .inputs"
-            )
-        bytes_of = (self.colors.double() * 255).round().clamp(0, 255).byte().cpu()
-        return [to_image(each.movedim(0, -1).numpy()) for each in bytes_of]
-
-    def sheet(self, columns: int | None = None, *, cell: int = 192) -> Image.Image:
-        """The pictures on one sheet, with what was maximised and how far it came.
-
-        Args:
-            columns: pictures in a row.
-            cell: side of each in pixels.
-        """
-        from torchviz_cnn import render
-
-        words = [
-            f"{label}\n{value:.4g}"
-            for label, value in zip(self.labels, self.value.tolist(), strict=True)
-        ]
-        return render.contact_sheet(self.images, words, columns=columns, cell=cell)
-
-    def figure(self) -> Figure:
-        """The objective over the steps, one curve a picture."""
-        from torchviz_cnn import render
-
-        return render.curves_figure(
-            self.history.double().cpu().numpy(), self.labels, x="step", y="objective"
-        )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the picture (several on a sheet) as PNG or JPEG, or the numbers as NPZ.
-
-        An NPZ holds ``colors``, ``inputs``, ``history``, ``value`` and ``manifest`` (JSON).
-
-        Raises:
-            InputError: for another suffix.
-            OSError: when it cannot be written.
-        """
-        path = Path(path)
-        kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
-        if path.suffix.lower() == ".npz":
-            return write_atomically(path, self._write_npz)
-        if kind is None:
-            raise InputError(f"cannot save {path.name!r}: the name must end in .png, .jpg or .npz")
-        image = self.image if len(self) == 1 else self.sheet()
-        return write_atomically(path, lambda file: image.save(file, format=kind))
-
-    def _write_npz(self, file: BinaryIO) -> None:
-        arrays = {
-            name: getattr(self, name).double().cpu().numpy()
-            for name in ("colors", "inputs", "history", "value")
-        }
-        np.savez_compressed(file, manifest=np.array(json.dumps(self.manifest())), **arrays)
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.sheet().save(buffer, format="PNG")
-        return buffer.getvalue()
-
-    def manifest(self) -> dict[str, Any]:
-        """How this was made, as plain data."""
-        return {
-            "method": "maximize",
-            "labels": list(self.labels),
-            "layers": list(self.layers),
-            "value": self.value.double().tolist(),
-            "parameters": self.parameters,
-            "notes": list(self.notes),
-        }
-
-
-@contextmanager
-def _evaluator(module: nn.Module, wanted: Sequence[Objective]) -> Iterator[Evaluate]:
-    """How much of its objective each picture of a batch has, running no more than is needed."""
-    names = list(dict.fromkeys(str(name) for each in wanted for name in each.layers))
-    widths = widths_of(module)
-
-    def values(
-        seen: Mapping[str, Tensor], inputs: Tensor, output: Output | None, part: Sequence[Objective]
-    ) -> Tensor:
-        maps = {
-            name: channels_first(seen[name], tuple(inputs.shape[-2:]), widths) for name in names
-        }
-        found = []
-        for row, objective in enumerate(part):
-            own = {name: each[row : row + 1] for name, each in maps.items()}
-            found.append(
-                objective.value(own, None if output is None else output.rows(row, row + 1))
-            )
-        return torch.cat(found)
-
-    if any(each.needs_output for each in wanted):
-        with capture(module, names, gradients=True) as seen:
-            yield lambda inputs, part: values(
-                seen, inputs, run(module, inputs, variants_of=inputs), part
-            )
-        return
-    with running_to(module, resolve(module, names), gradients=True) as look:
-        yield lambda inputs, part: values(look(inputs), inputs, None, part)
-
-
-# What suits each parametrisation: pixels need more against the chequered noise they end in.
-_DEFAULTS = {
-    "fourier": {"learning_rate": 0.05, "l2": 6.0, "total_variation": 3.0},
-    "pixels": {"learning_rate": 0.02, "l2": 3.0, "total_variation": 10.0},
-}
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How pictures are optimised."""
-
-    steps: int
-    parametrization: Parametrization
-    decay: float
-    learning_rate: float
-    moves: Moves
-    l2: float
-    lp: float
-    power: float
-    total_variation: float
-    origin: Tensor
-
-    def check(self) -> None:
-        """Say before any work what is out of range.
-
-        Raises:
-            InputError: for the first thing that is.
-        """
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise InputError.about("steps", f"must be a whole number from 1, not {self.steps!r}")
-        if not (is_real(self.learning_rate) and self.learning_rate > 0):
-            raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")
-        if not (is_real(self.decay) and 0 <= self.decay <= 4):
-            raise InputError.about("decay", f"must lie between 0 and 4, not {self.decay!r}")
-        if not (is_real(self.power) and self.power > 1):
-            raise InputError.about("power", f"must be above 1, not {self.power!r}")
-        for name in ("l2", "lp", "total_variation"):
-            value = getattr(self, name)
-            if not (is_real(value) and value >= 0):
-                raise InputError.about(name, f"must be a weight from 0, not {value!r}")
-
-    @property
-    def start(self) -> Tensor:
-        """The colours pictures start around: a sigmoid's slope vanishes at black and white."""
-        return self.origin.clamp(0.15, 0.85)
-
-    def penalty(self, colors: Tensor) -> Tensor:
-        """``(N,)``: what is taken off the objective, as a share of it."""
-        total = torch.zeros(len(colors), dtype=colors.dtype, device=colors.device)
-        origin = self.origin.to(colors)
-        if self.l2:
-            total = total + self.l2 * canvas.p_norm(colors, origin, 2)
-        if self.lp:
-            total = total + self.lp * canvas.p_norm(colors, origin, self.power)
-        if self.total_variation:
-            total = total + self.total_variation * canvas.total_variation(colors)
-        return total
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        plain = {key: value for key, value in vars(self).items() if key not in ("moves", "origin")}
-        return {**plain, **vars(self.moves), "origin": self.origin.tolist()}
-
-
-def _slope(value: Tensor, numbers: Tensor, *, more: bool) -> Tensor:
-    """The gradient of each picture's value at its numbers; zeros where there is none."""
-    if not value.requires_grad:
-        return torch.zeros_like(numbers)
-    found = torch.autograd.grad(
-        value, numbers, torch.ones_like(value), retain_graph=more, allow_unused=True
-    )[0]
-    return torch.zeros_like(numbers) if found is None else found
-
-
-def _rows(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.view(-1, *[1] * (like.ndim - 1))
-
-
-def _uphill(value: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The direction in which each picture's value grows, and for which it had to be redirected.
-
-    Where every way from the picture to the value leads through a closed ReLU there is no gradient;
-    then the score before it is followed until it opens (Olah et al. 2017 do so for their first steps).
-    """
-    slope = _slope(value, numbers, more=True)
-    silent = (slope == 0).flatten(1).all(1)
-    if bool(silent.any()):
-        with ReLURule("redirected"):
-            other = _slope(value, numbers, more=True)
-        slope = torch.where(_rows(silent, slope), other, slope)
-    return slope, silent
-
-
-def _ascend(
-    board: canvas.Canvas,
-    part: Sequence[Objective],
-    evaluate: Callable[[Tensor], Tensor],
-    recipe: _Recipe,
-    bar: Any,
-) -> tuple[Tensor, Tensor]:
-    """The objective at each step, ``(N, steps)``, and how often each was redirected, ``(N,)``."""
-    # Another stream than the start's, lest the first moves repeat its numbers.
-    draws = [torch.Generator().manual_seed(seed ^ 0x5DEECE66D) for seed in board.seeds]
-    leave_triton_out()
-    optimizer = torch.optim.Adam([board.numbers], lr=recipe.learning_rate, maximize=True)
-    history = []
-    redirected = torch.zeros(len(part), dtype=torch.long)
-    for step in range(recipe.steps):
-        value, slope, silent = _look_uphill(board, part, evaluate, recipe, draws, step)
-        redirected += silent.cpu()
-        history.append(value)
-        # All steps of one size: Adam remembers sizes for a thousand steps, and a redirected slope,
-        # or the first one past a ReLU, may be many times as large or small as those to come.
-        size = slope.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
-        board.numbers.grad = slope / _rows(size, slope)
-        optimizer.step()
-        board.clip()
-        bar.update()
-    return torch.stack(history, 1), redirected
-
-
-def _look_uphill(
-    board: canvas.Canvas,
-    part: Sequence[Objective],
-    evaluate: Callable[[Tensor], Tensor],
-    recipe: _Recipe,
-    draws: Sequence[torch.Generator],
-    step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The value of each picture, its slope less the penalties', and for which it was redirected.
-
-    Nothing of the graph leaves it: two steps' graphs at once would take twice the memory.
-    """
-    with torch.enable_grad():
-        colors = board.colors()
-        shown = colors
-        if not recipe.moves.none:
-            shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
-        value = evaluate(shown)
-        penalty = recipe.penalty(colors)
-    slope, silent = _uphill(value, board.numbers)
-    value = value.detach()
-    _check_progress(value, slope, part, step)
-    if penalty.requires_grad:
-        against = _slope(penalty, board.numbers, more=False)
-        slope = slope - _rows(value.abs(), slope) * against
-    return value, slope, silent
-
-
-def _check_progress(value: Tensor, slope: Tensor, part: Sequence[Objective], step: int) -> None:
-    """Stop at numbers that lead nowhere.
-
-    Raises:
-        InputError: for NaN at any step, and for no gradient at the first.
-    """
-    broken = ~(value.isfinite() & slope.flatten(1).isfinite().all(1))
-    if bool(broken.any()):
-        label = part[int(torch.nonzero(broken)[0])].label
-        raise InputError(
-            f"{label}: the network puts out NaN or infinite numbers, or their gradient is, at step "
-            f"{step + 1}; try a smaller learning rate, or look at its weights"
-        )
-    still = (slope == 0).flatten(1).all(1)
-    if step == 0 and bool(still.any()):
-        label = part[int(torch.nonzero(still)[0])].label
-        raise InputError(
-            f"{label} has no gradient at the picture it starts from: nothing of the picture reaches "
-            "it, or the network detaches it, or an activation on the way is saturated everywhere; "
-            "try another seed, or maximise the layer before that activation"
-        )
 
 
 def maximize(
@@ -467,10 +133,10 @@ def maximize(
     ]
     seeds = _seeds(seed, len(wanted))
     size = _size(model, input_size)
-    usual = _usual(parametrization)
+    usual = usual_options(parametrization)
     with torch.inference_mode(False):  # nothing made there could be part of a graph
         colors = _colors(model, size, preprocess)
-        recipe = _Recipe(
+        recipe = Recipe(
             steps=steps,
             parametrization=parametrization,
             decay=decay,
@@ -533,7 +199,7 @@ def _optimised(
     seeds: list[int],
     size: tuple[int, ...],
     colors: Colors,
-    recipe: _Recipe,
+    recipe: Recipe,
     batch_size: int | None,
     progress: bool,
 ) -> _Found:
@@ -549,7 +215,7 @@ def _optimised(
         misfits_explained(module, empty),
         undisturbed(module, empty),
         batch_axis_required(module, empty),
-        _evaluator(module, wanted) as evaluate,
+        evaluator(module, wanted) as evaluate,
         tqdm(
             total=recipe.steps * -(-len(wanted) // number),
             desc="maximising",
@@ -570,7 +236,7 @@ def _optimised(
                 **exact,
             )
             look = partial(_look, evaluate, colors, part, place["dtype"])
-            history, redirected = _ascend(board, part, look, recipe, bar)
+            history, redirected = ascend(board, part, look, recipe, bar)
             finished = board.colors().detach().clone()
             inputs = colors.inputs(finished).to(place["dtype"])
             value = evaluate(inputs.clone(), part).detach()
@@ -634,14 +300,6 @@ def _pair(scale: Any) -> tuple[float, float]:
     if isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_real, scale)):
         return float(scale[0]), float(scale[1])
     raise InputError.about("scale", f"is two factors, the lower first, not {scale!r}")
-
-
-def _usual(parametrization: str) -> dict[str, float]:
-    if parametrization not in _DEFAULTS:
-        raise InputError.about(
-            "parametrization", f"must be {' or '.join(_DEFAULTS)}, not {parametrization!r}"
-        )
-    return _DEFAULTS[parametrization]
 
 
 def _several(given: Any) -> list[Any]:
