@@ -26,9 +26,24 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def _computes_lazily() -> bool:
+    """Turn torch's lazy device on, where there is one."""
+    try:
+        import torch._lazy.ts_backend
+
+        torch._lazy.ts_backend.init()
+        return bool(torch.ones(1, device="lazy").cpu() == 1)
+    except (ImportError, AttributeError, RuntimeError):
+        return False
+
+
 @pytest.fixture(
     params=[
         "cpu",
+        pytest.param(
+            "lazy",
+            marks=pytest.mark.skipif(not _computes_lazily(), reason="torch has no lazy device"),
+        ),
         pytest.param(
             "cuda",
             marks=[
@@ -39,5 +54,9 @@ def _seeded() -> None:
     ]
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and a CUDA device where there is one."""
+    """The CPU, a CUDA device where there is one, and what stands in for it where there is none.
+
+    The lazy device computes on the CPU, but is another device: like a GPU it refuses tensors that
+    were left behind on the CPU.
+    """
     return torch.device(request.param)

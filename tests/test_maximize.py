@@ -575,12 +575,14 @@ def test_channels_that_come_last_are_still_the_channels(cell, place):
 
 
 def test_precision_and_device_stay(device):
-    wanted = tvc.maximize(residual(), target=1, **QUICK)
+    # The lazy device cannot look at a picture that is moved: it has no view that affine_grid takes.
+    options = QUICK | (STILL if device.type == "lazy" else {})
+    wanted = tvc.maximize(residual(), target=1, **options)
     assert wanted.colors.dtype == wanted.value.dtype == torch.float64
-    found = tvc.maximize(residual().to(device), target=1, **QUICK)
+    found = tvc.maximize(residual().to(device), target=1, **options)
     assert found.inputs.device.type == device.type
     assert_same(found, wanted)
-    single = tvc.maximize(residual().float(), target=1, **QUICK)
+    single = tvc.maximize(residual().float(), target=1, **options)
     assert single.inputs.dtype == torch.float32
     torch.testing.assert_close(single.colors.double(), wanted.colors, rtol=0, atol=1e-3)
 

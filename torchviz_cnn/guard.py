@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from torchviz_cnn.errors import InputError
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; of one that has none torch would raise instead."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
 

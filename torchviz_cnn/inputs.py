@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import is_autocast
 from torchviz_cnn.naming import known
 from torchviz_cnn.words import a, counted, one_line
 
@@ -63,7 +64,7 @@ def check_inputs(model: nn.Module | Model, module: nn.Module, inputs: object) ->
                 f"the network is on {parameter.device} and the inputs are on {inputs.device}; "
                 f"move them with inputs.to({str(parameter.device)!r})"
             )
-        if parameter.dtype != inputs.dtype and not torch.is_autocast_enabled(inputs.device.type):
+        if parameter.dtype != inputs.dtype and not is_autocast(inputs.device):
             raise InputError(
                 f"the network is {parameter.dtype} and the inputs are {inputs.dtype}; "
                 f"convert them with inputs.to({parameter.dtype})"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from torchviz_cnn.guard import is_autocast
 from torchviz_cnn.head import Output, run, tensor_in
 from torchviz_cnn.methods.graphs import Network, Unsuited, asks_shape, last_uses
 from torchviz_cnn.methods.local import Pair, Sliding
@@ -90,7 +91,7 @@ class Engine:
     def __init__(
         self, module: nn.Module, images: Tensor, request: Request, together: int = 1
     ) -> None:
-        if torch.is_autocast_enabled(images.device.type):
+        if is_autocast(images.device):
             raise Unsuited("it runs under autocast")
         self.module = module
         self.first = images[:1]
