@@ -158,7 +158,11 @@ def _arithmetic(kind: type[nn.Module]) -> Callable[[Graph, Node], Built | None]:
 
 def _reduce(graph: Graph, node: Node) -> Built | None:
     axes = node.attributes.get("axes")
-    if axes is None or node.attributes.get("noop_with_empty_axes"):
+    if not axes:
+        known = axes is not None or len(node.inputs) == 1
+        if known and node.attributes.get("noop_with_empty_axes"):
+            return _one(nn.Identity(), node)
+        node.attributes.pop("axes", None)  # an empty list is as good as none
         return None
     return _one(Reduce(node.op, axes, keepdim=bool(node.attributes.get("keepdims", 1))), node)
 

@@ -1200,6 +1200,23 @@ def test_one_number_stands_for_a_list_of_one(tmp_path: Path, op: str) -> None:
     close(load_onnx(path)(torch.from_numpy(x)), expected)
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [None, [], [-1], [1], [1, 2]])
+@pytest.mark.parametrize("spared", [0, 1])
+def test_a_sum_goes_over_the_axes_it_names(
+    tmp_path: Path, axes, keepdims: int, spared: int
+) -> None:
+    """tf2onnx always says that none named were none summed over, whether or not there are some."""
+    settings = {"keepdims": keepdims, "noop_with_empty_axes": spared}
+    given = {} if axes is None else {"axes": np.array(axes, np.int64)}
+    nodes = [layer("ReduceSum", " ".join(["x", *given]), **settings)]
+    path = one(tmp_path / "n.onnx", nodes, given, ["N", 2, 3, 8])
+    x = draw(3, 2, 3, 8).astype(np.float32)
+    over = tuple(axes) if axes else tuple(range(4)) if not spared else ()
+    expected = x.sum(over, keepdims=bool(keepdims)) if over else x
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
 WEIGHTED = {
     "MatMul": ([layer("MatMul", "x w")], {"w": draw(8, 3)}),
     "Gemm": ([layer("Flatten", "x", "f"), layer("Gemm", "f w b")], {"w": draw(112, 3), "b": draw(3)}),
