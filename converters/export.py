@@ -40,6 +40,7 @@ from converters.metadata import (
     LayerTable,
     write_table,
 )
+from converters.trust.standard import spell_out
 from torchviz_cnn.errors import InputError, NotInstalled
 from torchviz_cnn.files import CannotWrite, write_atomically
 from torchviz_cnn.version import __version__
@@ -256,6 +257,7 @@ def _convert(
     if not model.built or not getattr(model, "inputs", None):
         _call_once(model, sizes)
     traced = trace(keras, model, sizes)
+    spell_out(traced.model)
     check_operators(traced)
     put_in_weights(traced)
     drop_unused(traced.model)

@@ -24,7 +24,6 @@ _SPATIAL = frozenset(
         *("GlobalMaxPool", "LpPool", "MaxPool", "SpaceToDepth"),
     ]
 )
-_TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def output_tensors(
     for owner, nodes in members.items():
         outside = [
             name
-            for index in nodes
+            for index in sorted(nodes)
             for name in model.graph.node[index].output
             if any(reader not in nodes for reader in readers.get(name, ()))
         ]
@@ -157,7 +156,10 @@ def _turned(node: onnx.NodeProto, axes: Axes, shapes: Mapping[str, Shape]) -> Ax
 def _turns(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> bool:
     if node.op_type == "Transpose":
         perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-        return perm in (_TO_FIRST, _TO_LAST)
+        rank = len(perm or ())  # 5 within a repetition, which has an axis of its own for a while
+        middle = list(range(1, rank))
+        to_first, to_last = [0, *middle[-1:], *middle[:-1]], [0, *middle[1:], *middle[:1]]
+        return rank in (4, 5) and perm in (to_first, to_last)
     if node.op_type != "Reshape":
         return False
     # A picture of one channel is reshaped instead: H×W×1 and 1×H×W are the same numbers.

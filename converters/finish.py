@@ -57,6 +57,7 @@ def check_operators(trace: Trace) -> None:
 def owner_of(node: onnx.NodeProto, owners: Mapping[str, Call]) -> Call | None:
     """Whose call a node belongs to; ``None`` for the exporter's own."""
     for name in (node.name, *node.output):
+        name = name.split("//")[0]  # part of an operator that ONNX does not have
         stem = plain(name)
         while stem not in owners and plain(name) != name and "_" in stem.rsplit("/", 1)[-1]:
             stem = stem.rsplit("_", 1)[0]  # Mean_Squeeze__12 stands behind Mean

@@ -310,11 +310,29 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
             found = tfonnx.process_tf_graph(
                 graph, opset=OPSET, input_names=inputs, output_names=outputs
             )
+            nameless = _nameless(found)
             found = optimizer.optimize_graph(found, False, optimizers=passes)
         except (ValueError, KeyError, NotImplementedError, AttributeError, AssertionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"tf2onnx cannot write this model as ONNX: {reason}") from error
-    return found.make_model("network")
+    model = found.make_model("network")
+    for node in model.graph.node:
+        node.name = nameless.get(node.name, node.name)
+    return model
+
+
+def _nameless(graph: Any) -> dict[str, str]:
+    """Operators to which the exporter gives a name of its own -> the one that TensorFlow knows.
+
+    A resize goes between two transposes; it is the last of the three that is called after it, and
+    that one may be moved far away.
+    """
+    found = {}
+    for node in graph.get_nodes():
+        readers = graph.find_output_consumers(node.output[0])
+        if node.type == "Resize" and [reader.type for reader in readers] == ["Transpose"]:
+            found[node.name] = plain(readers[0].output[0])
+    return found
 
 
 @contextmanager

@@ -203,6 +203,49 @@ def test_a_layers_output_is_the_last_tensor_that_others_read(tmp_path):
     assert found == {"conv2d": ["r"], "scale": ["out"]}
 
 
+def repeated(path):
+    """Rows repeated as Keras does it: along an axis of their own, between two orders of axes."""
+    rng = np.random.default_rng(1)
+    scope, kernel = "net_1/up_sampling2d_1/Repeat", "net_1/conv2d_1/convolution/ReadVariableOp:0"
+    relus = [node("Relu", f"r{i}", f"r{i + 1}", f"net_1/relu_{i}_1/Relu") for i in range(4)]
+    return save(
+        path,
+        [
+            node("Transpose", "img", "t", "net_1/conv2d_1/convolution__5", perm=[0, 3, 1, 2]),
+            node("Conv", f"t {kernel}", "r0", "net_1/conv2d_1/convolution", kernel_shape=[1, 1]),
+            *relus,
+            node("Unsqueeze", "r4 axis", "own", f"{scope}/ExpandDims"),
+            node("Tile", "own times", "tiled", f"{scope}/Tile"),
+            node("Transpose", "tiled", "last", "Transpose__9", perm=[0, 2, 3, 4, 1]),
+            node("Reshape", "last size", "up", f"{scope}/Reshape_1"),
+            node("ReduceMax", "up", "out", "net_1/global_max_pooling2d_1/Max", axes=[1, 2]),
+        ],
+        {
+            kernel: rng.normal(size=(5, 3, 1, 1)),
+            "axis": np.array([3]),
+            "times": np.array([1, 1, 1, 2, 1]),
+            "size": np.array([-1, 8, 4, 5]),
+        },
+        {"img": [None, 4, 4, 3]},
+        ["out"],
+    )
+
+
+def test_a_repetition_is_compared_where_it_ends_and_in_its_order_of_axes(tmp_path):
+    file = repeated(tmp_path / "repeated.onnx")
+    axes = tensor_axes(read_model(file))
+    assert [axes[name] for name in ("own", "tiled", "last", "up")] == [
+        *["channels first"] * 2,
+        *["channels last"] * 2,
+    ]
+    (place,) = output_tensors(read_model(file))["up_sampling2d"]
+    assert place.tensor == "up"  # not "tiled", which a transpose of nobody's reads
+    result = converters.compare(file)
+    row = next(each for each in result.layers if each.name == "up_sampling2d")
+    assert (row.shape, row.status) == ((5, 8, 4), "same")
+    assert result.passed
+
+
 def test_a_shared_layer_has_a_row_for_each_call():
     result = converters.compare(DATA / "shared.k3export.onnx")
     names = [row.name for row in result.layers]

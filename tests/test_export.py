@@ -390,6 +390,24 @@ def test_numbers_that_are_no_weights_are_kept(keras: Any, tmp_path: Path) -> Non
     check(keras, model, tmp_path / "net.onnx")
 
 
+def test_what_the_exporter_gives_no_name_or_cannot_say(keras: Any, tmp_path: Path) -> None:
+    """It calls a resize after nothing, has no operator for an exact GELU, and sums as none else."""
+    layers = keras.layers
+    img = layers.Input((6, 5, 3), name="img")
+    x = layers.Conv2D(4, 3, padding="same", activation="gelu", name="first")(img)
+    x = layers.UpSampling2D(2, interpolation="bilinear", name="smooth")(x)
+    x = layers.Conv2D(5, 3, name="second")(x)
+    x = layers.Activation("gelu", name="gelu")(x)
+    x = layers.UpSampling2D((1, 3), name="repeated")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.UnitNormalization(name="unit")(x)
+    model = stir(keras.Model(img, layers.Dense(2, name="out")(x)))
+    export_keras(model, tmp_path / "net.onnx", every_layer=True)
+    network = check(keras, model, tmp_path / "net.onnx")
+    kinds = {type(part).__name__ for part in network.get_submodule("gelu").modules()}
+    assert "GELU" in kinds
+
+
 def test_pictures_of_any_size(keras: Any, tmp_path: Path) -> None:
     layers = keras.layers
     model = keras.Sequential(
