@@ -6,6 +6,7 @@ onnxruntime can only tell what is in the file; what the exporter got wrong, only
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from converters.export import keras_of, load_keras
 from converters.importer import load_onnx
 from converters.keras_files import check_keras_file
-from converters.sides import bounds_for, network_inputs, run_network
+from converters.sides import bounds_for, network_inputs, places_of, run_network
+from converters.trust import read_model
 from converters.verdicts import Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
@@ -79,6 +81,7 @@ def compare_with_keras(
             "is this the model it was exported from?"
         )
     rows = []
+    first = _channels_first_in_file(path, network, wanted.values())
     for name, theirs in wanted.items():
         record = known.get(name)
         if record is None or record.status != "in the file":
@@ -89,6 +92,8 @@ def compare_with_keras(
         ours = seen[name].numpy()
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
+        if name in first:
+            theirs = np.moveaxis(theirs, -1, 1)
         rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours), bounds))
     ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
     outputs = [
@@ -130,6 +135,21 @@ def _keras_outputs(
 
 def _channels_first(array: Array) -> Array:
     return np.moveaxis(array, -1, 1) if array.ndim == 4 else array
+
+
+def _channels_first_in_file(
+    path: str | Path, network: ImportedNetwork, arrays: Iterable[Array]
+) -> set[str]:
+    """Layers of rows or volumes, which the network leaves as the file has them: channels first."""
+    if all(array.ndim not in (3, 5) for array in arrays):
+        return set()
+    places = places_of(read_model(path), network)
+    return {
+        record.name
+        for record in network.source.layers
+        if len(record.output_shape or ()) in (2, 4)
+        and [place.axes for place in places.get(record.name, ())][:1] == ["channels first"]
+    }
 
 
 def _as_many_axes(theirs: Array, ours: Array) -> Array:

@@ -156,10 +156,10 @@ def _turned(node: onnx.NodeProto, axes: Axes, shapes: Mapping[str, Shape]) -> Ax
 def _turns(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> bool:
     if node.op_type == "Transpose":
         perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-        rank = len(perm or ())  # 5 within a repetition, which has an axis of its own for a while
-        middle = list(range(1, rank))
-        to_first, to_last = [0, *middle[-1:], *middle[:-1]], [0, *middle[1:], *middle[:1]]
-        return rank in (4, 5) and perm in (to_first, to_last)
+        # Of rows, of maps, of volumes; and within a repetition maps have an axis more for a while.
+        rest = list(range(1, len(perm or ())))
+        to_first, to_last = [0, *rest[-1:], *rest[:-1]], [0, *rest[1:], *rest[:1]]
+        return 3 <= len(perm or ()) <= 5 and perm in (to_first, to_last)
     if node.op_type != "Reshape":
         return False
     # A picture of one channel is reshaped instead: H×W×1 and 1×H×W are the same numbers.

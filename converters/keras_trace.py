@@ -186,12 +186,33 @@ def trace(
         with refusals_told(tf, model):
             made = model(given[0] if len(given) == 1 else given, training=False)
     outputs = [tensor for tensor in tf.nest.flatten(made) if hasattr(tensor, "op")]
+    _check_plain(graph, recorder.calls)
     definition, weights = _without_weights(tf, graph)
     proto = _to_onnx(
         tf, definition, [t.name for t in given] + list(weights), [t.name for t in outputs]
     )
     _rename(proto, {t.name: name for t, (_, _, name) in zip(given, sizes, strict=True)})
     return Trace(recorder.calls, proto, weights, [name for _, _, name in sizes])
+
+
+_BRANCHING = frozenset(["While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"])
+
+
+def _check_plain(graph: Any, calls: Sequence[Call]) -> None:
+    """Refuse what does not compute the same operators for every picture.
+
+    Raises:
+        InputError: names the layer.
+    """
+    owners = {operator.name: call for call in calls for operator in call.operators}
+    for operator in graph.get_operations():
+        if operator.type in _BRANCHING:
+            call = owners.get(operator.name)
+            where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
+            raise InputError(
+                f"{where} loops or branches ({operator.type}), as recurrent layers do; only plain "
+                "networks are exported"
+            )
 
 
 @contextmanager

@@ -132,3 +132,36 @@ def test_every_output_of_several_is_compared(tmp_path):
     model.get_layer("last_3").bias.assign([1.0, 2.0, 3.0])
     result = converters.compare_with_keras(tmp_path / "net.onnx", model)
     assert [row.status for row in result.outputs] == ["same", "differs"]
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("ways", ["ours", "Keras'"])
+def test_rows_and_volumes_are_compared_in_the_order_the_file_has_them(axes, ways, tmp_path):
+    """Keras has the channels last, a convolution of the file first; as many of all tell no order."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((*(7, 6, 5)[:axes], 4)),
+            getattr(layers, f"Conv{axes}D")(5, 3, padding="same", activation="relu", name="one"),
+            getattr(layers, f"MaxPooling{axes}D")(2, name="pool"),
+            layers.BatchNormalization(name="norm"),
+            layers.Activation("tanh", name="act"),
+            getattr(layers, f"GlobalAveragePooling{axes}D")(name="mean"),
+            layers.Dense(3, name="last"),
+        ]
+    )
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        low, high = (0.5, 1.5) if "variance" in variable.name else (-0.4, 0.4)
+        variable.assign(random.uniform(low, high, variable.shape))
+    if ways == "ours":
+        converters.export_keras(model, tmp_path / "net.onnx", every_layer=True)
+    else:
+        model(np.zeros((1, *model.input_shape[1:]), np.float32))
+        model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
+    assert converters.compare(tmp_path / "net.onnx").passed
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert [row.name for row in result.layers] == [layer.name for layer in model.layers]
+    assert result.passed
+    assert {row.status for row in result.layers} <= {"same", "not in the file"}
+    assert sum(row.status == "same" for row in result.layers) >= 5

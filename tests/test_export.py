@@ -474,6 +474,15 @@ def test_what_onnx_cannot_say_is_refused_by_name_and_the_old_file_stays(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_loops_are_refused_by_the_name_of_their_layer(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    rows = [layers.Input((4, 4, 3)), layers.Reshape((4, 12)), layers.LSTM(5, name="memory")]
+    model = keras.Sequential(rows)
+    with pytest.raises(tvc.InputError, match="the layer 'memory' loops or branches"):
+        export_keras(model, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_back_end_is_exported_by_tensorflow(keras: Any, tmp_path: Path) -> None:
     script = """
 import sys, numpy as np
