@@ -6,6 +6,7 @@ Every function of this package that runs somebody's network runs it inside :func
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -209,9 +210,16 @@ def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) ->
             p.requires_grad_(True)
 
 
+# Hooks, modes and buffers are the network's; the random state, the compiler's stance and what
+# torch.fx exchanges while it reads a network are the whole process's.
+_TURN = threading.RLock()
+
+
 @contextmanager
 def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[None]:
     """Run ``module`` in eval mode inside the block and leave no trace of it.
+
+    One thread at a time: others wait until it has left the block, whatever network they hold.
 
     Restored on the way out, after success and after any exception: each submodule's ``training``
     flag, each ``requires_grad``, buffers, the gradient and inference modes
@@ -232,6 +240,7 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     parameters = _checked_parameters(modules)
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
+        stack.enter_context(_TURN)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
