@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
+from torchviz_cnn.endings import Kind
 from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Kind, Output, joined
+from torchviz_cnn.head import Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
 from torchviz_cnn.methods.incremental import Engine, engine_for
 from torchviz_cnn.methods.plans import Request
