@@ -21,7 +21,7 @@ from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
 from torchviz_cnn.naming import resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.targets import Explained, Question
-from torchviz_cnn.tracing import default_layer_of, remembered
+from torchviz_cnn.tracing import default_layer_of, maps_of_parts, remembered
 from torchviz_cnn.words import counted
 
 LayerChoice = str | nn.Module | None
@@ -95,6 +95,7 @@ class HeldMaps:
         self.interrupted = False
         self.root = nn.Module()
         self.picture: tuple[int, ...] = ()
+        self.count = 0
 
     @contextmanager
     def on(self, root: nn.Module) -> Iterator[None]:
@@ -109,7 +110,7 @@ class HeldMaps:
                 handle.remove()
 
     def _begin(self, root: nn.Module, args: tuple[Any, ...]) -> None:
-        self.root, self.picture = root, tuple(args[0].shape[-2:])
+        self.root, self.picture, self.count = root, tuple(args[0].shape[-2:]), len(args[0])
         self.calls = {layer.module: 0 for layer in self.layers}
         self.maps = {}
         self.interrupted = False
@@ -124,13 +125,7 @@ class HeldMaps:
         ]
         if not wanted:
             return None
-        tensor = first_tensor(output)
-        if tensor is None or tensor.ndim != 4:
-            what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
-            raise InputError(
-                f"a class activation map weighs feature maps (N, C, h, w), and the layer "
-                f"{wanted[0].name!r} puts out {what}; choose a convolution, or leave the layer out"
-            )
+        tensor = self._maps_in(output, wanted[0])
         last = self._has_channels_last(tensor)
         if last:
             tensor = tensor.movedim(-1, 1)
@@ -142,6 +137,23 @@ class HeldMaps:
         # rewrite the maps.
         passed_on = tensor.movedim(1, -1) if last else tensor
         return replace_first_tensor(output, passed_on.clone())
+
+    def _maps_in(self, output: object, layer: Chosen) -> Tensor:
+        tensor = first_tensor(output)
+        if tensor is None or tensor.ndim != 4:
+            what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
+            raise InputError(
+                f"a class activation map weighs feature maps (N, C, h, w), and the layer "
+                f"{layer.name!r} puts out {what}; choose a convolution, or leave the layer out"
+            )
+        if len(tensor) != self.count:
+            raise layer.fault(maps_of_parts(layer.name, len(tensor), self.count))
+        if not tensor.is_floating_point():
+            raise layer.fault(
+                f"the layer {layer.name!r} puts out {tensor.dtype} numbers, and maps that can be "
+                "weighed are floating-point numbers; choose another layer, or use occlusion"
+            )
+        return tensor
 
     def _has_channels_last(self, maps: Tensor) -> bool:
         shape = tuple(maps.shape[1:])

@@ -230,7 +230,11 @@ def _spelled_out(
             meant.append(layer)
             continue
         one = inputs[:1] if isinstance(inputs, Tensor) and inputs.ndim else inputs
-        maps = [name for name, out in activations(model, one, layer).items() if out.ndim == 4]
+        maps = [
+            name
+            for name, out in activations(model, one, layer).items()
+            if out.ndim == 4 and len(out) == 1 and out.is_floating_point()
+        ]
         if not maps:
             raise InputError(f"no layer that {layer!r} matches puts out feature maps (N, C, h, w)")
         meant += [name for name in maps if name not in meant]

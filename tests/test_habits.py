@@ -1,0 +1,128 @@
+"""Networks with habits that real ones have: explained as any other, or refused in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchviz_cnn as tvc
+from tests.networks import pictures, plain, randomised
+from torchviz_cnn.errors import NotApplicable
+
+every_method = pytest.mark.parametrize("method", tvc.METHODS)
+CAMS = [name for name in tvc.METHODS if "cam" in name]
+every_cam = pytest.mark.parametrize("method", CAMS)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+# ---- maps of more than the pictures that were given -------------------------------------------------
+
+
+class Corners(nn.Module):
+    """Looks at two corners of each picture, and answers with the mean of what it finds there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+        self.whole = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.whole(x)
+        corners = torch.cat([x[..., :8, :8], x[..., -8:, -8:]])
+        return self.net(corners).unflatten(0, (2, -1)).mean(0)
+
+
+@every_cam
+def test_a_layer_that_sees_parts_of_the_pictures_has_no_map_a_picture(method: str) -> None:
+    net, x = randomised(Corners()), pictures(3)
+    words = "'net.conv2' puts out the maps of 6 pictures where 3 pictures were given"
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.METHODS[method](net, x, 1, layer="net.conv2")
+    words = "'net.relu2' puts out the maps of 2 pictures where 1 picture was given"
+    with pytest.raises(NotApplicable, match=words):  # one picture is enough to see it
+        tvc.METHODS[method](net, x, 1)
+    assert len(tvc.METHODS[method](net, x, 1, layer="whole")) == 3
+
+
+def test_a_glob_and_all_methods_leave_out_what_has_no_map_a_picture() -> None:
+    net, x = randomised(Corners()), pictures(1)
+    found = tvc.explain(net, x, 1, methods="grad_cam", layer="*")
+    assert {each.layer for each in found.values()} == {"whole"}
+    with pytest.warns(UserWarning, match="grad_cam, .* are left out: the layer 'net.relu2'"):
+        found = tvc.explain(net, x, 1, methods="all")
+    assert {"saliency", "occlusion"} <= set(found)
+    assert not set(found) & set(CAMS)
+
+
+# ---- maps of other numbers --------------------------------------------------------------------------
+
+
+class Codes(nn.Module):
+    """Which of its channels is the largest at each place, as a map of whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1, keepdim=True)
+
+
+class Coded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.codes = plain(), Codes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.codes(x).double().mean((2, 3))
+
+
+@every_cam
+def test_maps_of_whole_numbers_cannot_be_weighed(method: str) -> None:
+    with pytest.raises(tvc.InputError, match=r"'codes' puts out torch\.int64 numbers"):
+        tvc.METHODS[method](randomised(Coded()), pictures(), 1, layer="codes")
+
+
+# ---- parts that fail, and are caught ----------------------------------------------------------------
+
+
+class Fast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner(x)
+        raise RuntimeError("no kernel for this device")
+
+
+class Cautious(nn.Module):
+    """Tries a faster way first, which fails, inside a block that goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Module()
+        self.block.fast, self.block.slow = Fast(), nn.Conv2d(3, 4, 3)
+        self.block.forward = self.try_both
+        self.net = plain(4)
+
+    def try_both(self, x: Tensor) -> Tensor:
+        try:
+            return self.block.fast(x)
+        except RuntimeError:
+            return self.block.slow(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.block(x))
+
+
+def test_a_part_that_fails_and_is_caught_is_not_taken_for_the_next() -> None:
+    net = randomised(Cautious())
+    table = tvc.layers(net, input_size=(3, 14, 10))
+    rows = {row.name: row for row in table}
+    assert rows["block.slow"].output_shape == (4, 12, 8)
+    slow, inner = 12 * 8 * 4 * 27, 14 * 10 * 9
+    assert (rows["block.slow"].macs, rows["block.fast.inner"].macs) == (slow, inner)
+    plain_macs = sum(rows[f"net.{name}"].macs for name in ("conv1", "conv2", "fc"))
+    assert table.macs == slow + inner + plain_macs
+    assert tvc.default_layer(net, pictures()) == "net.relu2"
