@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as _of_all_modules
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchviz_cnn.errors import InputError
@@ -39,6 +40,8 @@ def traced(module: nn.Module) -> fx.GraphModule:
     Raises:
         Unsuited: where it cannot be traced, or would notice being run in parts.
     """
+    if _of_all_modules._global_forward_pre_hooks or _of_all_modules._global_forward_hooks:
+        raise Unsuited("a hook is attached to all modules")
     for each in every_module(module):
         if _hooked(each):
             raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
