@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,3 +128,35 @@ def test_a_part_that_fails_and_is_caught_is_not_taken_for_the_next() -> None:
     plain_macs = sum(rows[f"net.{name}"].macs for name in ("conv1", "conv2", "fc"))
     assert table.macs == slow + inner + plain_macs
     assert tvc.default_layer(net, pictures()) == "net.relu2"
+
+
+# ---- another default device -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parametrization", ["fourier", "pixels"])
+def test_a_picture_is_optimised_where_the_network_is(parametrization: str) -> None:
+    """What is made on the default device here has no numbers."""
+    net = randomised(plain())
+    options = {"layer": "conv2", "channel": [1, 2], "steps": 3, "input_size": (3, 14, 10)}
+    wanted = tvc.maximize(net, parametrization=parametrization, **options)
+    with torch.device("meta"):
+        found = tvc.maximize(net, parametrization=parametrization, **options)
+    close(found.inputs, wanted.inputs)
+    close(found.history, wanted.history)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "align"),
+    [
+        ("grad_cam", {"layer": "relu1"}, "receptive_field"),
+        ("occlusion", {"window": 4, "engine": "incremental"}, "stretch"),
+    ],
+)
+def test_maps_lie_on_the_picture_whatever_the_default_device_is(
+    method: str, options: dict[str, Any], align: Any
+) -> None:
+    net, x, targets = randomised(plain()), pictures(), [[0, 1], [2, 3]]
+    wanted = tvc.METHODS[method](net, x, targets, **options).heatmap(align)
+    with torch.device("meta"):
+        found = tvc.METHODS[method](net, x, targets, **options).heatmap(align)
+    close(found, wanted)

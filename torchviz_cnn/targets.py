@@ -168,7 +168,7 @@ class Question:
         if isinstance(target, Tensor | np.ndarray):
             target = target.tolist()
         if isinstance(target, int | np.integer | str):
-            return torch.full((self.images,), _one(target, classes))
+            return torch.full((self.images,), _one(target, classes), device="cpu")
         if not isinstance(target, Sequence):
             raise InputError(
                 f"a target is a class index, a class name, a list of them, or a callable, "
@@ -191,7 +191,7 @@ class Question:
                 "every image needs the same number of targets, at least one, "
                 f"not {[len(row) if isinstance(row, list) else 1 for row in rows]}"
             )
-        return torch.tensor(rows)
+        return torch.tensor(rows, device="cpu")
 
     def _check_range(self, indexes: Tensor, count: int, there_are: str = "the network has") -> None:
         if self.settled:

@@ -173,7 +173,7 @@ def ascend(
     leave_triton_out()
     optimizer = torch.optim.Adam([board.numbers], lr=recipe.learning_rate, maximize=True)
     history = []
-    redirected = torch.zeros(len(part), dtype=torch.long)
+    redirected = torch.zeros(len(part), dtype=torch.long, device="cpu")
     for step in range(recipe.steps):
         value, slope, silent = _look_uphill(board, part, evaluate, recipe, draws, step)
         redirected += silent.cpu()

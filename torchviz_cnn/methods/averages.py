@@ -133,7 +133,7 @@ def _noisy(
     total: Tensor | None = None
     for start, stop in _steps(count, images, batch):
         draws = [
-            torch.randn(images.shape[1:], generator=generator, dtype=torch.float32)
+            torch.randn(images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             for _ in range(start, stop)
         ]
         variants = images + sigma * torch.stack(draws)[:, None].to(images)

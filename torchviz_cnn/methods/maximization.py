@@ -346,7 +346,8 @@ def _colors(model: nn.Module | Model, size: tuple[int, ...], preprocess: Any) ->
     channels = 1 if len(size) == 2 else size[0]
     if preprocess is None and channels not in (1, 3):  # no picture, but still an input
         return Colors(
-            torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+            torch.eye(channels, dtype=torch.float64, device="cpu"),
+            torch.zeros(channels, dtype=torch.float64, device="cpu"),
         )
     if preprocess is None:
         preprocess = "torch" if channels == 3 else "rescale"

@@ -340,7 +340,7 @@ def _incremental(hiding: _Hiding, asked: _Asked, engine: Engine) -> _Found:
         known = asked.kept(reference)
         keep = None if known is None else known.new_empty((*hiding.positions, *known.shape))
         for positions, output in engine.tiles():
-            at = tuple(torch.tensor(axis) for axis in zip(*positions, strict=True))
+            at = tuple(torch.tensor(axis, device="cpu") for axis in zip(*positions, strict=True))
             rows = scores_of_variants(part, whole, output, 0)
             hidden[at] = rows.reshape(len(positions), *whole.score.shape)
             if keep is not None:
