@@ -160,3 +160,65 @@ def test_maps_lie_on_the_picture_whatever_the_default_device_is(
     with torch.device("meta"):
         found = tvc.METHODS[method](net, x, targets, **options).heatmap(align)
     close(found, wanted)
+
+
+# ---- numbers that are none --------------------------------------------------------------------------
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = plain(), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.factor
+
+
+@every_method
+def test_infinite_scores_make_no_map(method: str) -> None:
+    net, x = randomised(Times(1e7)).half(), pictures().half()
+    assert net(x)[:, 1].isinf().all()
+    words = "the network puts out infinite scores for these inputs.*float16 ends at 65504"
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.METHODS[method](net, x, 1)
+
+
+@every_method
+def test_a_callable_that_gives_no_number_makes_no_map(method: str) -> None:
+    net, x = randomised(plain()), pictures()
+    with pytest.raises(tvc.InputError, match="the callable target gives NaN or an infinite score"):
+        tvc.METHODS[method](net, x, lambda out: (-out[:, 0].abs()).log())
+
+
+@every_method
+def test_a_score_may_be_explained_beside_one_that_a_network_rules_out(method: str) -> None:
+    net, x = randomised(nn.Sequential(plain(), RulesOut())), pictures()
+    assert net(x)[:, 0].isinf().all()
+    found, wanted = (tvc.METHODS[method](each, x, 1) for each in (net, net[0]))
+    close(found.values, wanted.values)
+
+
+class RulesOut(nn.Module):
+    """Gives the first class no chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(torch.arange(x.shape[1]) == 0, -torch.inf)
+
+
+# ---- buffers that were made in inference mode -------------------------------------------------------
+
+
+@every_method
+def test_buffers_made_in_inference_mode_take_part(method: str) -> None:
+    def made() -> nn.Module:
+        return randomised(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), plain()), seed=3)
+
+    net, x = made(), pictures()
+    wanted = tvc.METHODS[method](net, x, 1)
+    with torch.inference_mode():
+        for name, buffer in list(net[1].named_buffers()):
+            net[1].register_buffer(name, buffer.clone())
+    kept = net[1].running_mean
+    assert kept.is_inference()
+    close(tvc.METHODS[method](net, x, 1).values, wanted.values)
+    assert net[1].running_mean is kept

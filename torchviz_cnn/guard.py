@@ -143,8 +143,8 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
                 continue
             own["_buffers"] = lent = all_lent[id(kept)] = dict(kept)
             for key, buffer in kept.items():
-                # Inference tensors cannot be written outside inference mode anyway.
-                if buffer is not None and not buffer.is_inference():
+                # Those made in inference mode could take no part in a graph; their copies can.
+                if buffer is not None:
                     if id(buffer) not in copies:
                         copies[id(buffer)] = buffer.clone()
                     lent[key] = copies[id(buffer)]
