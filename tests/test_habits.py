@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchviz_cnn as tvc
 from tests.networks import pictures, plain, randomised
@@ -222,3 +223,47 @@ def test_buffers_made_in_inference_mode_take_part(method: str) -> None:
     assert kept.is_inference()
     close(tvc.METHODS[method](net, x, 1).values, wanted.values)
     assert net[1].running_mean is kept
+
+
+# ---- parts that are computed anew on the way back ---------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = plain(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.net[:5], x, use_reentrant=self.reentrant)
+        return self.net[5:](x)
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointed_parts_are_differentiated_or_said_to_be_shut(method: str) -> None:
+    net, shut = (randomised(Checkpointed(each)) for each in (False, True))
+    x, options = pictures(), {"layer": net.net.conv2} if method in CAMS else {}
+    wanted = tvc.METHODS[method](net.net, x, 1, **options).values
+    options = {"layer": "net.conv2"} if method in CAMS else {}
+    close(tvc.METHODS[method](net, x, 1, **options).values, wanted)
+    if method in ("occlusion", "score_cam"):
+        close(tvc.METHODS[method](shut, x, 1, **options).values, wanted)
+        return
+    words = "use_reentrant=False|does not depend on the layer 'net.conv2'"
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.METHODS[method](shut, x, 1, **options)
+
+
+# ---- where torch looks for NaN ----------------------------------------------------------------------
+
+
+@every_method
+def test_many_targets_under_anomaly_detection(method: str) -> None:
+    """Behind a head through which many classes would otherwise go back together."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.ReLU(), nn.Linear(6, 4))
+    net = randomised(nn.Sequential(plain()[:5], nn.AdaptiveAvgPool2d(2), head))
+    x, targets = pictures(), [[0, 1, 2], [3, 2, 1]]
+    wanted = tvc.METHODS[method](net, x, targets).values
+    with torch.autograd.set_detect_anomaly(True):
+        found = tvc.METHODS[method](net, x, targets).values
+    close(found, wanted)
