@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -267,3 +268,45 @@ def test_many_targets_under_anomaly_detection(method: str) -> None:
     with torch.autograd.set_detect_anomaly(True):
         found = tvc.METHODS[method](net, x, targets).values
     close(found, wanted)
+
+
+# ---- batch norms without running statistics ---------------------------------------------------------
+
+
+def by_the_batch() -> nn.Module:
+    net = randomised(plain(), seed=5)
+    norm = nn.BatchNorm2d(6, affine=False, track_running_stats=False)
+    return nn.Sequential(net[:1], norm, net[1:]).eval()
+
+
+@every_method
+def test_pictures_that_change_each_others_scores_are_warned_of_once(method: str) -> None:
+    net, x = by_the_batch(), pictures(2)
+    with pytest.warns(UserWarning, match="a batch size of 1 explains each by itself"):
+        tvc.METHODS[method](net, x, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tvc.METHODS[method](net, x, 1)
+        tvc.METHODS[method](randomised(plain()), x, 1)
+
+
+@every_method
+def test_with_a_batch_size_of_one_each_is_explained_by_itself(method: str) -> None:
+    net, x = by_the_batch(), pictures(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tvc.METHODS[method](net, x, 1, batch_size=1)
+        alone = [tvc.METHODS[method](net, one, 1, batch_size=1) for one in x.split(1)]
+    close(found.values, torch.cat([each.values for each in alone]))
+    close(found.score, torch.cat([net(one)[:, 1] for one in x.split(1)]).detach())
+
+
+@pytest.mark.parametrize("engine", ["dense", "incremental"])
+def test_with_a_batch_size_of_one_each_window_is_hidden_by_itself(engine: str) -> None:
+    net, x = by_the_batch(), pictures(1)
+    options = {"window": (7, 5), "stride": (7, 5), "fill": 0.3, "engine": engine}
+    found = tvc.occlusion(net, x, 1, batch_size=1, **options).values
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        hidden = x.clone()
+        hidden[..., 7 * row : 7 * row + 7, 5 * column : 5 * column + 5] = 0.3
+        close(found[0, row, column], (net(x) - net(hidden))[0, 1].detach())

@@ -17,10 +17,12 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from torchviz_cnn.endings import CARRIED, IN_PLACE, KINDS, PASSED, Kind, known_as
 from torchviz_cnn.errors import InputError, levels_to_the_caller
+from torchviz_cnn.guard import every_module
 from torchviz_cnn.pooling import without_indices
 from torchviz_cnn.words import a, counted
 
@@ -227,6 +229,7 @@ def of_both_classes(chances: Tensor) -> Tensor:
 _Ending = Literal["watched", "plain", "looks watched"]
 _ENDS: WeakKeyDictionary[nn.Module, _Ending] = WeakKeyDictionary()
 _TOLD: WeakSet[nn.Module] = WeakSet()  # whose users know that no softmax was seen
+_LOOKED_AT: WeakSet[nn.Module] = WeakSet()  # for batch norms that look at the whole batch
 
 _PASSING = (
     *("Alias", "Clamp", "Clone", "Flip", "IndexSelect", "Permute", "Reshape", "Select", "Slice"),
@@ -268,8 +271,10 @@ def run(
 
     Warns:
         UserWarning: once a network, where its outputs are probabilities of which it cannot be seen
-            what they were made of. Their logarithm is then taken for the scores.
+            what they were made of, whose logarithm is then taken for the scores; and where pictures
+            that are shown together change each other's.
     """
+    _tell_of_statistics(module, len(inputs))
     ending = _ENDS.get(module)
     watching = sure or ending in (None, "watched")
     watch = _Watch()
@@ -296,6 +301,20 @@ def run(
     ):  # squeeze() took the batch's axis
         output = Output(output.raw[None], output.logits.reshape(1, *raw.shape), output.kind)
     return output
+
+
+def _tell_of_statistics(module: nn.Module, pictures: int) -> None:
+    """Warn where what a picture is answered depends on those that are shown with it."""
+    if pictures == 1 or module in _LOOKED_AT:
+        return
+    _LOOKED_AT.add(module)
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in every_module(module)):
+        warnings.warn(
+            "a batch norm of this network keeps no running statistics and normalises by the "
+            "pictures at hand, so those that go through it together, hidden or noisy copies too, "
+            "change each other's scores; a batch size of 1 explains each by itself",
+            stacklevel=levels_to_the_caller(),
+        )
 
 
 def _given(inputs: Tensor, variants_of: Tensor | None, layout: torch.memory_format) -> Tensor:
