@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -310,3 +312,51 @@ def test_with_a_batch_size_of_one_each_window_is_hidden_by_itself(engine: str) -
         hidden = x.clone()
         hidden[..., 7 * row : 7 * row + 7, 5 * column : 5 * column + 5] = 0.3
         close(found[0, row, column], (net(x) - net(hidden))[0, 1].detach())
+
+
+# ---- numbers as NumPy and torch have them -----------------------------------------------------------
+
+
+def test_whole_numbers_may_be_numpys() -> None:
+    net = randomised(plain())
+    options = {"layer": "conv2", "input_size": (3, 14, 10)}
+    order = np.argsort([2.0, 0.0, 1.0])
+    wanted = tvc.maximize(net, channel=[1, 2, 0], cell=(3, 2), steps=2, seed=4, **options)
+    found = tvc.maximize(
+        *(net,), channel=list(order), cell=tuple(np.array([3, 2])), steps=np.int64(2),
+        seed=np.int32(4), **options,
+    )  # fmt: skip
+    assert found.labels == wanted.labels == tuple(f"conv2 {k} at (3, 2)" for k in (1, 2, 0))
+    assert torch.equal(found.inputs, wanted.inputs)
+    assert json.loads(json.dumps(found.manifest())) == json.loads(json.dumps(wanted.manifest()))
+    noisy = tvc.smooth_grad(net, pictures(), 1, noise=np.float32(0.25), seed=np.int64(3), samples=2)
+    assert noisy.parameters == {"score": "logit", "samples": 2, "noise": 0.25, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    "window", [3, np.int64(3), np.array(3), torch.tensor(3), np.array([3, 3]), torch.tensor([3, 3])]
+)
+def test_a_window_may_be_numpys_or_torchs(window: Any) -> None:
+    assert tvc.occlusion(randomised(plain()), pictures(), 1, window=window).window == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"seed": 2**64},
+            "seed must be a whole number of at most 64 bits, not 18446744073709551616",
+        ),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"noise": float("nan")}, "noise must be a share of the picture's range"),
+    ],
+)
+def test_noise_that_cannot_be_made_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(tvc.InputError, match=words):
+        tvc.smooth_grad(randomised(plain()), pictures(), 1, **options)
+
+
+@pytest.mark.parametrize("window", [True, (2, False), "3", torch.tensor(2.5), [1, 2, 3]])
+def test_a_window_that_is_none_is_refused(window: Any) -> None:
+    with pytest.raises(tvc.InputError, match="window must be a positive number of pixels"):
+        tvc.occlusion(randomised(plain()), pictures(), 1, window=window)

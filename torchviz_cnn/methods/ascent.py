@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn.axes import channels_first, widths_of
 from torchviz_cnn.beside_tensorflow import leave_triton_out
-from torchviz_cnn.errors import InputError, is_real
+from torchviz_cnn.errors import InputError, is_real, is_whole
 from torchviz_cnn.head import Output, run
 from torchviz_cnn.methods import canvas
 from torchviz_cnn.methods.canvas import Moves, Parametrization
@@ -95,7 +95,7 @@ class Recipe:
         Raises:
             InputError: for the first thing that is.
         """
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if not (is_whole(self.steps) and self.steps >= 1):
             raise InputError.about("steps", f"must be a whole number from 1, not {self.steps!r}")
         if not (is_real(self.learning_rate) and self.learning_rate > 0):
             raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")

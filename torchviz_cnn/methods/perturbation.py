@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
 from torchviz_cnn.endings import Kind
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_whole
 from torchviz_cnn.head import Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
 from torchviz_cnn.methods.incremental import Engine, engine_for
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 Engines = Literal["auto", "incremental", "dense"]
 
 
-def _pair(value: int | Sequence[int], what: str) -> tuple[int, int]:
-    pair = value if isinstance(value, Sequence | np.ndarray | Tensor) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= 1 for v in pair):
+def _pair(value: Any, what: str) -> tuple[int, int]:
+    given = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    pair = given if isinstance(given, Sequence) else (given, given)
+    if len(pair) != 2 or not all(is_whole(v) and v >= 1 for v in pair):
         raise InputError(
             f"{what} must be a positive number of pixels or two of them (height, width), "
             f"not {value!r}"
