@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import torchviz_cnn as tvc
 from tests.networks import pictures, plain, randomised
 from torchviz_cnn.errors import NotApplicable
+from torchviz_cnn.fields import receptive_field
 
 every_method = pytest.mark.parametrize("method", tvc.METHODS)
 CAMS = [name for name in tvc.METHODS if "cam" in name]
@@ -360,3 +362,37 @@ def test_noise_that_cannot_be_made_is_refused(options: dict[str, Any], words: st
 def test_a_window_that_is_none_is_refused(window: Any) -> None:
     with pytest.raises(tvc.InputError, match="window must be a positive number of pixels"):
         tvc.occlusion(randomised(plain()), pictures(), 1, window=window)
+
+
+# ---- parts in inference mode ------------------------------------------------------------------------
+
+
+class Sealed(nn.Module):
+    """Its features are computed in inference mode, as of a network that is only used."""
+
+    def __init__(self, mode: Any) -> None:
+        super().__init__()
+        self.features, self.mode = plain()[:5], mode
+        self.last, self.fc = nn.ReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            x = self.features(x)
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+def test_what_runs_in_inference_mode_is_counted_and_placed() -> None:
+    sealed, usual = (randomised(Sealed(mode)) for mode in (torch.inference_mode, nullcontext))
+    found, wanted = (tvc.layers(net, input_size=(3, 14, 10)) for net in (sealed, usual))
+    assert [row.macs for row in found] == [row.macs for row in wanted]
+    assert found.macs == wanted.macs == 140 * 6 * 27 + 35 * 8 * 54 + 32
+    assert tvc.default_layer(sealed, pictures()) == "last"
+    fields = [receptive_field(net, "features.conv2", (3, 14, 10)) for net in (sealed, usual)]
+    assert fields[0] == fields[1]
+
+
+@pytest.mark.parametrize("method", [name for name in CAMS if not name.startswith("guided")])
+def test_a_class_activation_map_behind_features_in_inference_mode(method: str) -> None:
+    sealed, usual = (randomised(Sealed(mode)) for mode in (torch.inference_mode, nullcontext))
+    found, wanted = (tvc.METHODS[method](net, pictures(), 1) for net in (sealed, usual))
+    close(found.values, wanted.values)

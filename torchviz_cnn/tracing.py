@@ -70,6 +70,11 @@ class _CostMode(OperatorMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # operators come whole there: a conv2d, a linear
+            with self:
+                parts: Any = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
