@@ -396,3 +396,32 @@ def test_a_class_activation_map_behind_features_in_inference_mode(method: str) -
     sealed, usual = (randomised(Sealed(mode)) for mode in (torch.inference_mode, nullcontext))
     found, wanted = (tvc.METHODS[method](net, pictures(), 1) for net in (sealed, usual))
     close(found.values, wanted.values)
+
+
+# ---- parts that are spread over several devices ------------------------------------------------------
+
+
+@every_method
+def test_a_part_that_is_spread_over_devices_runs_in_one_place(method: str) -> None:
+    net, x = randomised(plain()), pictures()
+    spread = nn.Sequential(nn.DataParallel(net[:5]), net[5:])
+    spread[0].device_ids = devices = [0, 1]  # as where there are two GPUs; here it could not run
+    found = tvc.METHODS[method](spread, x, 1)
+    close(found.values, tvc.METHODS[method](net, x, 1).values)
+    assert spread[0].device_ids is devices
+    if method in CAMS:
+        assert found.layer == "0.module.relu2"
+
+
+# ---- networks of sounds -----------------------------------------------------------------------------
+
+
+def test_a_network_of_sounds_has_no_class_activation_map() -> None:
+    net = nn.Sequential(
+        *(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
+    )
+    x = torch.randn(2, 3, 40)
+    with pytest.raises(NotApplicable, match="no convolution of this network puts out a map"):
+        tvc.grad_cam(net.eval(), x, 1)
+    with pytest.warns(UserWarning, match="grad_cam, .* are left out: no convolution"):
+        assert {"saliency", "guided_backprop"} <= set(tvc.explain(net, x, 1, methods="all"))

@@ -187,6 +187,19 @@ def _without_hooks(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def _in_one_place(modules: list[nn.Module]) -> Iterator[None]:
+    """Let data-parallel parts run here: hooks do not know their replicas, which run in threads."""
+    spread = [(m, m.device_ids) for m in modules if isinstance(m, nn.DataParallel)]
+    try:
+        for part, _ in spread:
+            part.device_ids = []
+        yield
+    finally:
+        for part, devices in spread:
+            part.device_ids = devices
+
+
+@contextmanager
 def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
     """Eval mode and no parameter gradients for the length of the block.
 
@@ -247,6 +260,7 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
         stack.enter_context(eager())
         stack.enter_context(_copied_buffers(modules))
         stack.enter_context(_restored_flags(modules, parameters))
+        stack.enter_context(_in_one_place(modules))
         stack.enter_context(_still(module, modules))
         yield
 

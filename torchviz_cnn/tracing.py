@@ -282,7 +282,8 @@ def maps_of_parts(layer: str, found: int, pictures: int) -> str:
 
 
 def _find_default_layer(module: nn.Module, trace: Trace) -> str:
-    sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
+    maps = [shape[2:] for shape in trace.convolutions if len(shape) == 4]
+    sizes = [size for size in maps if max(size) > 1]
     if not sizes:
         raise NotApplicable(
             "no convolution of this network puts out a map, so there is nothing for Grad-CAM to "
