@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.attribution import PixelAttribution
+from torchviz_cnn.attribution import Attribution, PixelAttribution
 from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.head import Output
@@ -25,11 +25,12 @@ from torchviz_cnn.tracing import default_layer_of, maps_of_parts, remembered
 from torchviz_cnn.words import counted
 
 LayerChoice = str | nn.Module | None
+R = TypeVar("R", bound=Attribution)
 # Pictures that go together through a pass from the picture on a CPU: at least so many, and as long as
 # no map of theirs takes more bytes than the most that C's allocator keeps for the next to have. It has
 # larger ones from the system each time, cleared: mobilenet_v2 takes for two times 4 pictures of 224×224
 # 0.64 of what it takes for 8.
-_FEW, _KEPT = 4, 2**25
+FEW, _KEPT = 4, 2**25
 
 
 @dataclass(frozen=True)
@@ -289,16 +290,16 @@ class PixelPass:
         return found
 
 
-def _fast(examination: Examination) -> int | None:
+def fast_together(examination: Examination) -> int | None:
     """How many pictures go together fastest from the picture to the score and back."""
     inputs = examination.inputs
     if inputs.device.type != "cpu":
         return None
-    if len(inputs) <= _FEW or examination.question.callable:
+    if len(inputs) <= FEW or examination.question.callable:
         return len(inputs)
     shapes = [inputs.shape, *remembered(examination.module, inputs.detach()).convolutions]
     largest = max(math.prod(shape[1:]) for shape in shapes) * inputs.element_size()
-    return max(_FEW, _KEPT // largest)
+    return max(FEW, _KEPT // largest)
 
 
 def in_parts(
@@ -315,10 +316,14 @@ def in_parts(
         batch_size: pictures in one pass; by default as many as are fast.
         explain: gives the result for some of the pictures; is told whether they are the first.
     """
-    size = _fast(examination) if batch_size is None else batch_size
-    found = [
-        explain(part, number == 0) for number, part in enumerate(parts(examination, size, _FEW))
-    ]
+    size = fast_together(examination) if batch_size is None else batch_size
+    return joined(
+        [explain(part, number == 0) for number, part in enumerate(parts(examination, size, FEW))]
+    )
+
+
+def joined(found: Sequence[R]) -> R:
+    """The results of a method for some pictures after the other as one."""
     first, *others = found
     if not others:
         return first
