@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import torchviz_cnn as tvc
 from tests.networks import Residual, pictures, plain, randomised
@@ -90,3 +90,37 @@ def test_a_network_that_two_threads_hold_comes_back_as_it_was() -> None:
     assert all(part.training for part in net.modules())
     assert {name: id(buffer) for name, buffer in net.named_buffers()} == buffers
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+class Read(nn.Module):
+    """Hands its input on; when ``torch.fx`` reads it, others go first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.being_read, self.others_done = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            self.being_read.set()
+            self.others_done.wait(20)
+        return x
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return self
+
+
+def test_networks_run_in_other_threads_while_one_is_read_for_occlusion() -> None:
+    part = Read()
+    net, other, x = randomised(nn.Sequential(part, plain())), randomised(plain()), pictures()
+    wanted = other(x)
+    with ThreadPoolExecutor(1) as pool:
+        occluded = pool.submit(tvc.occlusion, net, x, 1, window=4, engine="incremental")
+        assert part.being_read.wait(20)
+        try:
+            found = other(x)
+        finally:
+            part.others_done.set()
+        values = occluded.result(60).values
+    assert torch.equal(found, wanted)
+    dense = tvc.occlusion(net[1], x, 1, window=4, engine="dense").values
+    torch.testing.assert_close(values, dense, rtol=1e-9, atol=1e-12)
