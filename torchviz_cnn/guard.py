@@ -240,7 +240,8 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     written, because only :func:`torch.autograd.grad` is used inside such blocks.
 
     Inside, inference mode is off (its tensors cannot be saved for a backward pass) and gradients
-    are off until the block turns them on; compiled parts run as they were written.
+    are off until the block turns them on; compiled parts run as they were written, and data-parallel
+    ones in one place.
 
     Args:
         module: an unwrapped network, see :func:`unwrap`.

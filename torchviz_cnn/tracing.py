@@ -44,7 +44,7 @@ class Trace:
 
     runs: list[Run] = field(default_factory=list)
     convolutions: list[tuple[int, ...]] = field(default_factory=list)
-    default: str | None = None
+    default: Run | None = None
     pictures: int = 0
 
     def of(self, module: nn.Module, layer: str) -> list[Run]:
@@ -221,15 +221,15 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    return default_layer_of(module, check_inputs(model, module, inputs))
+    return display_name(module, default_run(module, check_inputs(model, module, inputs)).name)
 
 
-def default_layer_of(module: nn.Module, inputs: Tensor) -> str:
-    """:func:`default_layer` of an unwrapped network, for inputs that have been checked."""
+def default_run(module: nn.Module, inputs: Tensor) -> Run:
+    """The run of the :func:`default_layer` of an unwrapped network, for checked inputs."""
     trace = remembered(module, inputs)
     if trace.default is None:
         trace.default = _find_default_layer(module, trace)
-    return display_name(module, trace.default)
+    return trace.default
 
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size")
@@ -281,9 +281,8 @@ def maps_of_parts(layer: str, found: int, pictures: int) -> str:
     )
 
 
-def _find_default_layer(module: nn.Module, trace: Trace) -> str:
-    maps = [shape[2:] for shape in trace.convolutions if len(shape) == 4]
-    sizes = [size for size in maps if max(size) > 1]
+def _find_default_layer(module: nn.Module, trace: Trace) -> Run:
+    sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
     if not sizes:
         raise NotApplicable(
             "no convolution of this network puts out a map, so there is nothing for Grad-CAM to "
@@ -302,7 +301,7 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> str:
         _check_is_late(trace, index)
         if run.shape[0] != trace.pictures:
             raise NotApplicable(maps_of_parts(run.name, run.shape[0], trace.pictures))
-        return run.name
+        return run
     raise NotApplicable(
         "the last convolution of this network belongs to no named module; name a layer"
     )

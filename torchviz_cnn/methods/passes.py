@@ -18,10 +18,10 @@ from torchviz_cnn.head import Output
 from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, gradients, parts
 from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
-from torchviz_cnn.naming import resolve_one
+from torchviz_cnn.naming import display_name, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.targets import Explained, Question
-from torchviz_cnn.tracing import default_layer_of, maps_of_parts, remembered
+from torchviz_cnn.tracing import default_run, maps_of_parts, remembered
 from torchviz_cnn.words import counted
 
 LayerChoice = str | nn.Module | None
@@ -67,7 +67,7 @@ def choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> Chosen:
         InputError: for a layer that is not there, or several of them.
         NotApplicable: for a network that has no layer of feature maps.
     """
-    spec = layer if layer is not None else default_layer_of(module, inputs)
+    spec = layer if layer is not None else _usual_layer(module, inputs)
     if not isinstance(spec, str | nn.Module):
         raise InputError(
             f"one layer is needed, not {spec!r}; explain(model, inputs, methods=[…], layer=[…]) "
@@ -77,6 +77,17 @@ def choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> Chosen:
     if isinstance(spec, str) and "@" in spec:
         return Chosen(found.module, spec, found.call, layer is not None)
     return Chosen(found.module, found.name, None, layer is not None)
+
+
+def _usual_layer(module: nn.Module, inputs: Tensor) -> str:
+    run = default_run(module, inputs)
+    name = display_name(module, run.name)
+    if run.shape is None or len(run.shape) != 4:
+        raise NotApplicable(
+            f"the last convolution's layer, {name!r}, puts out {run.shape}, no feature maps "
+            "(N, C, h, w), so there is nothing for Grad-CAM to weigh; use saliency or occlusion"
+        )
+    return name
 
 
 class HeldMaps:
