@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrizations import weight_norm
 from torch.profiler import ProfilerActivity, profile
 
 import torchviz_cnn as tvc
@@ -146,6 +148,25 @@ class Padded(nn.Module):
         return F.max_pool2d(F.pad(x, (0, 1, 2, 3), value=0.7), 2)
 
 
+class Placed(nn.Module):
+    """An activation that is another at each place."""
+
+    def __init__(self, activation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.place = nn.Parameter(torch.ones(31, 26))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x, self.place)
+
+
+class Standardised(nn.Conv2d):
+    """Its weights are made even before they are used."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return super()._conv_forward(input, weight / weight.std((1, 2, 3), keepdim=True), bias)
+
+
 BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "stride": lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1),
     "stride 3, kernel 2": lambda: nn.Conv2d(4, 4, 2, stride=3),
@@ -183,6 +204,10 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "instance norm": lambda: nn.InstanceNorm2d(4),
     "upsampling": lambda: nn.Upsample(scale_factor=2),
     "softmax": lambda: nn.Softmax2d(),
+    "a floor for each place": lambda: Placed(lambda x, place: x.clamp(min=place)),
+    "a ceiling for each place": lambda: Placed(lambda x, place: torch.clamp(x, max=place)),
+    "a power for each place": lambda: Placed(lambda x, place: x.abs() ** place),
+    "standardised, parametrised": lambda: weight_norm(Standardised(4, 4, 3, padding=1)),
 }
 
 
@@ -459,6 +484,20 @@ def test_hooks_are_shown_whole_maps_only() -> None:
         tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
     tvc.occlusion(net, x, 1, **WINDOWS)
     assert shapes == {(21, 16)}
+
+
+def test_a_hook_on_all_modules_changes_what_is_computed() -> None:
+    net, x = randomised(plain()), pictures(2, 3, 21, 16)
+
+    def halve(module: nn.Module, _args: object, out: Tensor) -> Tensor | None:
+        return out / 2 if isinstance(module, nn.Conv2d) else None
+
+    hook = register_module_forward_hook(halve)
+    try:
+        with pytest.raises(tvc.InputError, match="a hook is attached to all modules"):
+            tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+    finally:
+        hook.remove()
 
 
 def test_an_unknown_engine_is_refused() -> None:

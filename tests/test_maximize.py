@@ -340,7 +340,7 @@ def test_the_direction_is_the_slope_measured_by_finite_differences(name, paramet
     with evaluator(net, [wanted]) as evaluate:
         numbers = board.numbers.detach().clone().requires_grad_()
         with torch.enable_grad():
-            slope, silent = uphill(value(numbers), numbers)
+            slope, silent = uphill(value(numbers), numbers, lambda: value(numbers))
         assert not silent.any()
         picked = np.random.default_rng(1).choice(numbers.numel(), 12, replace=False)
         for place in picked:
@@ -649,6 +649,23 @@ def test_a_class_behind_a_closed_relu_is_reached_and_it_is_said():
     )
     open_net = tvc.maximize(closed(-5.0), target=1, **options)
     assert open_net.notes == ()
+
+
+class Clamped(nn.Module):
+    def forward(self, x):
+        return x.clamp(min=0)
+
+
+def test_a_clamp_that_is_a_relu_is_opened_like_one():
+    net = closed(0.3)
+    options = QUICK | {"steps": 60}
+    with pytest.warns(UserWarning, match="closed ReLU"):
+        wanted = tvc.maximize(net, target=1, **options)
+    net[1] = Clamped()
+    with pytest.warns(UserWarning, match="closed ReLU"):
+        found = tvc.maximize(net, target=1, **options)
+    assert float(found.value) > 0.01
+    assert_same(found, wanted)
 
 
 def test_redirected_gradients_are_the_ordinary_ones_where_relus_are_open():

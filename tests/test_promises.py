@@ -288,6 +288,11 @@ def inside_a_function_mode(net: nn.Module) -> Found:
     return Found(net, net, Mode)
 
 
+def under_another_default_device(net: nn.Module) -> Found:
+    """What is made there has no numbers: nothing may be that has to do with the pictures."""
+    return Found(net, net, lambda: torch.device("meta"))
+
+
 def with_hooks_of_the_users_own(net: nn.Module) -> Found:
     net.conv1.register_forward_hook(lambda module, args, output: output * 1.0)
     net.conv2.register_forward_pre_hook(lambda module, args: None)
@@ -335,6 +340,7 @@ SETTINGS = [
     under_no_grad,
     under_inference_mode,
     inside_a_function_mode,
+    under_another_default_device,
     with_hooks_of_the_users_own,
     compiled_in_place,
     children_compiled_in_place,

@@ -21,6 +21,7 @@ import torchviz_cnn as tvc
 from torchviz_cnn.inputs import check_inputs
 from torchviz_cnn.preprocess import preprocess_by_name
 
+ATEN = torch.ops.aten
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 SHAPE = (2, 3, 8, 7)
 
@@ -125,6 +126,11 @@ SOFTMAX: dict[str, Callable[[Tensor], Any]] = {
     "tensor.log_softmax": lambda x: x.log_softmax(1),
     "torch.log_softmax": lambda x: torch.log_softmax(x, 1),
     "torch.special.log_softmax": lambda x: torch.special.log_softmax(x, 1),
+    "aten.softmax": lambda x: ATEN.softmax.int(x, 1),
+    "aten._softmax, viewed": lambda x: ATEN.view.default(ATEN._softmax(x, 1, False), [len(x), 5]),
+    "aten._log_softmax, cast": lambda x: ATEN.to.dtype(
+        ATEN._log_softmax.default(x, 1, False), torch.float64
+    ),
 }
 SIGMOID: dict[str, Callable[[Tensor], Any]] = {
     "nn.Sigmoid": nn.Sigmoid(),
@@ -136,6 +142,8 @@ SIGMOID: dict[str, Callable[[Tensor], Any]] = {
     "x.sigmoid_, result": lambda x: x.sigmoid_(),
     "x.sigmoid_, x": lambda x: (x.sigmoid_(), x)[1],
     "torch.special.expit": torch.special.expit,
+    "aten.sigmoid": ATEN.sigmoid.default,
+    "aten.sigmoid_, clamped": lambda x: ATEN.clamp.default(ATEN.sigmoid_.default(x), 0.0, 1.0),
 }
 Pair = namedtuple("Pair", ["logits", "extra"])
 WRAPPED: dict[str, Callable[[Tensor], Any]] = {
@@ -166,6 +174,7 @@ ONE: dict[str, Callable[[Tensor], Any]] = {
     "flatten()": lambda x: x.sigmoid().flatten(),
     "[:, 0]": lambda x: x.sigmoid()[:, 0],
     "expit in a tuple": lambda x: (torch.special.expit(x), x),
+    "aten.sigmoid, squeezed": lambda x: ATEN.squeeze.dim(ATEN.sigmoid.default(x), 1),
     "no sigmoid": lambda x: x,
     "no sigmoid, squeezed": lambda x: x.squeeze(1),
 }
@@ -185,6 +194,22 @@ def test_logit_is_the_score_before_the_final_activation_however_spelled(
         found = explain(method, net, x, targets)
         close(found.values, wanted.values)
         close(found.score, bare.logits(x)[[0, 1], targets].detach())
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("end", ["F.softmax", "F.log_softmax", "torch.sigmoid", "one sigmoid"])
+def test_a_network_that_torch_exported_is_explained_like_the_one_it_was_made_of(
+    end: str, decomposed: bool
+) -> None:
+    x = pictures()
+    net = Net(ONE["squeeze(1)"], 1) if end == "one sigmoid" else Net(ENDS[end])
+    program = torch.export.export(net, (x,))
+    exported = (program.run_decompositions() if decomposed else program).module()
+    for target in (None, 0):
+        found, wanted = (explain("saliency", each, x, target) for each in (exported, net))
+        assert found.target.tolist() == wanted.target.tolist()
+        close(found.score, wanted.score)
+        close(found.values, wanted.values)
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -24,6 +24,8 @@ from tests.networks import (
     with_part,
 )
 from tests.test_promises import HARD_SETTINGS, _name, nothing_changes, residual
+from torchviz_cnn.album import explain_with
+from torchviz_cnn.errors import NotApplicable
 
 CAMS = ["grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus"]
 PIXELS = ["saliency", "input_x_gradient", "guided_backprop", "deconvnet"]
@@ -215,6 +217,57 @@ def test_a_batch_size_is_kept_to():
     for name in CAMS:
         assert_same(found[name], tvc.METHODS[name](net, x, 1, layer="conv2"))
         assert_same(both[name], found[name])
+
+
+@pytest.fixture
+def four_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of large pictures: of small ones all of a test's would go together."""
+    monkeypatch.setattr("torchviz_cnn.methods.passes._KEPT", 1)
+
+
+@pytest.mark.usefixtures("four_at_a_time")
+@pytest.mark.parametrize("layer", ["conv2", ["conv1", "conv2"]])
+@pytest.mark.parametrize("target", [None, [[0, 3], [1, 2]] * 5])
+def test_many_pictures_go_a_few_at_a_time_through_what_is_shared(layer, target):
+    wire = Tripwire()
+    net = randomised(with_part(wire, "conv1"))
+    x = pictures(10)
+    wanted = {
+        f"{name}:{each}" if name not in PIXELS and layer != "conv2" else name: tvc.METHODS[name](
+            net, x, target, **({} if name in PIXELS else {"layer": each})
+        )
+        for name in SHARING
+        for each in ([layer] if layer == "conv2" else layer)
+    }
+    sizes: list[int] = []
+    wire.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    found = tvc.explain(net, x, target, methods=SHARING, layer=layer)
+    assert sizes == [4, 4, 2]
+    assert found.keys() == wanted.keys()
+    for key, result in found.items():
+        assert_same(result, wanted[key])
+
+
+@pytest.mark.usefixtures("four_at_a_time")
+def test_of_several_parts_each_reason_and_each_warning_is_told_once_and_by_its_method():
+    few = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Tanh(), nn.ELU(), nn.Flatten(), nn.Linear(384, 5))
+    )
+    told: list[str] = []
+    options = {"batch_size": None}
+    explain_with(
+        PIXELS, tvc.Model(few.double(), None, (3, 14, 10)), pictures(9), 1, options,
+        skip=False, tell=told.append,
+    )  # fmt: skip
+    assert [each.split(":")[0] for each in told] == ["guided_backprop", "deconvnet"]
+    assert all("only 33% of the activation functions" in each for each in told)
+    few[1] = nn.Tanh()
+    with pytest.warns(UserWarning, match=r"(is|are) left out: \w+ rules") as caught:
+        found = tvc.explain(few, pictures(9), 1, methods="all", layer="0", window=5)
+    assert len([w for w in caught if "left out" in str(w.message)]) == 2  # one a rule
+    assert {"saliency", "grad_cam"} <= set(found)
+    with pytest.raises(NotApplicable, match="guided rules are about ReLUs"):
+        tvc.explain(few, pictures(9), 1, methods=["saliency", "guided_backprop"])
 
 
 @pytest.mark.parametrize("batch_size", [0, 2.5, "two", True])

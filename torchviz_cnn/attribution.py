@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchviz_cnn.endings import Kind
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
-from torchviz_cnn.head import Kind, of_both_classes, probabilities
+from torchviz_cnn.head import of_both_classes, probabilities
 from torchviz_cnn.resample import at_places, spread, upsample
 from torchviz_cnn.targets import class_label
 from torchviz_cnn.version import __version__

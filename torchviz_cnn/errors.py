@@ -88,9 +88,18 @@ def check_counts(**counts: object) -> None:
         torchviz_cnn.errors.InputError: columns must be a whole number of at least 1, not -1
     """
     for name, value in counts.items():
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):  # type: ignore[operator]
+        if value is not None and not (is_whole(value) and value >= 1):  # type: ignore[operator]
             raise InputError.about(name, f"must be a whole number of at least 1, not {value!r}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's, and no truth value.
+
+    Example:
+        >>> [is_whole(value) for value in (2, 2.0, True)]
+        [True, False, False]
+    """
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def is_real(value: object) -> bool:

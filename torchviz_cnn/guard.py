@@ -6,6 +6,7 @@ Every function of this package that runs somebody's network runs it inside :func
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -147,8 +148,8 @@ def _copied_buffers(modules: list[nn.Module]) -> Iterator[None]:
                 continue
             own["_buffers"] = lent = all_lent[id(kept)] = dict(kept)
             for key, buffer in kept.items():
-                # Inference tensors cannot be written outside inference mode anyway.
-                if buffer is not None and not buffer.is_inference():
+                # Those made in inference mode could take no part in a graph; their copies can.
+                if buffer is not None:
                     if id(buffer) not in copies:
                         copies[id(buffer)] = buffer.clone()
                     lent[key] = copies[id(buffer)]
@@ -191,6 +192,19 @@ def _without_hooks(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def _in_one_place(modules: list[nn.Module]) -> Iterator[None]:
+    """Let data-parallel parts run here: hooks do not know their replicas, which run in threads."""
+    spread = [(m, m.device_ids) for m in modules if isinstance(m, nn.DataParallel)]
+    try:
+        for part, _ in spread:
+            part.device_ids = []
+        yield
+    finally:
+        for part, devices in spread:
+            part.device_ids = devices
+
+
+@contextmanager
 def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
     """Eval mode and no parameter gradients for the length of the block.
 
@@ -214,9 +228,16 @@ def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) ->
             p.requires_grad_(True)
 
 
+# Hooks, modes and buffers are the network's; the random state, the compiler's stance and what
+# torch.fx exchanges while it reads a network are the whole process's.
+_TURN = threading.RLock()
+
+
 @contextmanager
 def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[None]:
     """Run ``module`` in eval mode inside the block and leave no trace of it.
+
+    One thread at a time: others wait until it has left the block, whatever network they hold.
 
     Restored on the way out, after success and after any exception: each submodule's ``training``
     flag, each ``requires_grad``, buffers, the gradient and inference modes
@@ -224,7 +245,8 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     written, because only :func:`torch.autograd.grad` is used inside such blocks.
 
     Inside, inference mode is off (its tensors cannot be saved for a backward pass) and gradients
-    are off until the block turns them on; compiled parts run as they were written.
+    are off until the block turns them on; compiled parts run as they were written, and data-parallel
+    ones in one place.
 
     Args:
         module: an unwrapped network, see :func:`unwrap`.
@@ -237,12 +259,14 @@ def undisturbed(module: nn.Module, inputs: Tensor | None = None) -> Iterator[Non
     parameters = _checked_parameters(modules)
     devices = _devices(parameters if inputs is None else [*parameters, inputs])
     with ExitStack() as stack:
+        stack.enter_context(_TURN)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
         stack.enter_context(eager())
         stack.enter_context(_copied_buffers(modules))
         stack.enter_context(_restored_flags(modules, parameters))
+        stack.enter_context(_in_one_place(modules))
         stack.enter_context(_still(module, modules))
         yield
 

@@ -17,101 +17,18 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from torchviz_cnn.endings import CARRIED, IN_PLACE, KINDS, PASSED, Kind, known_as
 from torchviz_cnn.errors import InputError, levels_to_the_caller
+from torchviz_cnn.guard import every_module
 from torchviz_cnn.pooling import without_indices
 from torchviz_cnn.words import a, counted
-
-Kind = Literal["softmax", "log_softmax", "sigmoid"]
 
 
 class NoScores(InputError):  # noqa: N818 - nothing is wrong with a network that is no classifier
     """What a network puts out are no scores of classes."""
-
-
-_KINDS: dict[Callable[..., Any], Kind] = {
-    F.softmax: "softmax",
-    torch.softmax: "softmax",
-    Tensor.softmax: "softmax",
-    torch.special.softmax: "softmax",
-    F.log_softmax: "log_softmax",
-    torch.log_softmax: "log_softmax",
-    Tensor.log_softmax: "log_softmax",
-    torch.special.log_softmax: "log_softmax",
-    F.sigmoid: "sigmoid",
-    torch.sigmoid: "sigmoid",
-    torch.sigmoid_: "sigmoid",
-    Tensor.sigmoid: "sigmoid",
-    Tensor.sigmoid_: "sigmoid",
-    torch.special.expit: "sigmoid",
-}
-_IN_PLACE = {torch.sigmoid_, Tensor.sigmoid_}
-
-# What may be done to probabilities on their way out, and is then done to the scores as well …
-_CARRIED: set[Callable[..., Any]] = {
-    torch.chunk,
-    torch.clone,
-    torch.flatten,
-    torch.flip,
-    torch.index_select,
-    torch.narrow,
-    torch.permute,
-    torch.reshape,
-    torch.select,
-    torch.split,
-    torch.squeeze,
-    torch.t,
-    torch.transpose,
-    torch.unbind,
-    torch.unsqueeze,
-    Tensor.__getitem__,
-    Tensor.chunk,
-    Tensor.clone,
-    Tensor.contiguous,
-    Tensor.flatten,
-    Tensor.flip,
-    Tensor.index_select,
-    Tensor.narrow,
-    Tensor.permute,
-    Tensor.reshape,
-    Tensor.select,
-    Tensor.split,
-    Tensor.squeeze,
-    Tensor.t,
-    Tensor.T.__get__,  # type: ignore[attr-defined]
-    Tensor.transpose,
-    Tensor.unbind,
-    Tensor.unsqueeze,
-    Tensor.view,
-}
-# … and what leaves the scores as they are: another precision or device, the ends cut off.
-_PASSED: set[Callable[..., Any]] = {
-    torch.clamp,
-    torch.clamp_max,
-    torch.clamp_min,
-    torch.clip,
-    torch.clamp_,
-    torch.clip_,
-    Tensor.bfloat16,
-    Tensor.clamp,
-    Tensor.clamp_,
-    Tensor.clamp_max,
-    Tensor.clamp_max_,
-    Tensor.clamp_min,
-    Tensor.clamp_min_,
-    Tensor.clip,
-    Tensor.clip_,
-    Tensor.cpu,
-    Tensor.cuda,
-    Tensor.double,
-    Tensor.float,
-    Tensor.half,
-    Tensor.to,
-    Tensor.type,
-    Tensor.type_as,
-}
 
 
 @dataclass(frozen=True)
@@ -168,15 +85,16 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        kind = _KINDS.get(func)
+        name = known_as(func)
+        kind = KINDS.get(name)
         if kind is not None:
             given = args[0] if args else kwargs["input"]
-            if func in _IN_PLACE:
+            if name in IN_PLACE:
                 given = given.clone()
             result = func(*args, **kwargs)
             self._remember(_Seen(given, ref(result), _version(result), kind), result)
             return result
-        if self.seen and (func in _CARRIED or func in _PASSED):
+        if self.seen and (name in CARRIED or name in PASSED):
             source = self._found(args[0] if args else kwargs.get("input"))
             result = func(*args, **kwargs)
             if source is not None:
@@ -196,7 +114,7 @@ class _Watch(TorchFunctionMode):
                 parts = func(scores, *args, **rest)
                 return parts if isinstance(parts, Tensor) else parts[index]
 
-            carried = (*source.carried, step) if func in _CARRIED else source.carried
+            carried = (*source.carried, step) if known_as(func) in CARRIED else source.carried
             self._remember(
                 _Seen(source.given, ref(tensor), _version(tensor), source.kind, carried), tensor
             )
@@ -311,6 +229,7 @@ def of_both_classes(chances: Tensor) -> Tensor:
 _Ending = Literal["watched", "plain", "looks watched"]
 _ENDS: WeakKeyDictionary[nn.Module, _Ending] = WeakKeyDictionary()
 _TOLD: WeakSet[nn.Module] = WeakSet()  # whose users know that no softmax was seen
+_LOOKED_AT: WeakSet[nn.Module] = WeakSet()  # for batch norms that look at the whole batch
 
 _PASSING = (
     *("Alias", "Clamp", "Clone", "Flip", "IndexSelect", "Permute", "Reshape", "Select", "Slice"),
@@ -352,8 +271,10 @@ def run(
 
     Warns:
         UserWarning: once a network, where its outputs are probabilities of which it cannot be seen
-            what they were made of. Their logarithm is then taken for the scores.
+            what they were made of, whose logarithm is then taken for the scores; and where pictures
+            that are shown together change each other's.
     """
+    _tell_of_statistics(module, len(inputs))
     ending = _ENDS.get(module)
     watching = sure or ending in (None, "watched")
     watch = _Watch()
@@ -380,6 +301,20 @@ def run(
     ):  # squeeze() took the batch's axis
         output = Output(output.raw[None], output.logits.reshape(1, *raw.shape), output.kind)
     return output
+
+
+def _tell_of_statistics(module: nn.Module, pictures: int) -> None:
+    """Warn where what a picture is answered depends on those that are shown with it."""
+    if pictures == 1 or module in _LOOKED_AT:
+        return
+    _LOOKED_AT.add(module)
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in every_module(module)):
+        warnings.warn(
+            "a batch norm of this network keeps no running statistics and normalises by the "
+            "pictures at hand, so those that go through it together, hidden or noisy copies too, "
+            "change each other's scores; a batch size of 1 explains each by itself",
+            stacklevel=levels_to_the_caller(),
+        )
 
 
 def _given(inputs: Tensor, variants_of: Tensor | None, layout: torch.memory_format) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError, is_real
+from torchviz_cnn.errors import InputError, is_real, is_whole
 from torchviz_cnn.head import Output
 from torchviz_cnn.naming import resolve_one
 from torchviz_cnn.targets import OneTarget, Question, ScoreKind, class_label
@@ -215,12 +215,14 @@ def channel(layer: str | nn.Module, channel: int, cell: Cell = None) -> Objectiv
         channel: the channel's index, or the unit's for a layer that puts out ``(N, units)``.
         cell: ``(row, column)`` of a single unit, ``"middle"`` for the one in the middle.
     """
-    if isinstance(channel, bool) or not isinstance(channel, int):
+    if not is_whole(channel):
         raise InputError(f"a channel is given by its index, not by {channel!r}")
-    given = isinstance(cell, tuple) and len(cell) == 2 and all(isinstance(n, int) for n in cell)
+    given = isinstance(cell, tuple) and len(cell) == 2 and all(map(is_whole, cell))
     if cell is not None and cell != "middle" and not given:
         raise InputError(f"a cell is (row, column), or 'middle', not {cell!r}")
-    return Objective(((1.0, _Channel(layer, channel, cell)),))
+    if isinstance(cell, tuple):
+        cell = int(cell[0]), int(cell[1])
+    return Objective(((1.0, _Channel(layer, int(channel), cell)),))
 
 
 def target(

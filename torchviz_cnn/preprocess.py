@@ -213,9 +213,9 @@ def colors_of(preprocess: object, input_size: Sequence[int]) -> Colors:
     if not isinstance(preprocess, Preprocess):
         return _colors_by_trial(preprocess, input_size)
     gray = preprocess.channels == "L"
-    order = torch.eye(1 if gray else 3, dtype=torch.float64)
+    order = torch.eye(1 if gray else 3, dtype=torch.float64, device="cpu")
     mean, std = (
-        torch.tensor(v, dtype=torch.float64).expand(len(order))
+        torch.tensor(v, dtype=torch.float64, device="cpu").expand(len(order))
         for v in (preprocess.mean, preprocess.std)
     )
     if preprocess.channels == "BGR":
@@ -253,7 +253,7 @@ def _colors_by_trial(preprocess: object, input_size: Sequence[int]) -> Colors:
         pure = [shown(255, 0, 0), shown(0, 255, 0), shown(0, 0, 255)]
         matrix = torch.stack(pure, 1) - black[:, None]
     tried = shown(51, 51, 51)
-    wanted = matrix @ torch.full((matrix.shape[1],), 0.2, dtype=torch.float64) + black
+    wanted = matrix @ matrix.new_full((matrix.shape[1],), 0.2) + black
     if not torch.allclose(tried, wanted, atol=1e-3 * float((white - black).abs().max() + 1e-6)):
         raise _unsuited(
             "does more to colours than scale and shift them, so a picture cannot be optimised "

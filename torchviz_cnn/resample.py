@@ -41,11 +41,13 @@ def at_places(maps: Tensor, place: Place, size: tuple[int, int]) -> Tensor:
 
 def _between(count: int, centre: float, step: float, length: int) -> Tensor:
     """``(length, count)``: how much each cell has to do with each pixel along one axis."""
-    pixels = torch.arange(length, dtype=torch.float64) + 0.5
+    pixels = torch.arange(length, dtype=torch.float64, device="cpu") + 0.5
     position = (pixels - centre) / step
     reached = (position >= -0.5) & (position <= count - 0.5)
     position = position.clamp(0, count - 1)
-    distance = (position[:, None] - torch.arange(count, dtype=torch.float64)[None, :]).abs()
+    distance = (
+        position[:, None] - torch.arange(count, dtype=torch.float64, device="cpu")[None, :]
+    ).abs()
     return (1 - distance).clamp(min=0) * reached[:, None]
 
 
@@ -74,6 +76,6 @@ def spread(
 
 def _coverage(count: int, window: int, step: int, length: int) -> Tensor:
     """``(length, count)``: 1 where the window at ``i * step`` covers the pixel."""
-    pixels = torch.arange(length)[:, None]
-    starts = torch.arange(count)[None, :] * step
+    pixels = torch.arange(length, device="cpu")[:, None]
+    starts = torch.arange(count, device="cpu")[None, :] * step
     return (pixels >= starts) & (pixels < starts + window)

@@ -168,7 +168,7 @@ class Question:
         if isinstance(target, Tensor | np.ndarray):
             target = target.tolist()
         if isinstance(target, int | np.integer | str):
-            return torch.full((self.images,), _one(target, classes))
+            return torch.full((self.images,), _one(target, classes), device="cpu")
         if not isinstance(target, Sequence):
             raise InputError(
                 f"a target is a class index, a class name, a list of them, or a callable, "
@@ -191,7 +191,7 @@ class Question:
                 "every image needs the same number of targets, at least one, "
                 f"not {[len(row) if isinstance(row, list) else 1 for row in rows]}"
             )
-        return torch.tensor(rows)
+        return torch.tensor(rows, device="cpu")
 
     def _check_range(self, indexes: Tensor, count: int, there_are: str = "the network has") -> None:
         if self.settled:
@@ -227,15 +227,30 @@ class Question:
         """Pick the scores out of a network's output.
 
         Raises:
-            InputError: for a class out of range, an output that is not ``(N, classes)``, or a
-                callable that does not return one score an image.
+            InputError: for a class out of range, an output that is not ``(N, classes)``, a
+                callable that does not return one score an image, or no finite number.
         """
         values = output.logits if self.score_kind == "logit" else output.probabilities()
-        if bool(values.isnan().any()):
-            raise InputError(
-                "the network puts out NaN for these inputs, of which every map would be made; "
-                "look at its weights and at how the pictures were scaled"
+        explained = self._picked(output, values)
+        # Asked for once: a GPU is waited for every time that Python asks.
+        if bool(values.isnan().any() | ~explained.score.isfinite().all()):
+            raise self._not_finite(values)
+        return explained
+
+    def _not_finite(self, values: Tensor) -> InputError:
+        if self.callable is not None and bool(values.isfinite().all()):
+            return InputError(
+                "the callable target gives NaN or an infinite score for these inputs, of which every "
+                "map would be made"
             )
+        what = "NaN" if bool(values.isnan().any()) else "infinite scores"
+        half = "; torch.float16 ends at 65504" if values.dtype is torch.float16 else ""
+        return InputError(
+            f"the network puts out {what} for these inputs, of which every map would be made; "
+            f"look at its weights and at how the pictures were scaled{half}"
+        )
+
+    def _picked(self, output: Output, values: Tensor) -> Explained:
         if self.callable is not None:
             score = self._called(values)
             if isinstance(score, Tensor) and score.ndim == 0 and self.images == 1:

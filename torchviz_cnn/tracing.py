@@ -19,6 +19,7 @@ from torchviz_cnn.inputs import check_inputs, misfits_explained
 from torchviz_cnn.naming import display_name, module_of, original_name, split_call
 from torchviz_cnn.observe import first_tensor
 from torchviz_cnn.places import Place, follow, lay, place_of
+from torchviz_cnn.words import counted, were_given
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -36,11 +37,15 @@ class Run:
 
 @dataclass
 class Trace:
-    """One forward pass: module runs in the order they finished, and what the convolutions made."""
+    """One forward pass: module runs in the order they finished, and what the convolutions made.
+
+    ``pictures`` is how many were shown.
+    """
 
     runs: list[Run] = field(default_factory=list)
     convolutions: list[tuple[int, ...]] = field(default_factory=list)
-    default: str | None = None
+    default: Run | None = None
+    pictures: int = 0
 
     def of(self, module: nn.Module, layer: str) -> list[Run]:
         """The runs of a layer given by name or alias; all of them, or the one it says."""
@@ -65,6 +70,11 @@ class _CostMode(OperatorMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # operators come whole there: a conv2d, a linear
+            with self:
+                parts: Any = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
@@ -89,23 +99,29 @@ def _watching(module: nn.Module) -> Iterator[Trace]:
         trace.convolutions.clear()
         running.clear()
         if inputs and isinstance(inputs[0], Tensor):
+            trace.pictures = len(inputs[0])
             lay(inputs[0], Place())
 
     def enter(name: str) -> Any:
         return lambda _module, _inputs: running.append(Run(name))
 
-    def leave(_module: nn.Module, _inputs: object, output: object) -> None:
-        run = running.pop()
-        tensor = first_tensor(output)
-        run.shape = None if tensor is None else tuple(tensor.shape)
-        run.place = None if tensor is None else place_of(tensor)
-        trace.runs.append(run)
+    def leave(name: str) -> Any:
+        def note(_module: nn.Module, _inputs: object, output: object) -> None:
+            run = running.pop()
+            while run.name != name:  # a module that failed, and was caught, left its run behind
+                run = running.pop()
+            tensor = first_tensor(output)
+            run.shape = None if tensor is None else tuple(tensor.shape)
+            run.place = None if tensor is None else place_of(tensor)
+            trace.runs.append(run)
+
+        return note
 
     try:
         handles.append(module.register_forward_pre_hook(begin))
         for name, child in module.named_modules():
             handles.append(child.register_forward_pre_hook(enter(name)))
-            handles.append(child.register_forward_hook(leave))
+            handles.append(child.register_forward_hook(leave(name)))
         with _CostMode(trace, running):
             yield trace
     finally:
@@ -195,8 +211,9 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
 
     Raises:
         InputError: for bad inputs.
-        NotApplicable: when no convolution with more than one output cell runs, or most of what the
-            network computes follows it, on tokens: a transformer's patches are no features.
+        NotApplicable: when no convolution with more than one output cell runs, it sees parts of the
+            pictures one by one, or most of what the network computes follows it, on tokens: a
+            transformer's patches are no features.
 
     Example:
         >>> import torch, torchvision, torchviz_cnn as tvc
@@ -204,15 +221,15 @@ def default_layer(model: nn.Module | Model, inputs: Tensor) -> str:
         'layer4'
     """
     module = module_of(model)
-    return default_layer_of(module, check_inputs(model, module, inputs))
+    return display_name(module, default_run(module, check_inputs(model, module, inputs)).name)
 
 
-def default_layer_of(module: nn.Module, inputs: Tensor) -> str:
-    """:func:`default_layer` of an unwrapped network, for inputs that have been checked."""
+def default_run(module: nn.Module, inputs: Tensor) -> Run:
+    """The run of the :func:`default_layer` of an unwrapped network, for checked inputs."""
     trace = remembered(module, inputs)
     if trace.default is None:
         trace.default = _find_default_layer(module, trace)
-    return display_name(module, trace.default)
+    return trace.default
 
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size")
@@ -255,7 +272,16 @@ def _only_moves_axes(layer: nn.Module) -> bool:
     return getattr(layer, "moves_axes", None) is True
 
 
-def _find_default_layer(module: nn.Module, trace: Trace) -> str:
+def maps_of_parts(layer: str, found: int, pictures: int) -> str:
+    """What is said of a layer that puts out another number of maps than pictures were given."""
+    return (
+        f"the layer {layer!r} puts out the maps of {counted(found, 'picture')} where "
+        f"{were_given(pictures, 'picture')}, as where a network cuts them up or looks at each "
+        "several times; choose a layer that looks at each once, or use saliency or occlusion"
+    )
+
+
+def _find_default_layer(module: nn.Module, trace: Trace) -> Run:
     sizes = [shape[2:] for shape in trace.convolutions if max(shape[2:], default=1) > 1]
     if not sizes:
         raise NotApplicable(
@@ -273,7 +299,9 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> str:
         if _only_moves_axes(layer):
             continue
         _check_is_late(trace, index)
-        return run.name
+        if run.shape[0] != trace.pictures:
+            raise NotApplicable(maps_of_parts(run.name, run.shape[0], trace.pictures))
+        return run
     raise NotApplicable(
         "the last convolution of this network belongs to no named module; name a layer"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from torchviz_cnn.axes import channels_first, widths_of
 from torchviz_cnn.beside_tensorflow import leave_triton_out
-from torchviz_cnn.errors import InputError, is_real
+from torchviz_cnn.errors import InputError, is_real, is_whole
 from torchviz_cnn.head import Output, run
 from torchviz_cnn.methods import canvas
 from torchviz_cnn.methods.canvas import Moves, Parametrization
-from torchviz_cnn.methods.relu import ReLURule
+from torchviz_cnn.methods.relu import ReLURule, clamps_as_relus
 from torchviz_cnn.naming import resolve
 from torchviz_cnn.objectives import Objective
 from torchviz_cnn.observe import capture, running_to
@@ -95,7 +96,7 @@ class Recipe:
         Raises:
             InputError: for the first thing that is.
         """
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if not (is_whole(self.steps) and self.steps >= 1):
             raise InputError.about("steps", f"must be a whole number from 1, not {self.steps!r}")
         if not (is_real(self.learning_rate) and self.learning_rate > 0):
             raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")
@@ -145,15 +146,22 @@ def _rows(flags: Tensor, like: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (like.ndim - 1))
 
 
-def uphill(value: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def uphill(value: Tensor, numbers: Tensor, again: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """The direction in which each picture's value grows, and for which it had to be redirected.
 
     Where every way from the picture to the value leads through a closed ReLU there is no gradient;
     then the score before it is followed until it opens (Olah et al. 2017 do so for their first steps).
+
+    Args:
+        value: of each picture, ``(N,)``.
+        numbers: what it depends on.
+        again: computes it once more.
     """
     slope = _slope(value, numbers, more=True)
     silent = (slope == 0).flatten(1).all(1)
     if bool(silent.any()):
+        with torch.enable_grad(), clamps_as_relus():
+            value = again()
         with ReLURule("redirected"):
             other = _slope(value, numbers, more=True)
         slope = torch.where(_rows(silent, slope), other, slope)
@@ -173,7 +181,7 @@ def ascend(
     leave_triton_out()
     optimizer = torch.optim.Adam([board.numbers], lr=recipe.learning_rate, maximize=True)
     history = []
-    redirected = torch.zeros(len(part), dtype=torch.long)
+    redirected = torch.zeros(len(part), dtype=torch.long, device="cpu")
     for step in range(recipe.steps):
         value, slope, silent = _look_uphill(board, part, evaluate, recipe, draws, step)
         redirected += silent.cpu()
@@ -207,7 +215,7 @@ def _look_uphill(
             shown = canvas.moved(colors, [recipe.moves.draw(draw) for draw in draws])
         value = evaluate(shown)
         penalty = recipe.penalty(colors)
-    slope, silent = uphill(value, board.numbers)
+    slope, silent = uphill(value, board.numbers, partial(evaluate, shown))
     value = value.detach()
     _check_progress(value, slope, part, step)
     if penalty.requires_grad:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn.attribution import PathAttribution, PixelAttribution
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real, is_whole
 from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, batch_of, examine, parts
 from torchviz_cnn.methods.registry import attribution_method
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def _count(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    if not (is_whole(value) and value >= 1):  # type: ignore[operator]
         raise InputError.about(what, f"must be a whole number of at least 1, not {value!r}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload]
 
 
 def _steps(count: int, images: Tensor, batch_size: int | None) -> Iterator[tuple[int, int]]:
@@ -96,12 +95,12 @@ def smooth_grad(
         torch.Size([1, 3, 64, 48])
     """
     count = _count(samples, "samples")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+    if not (is_real(noise) and noise >= 0):
         raise InputError.about(
             "noise", f"must be a share of the picture's range, 0 or more, not {noise!r}"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise InputError(f"seed must be a whole number, not {seed!r}")
+    if not (is_whole(seed) and -(2**63) <= seed < 2**64):
+        raise InputError(f"seed must be a whole number of at most 64 bits, not {seed!r}")
     with examine(model, inputs, target, score, classes) as examination:
         explained, values = [], []
         for part in parts(examination, batch_size, 4):
@@ -133,7 +132,7 @@ def _noisy(
     total: Tensor | None = None
     for start, stop in _steps(count, images, batch):
         draws = [
-            torch.randn(images.shape[1:], generator=generator, dtype=torch.float32)
+            torch.randn(images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             for _ in range(start, stop)
         ]
         variants = images + sigma * torch.stack(draws)[:, None].to(images)

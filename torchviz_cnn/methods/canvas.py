@@ -31,8 +31,8 @@ def color_mixing(channels: int) -> Tensor:
     anything but RGB.
     """
     if channels != 3:
-        return torch.eye(channels, dtype=torch.float64)
-    root = torch.tensor(COLOR_ROOT, dtype=torch.float64)
+        return torch.eye(channels, dtype=torch.float64, device="cpu")
+    root = torch.tensor(COLOR_ROOT, dtype=torch.float64, device="cpu")
     return root / root.norm(dim=0).max()
 
 
@@ -42,8 +42,8 @@ def spectrum_weights(height: int, width: int, decay: float) -> Tensor:
     Frequencies are in periods a pixel; the constant counts as one period in the longer side. With
     weights √(H W) / f every octave of a picture has the same energy, as in photographs.
     """
-    rows = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-    columns = torch.fft.rfftfreq(width, dtype=torch.float64)[None, :]
+    rows = torch.fft.fftfreq(height, dtype=torch.float64, device="cpu")[:, None]
+    columns = torch.fft.rfftfreq(width, dtype=torch.float64, device="cpu")[None, :]
     frequency = torch.sqrt(rows**2 + columns**2).clamp(min=1 / max(height, width))
     return math.sqrt(height * width) / frequency**decay
 
@@ -110,7 +110,7 @@ class Canvas:
 
 def _noise(shape: Sequence[int], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class Moves:
     def draw(self, generator: torch.Generator) -> Move:
         """One of them."""
         down, right = torch.randint(
-            -self.jitter, self.jitter + 1, (2,), generator=generator
+            -self.jitter, self.jitter + 1, (2,), generator=generator, device="cpu"
         ).tolist()
-        share, turn = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        share, turn = torch.rand(2, generator=generator, dtype=torch.float64, device="cpu").tolist()
         low, high = self.scale
         return Move(down, right, low + (high - low) * share, self.rotate * (2 * turn - 1))
 

@@ -102,7 +102,12 @@ def _differentiated(score: Tensor, at: list[Tensor], *, more: bool) -> list[Tens
 
 
 def _go_together(score: Tensor, at: list[Tensor]) -> bool:
-    """Whether the graph from the maps to the scores is made of operators known to be suitable."""
+    """Whether the graph from the maps to the scores is made of operators known to be suitable.
+
+    Not where torch looks for NaN in each gradient: it cannot look into several at once.
+    """
+    if torch.is_anomaly_enabled():
+        return False
     ends = [maps.grad_fn for maps in at]
     seen: set[Any] = set(ends)
     waiting = [score.grad_fn]

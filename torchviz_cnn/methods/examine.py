@@ -192,26 +192,37 @@ def differentiated(
         batched: differentiate several sums together, which puts an axis in front.
 
     Raises:
-        NotApplicable: when the network has written into what its gradient needs.
+        NotApplicable: when the network has written into what its gradient needs, or runs a part so
+            that only ``backward()`` leads through it.
     """
+    open_ends = [each for each in at if each.requires_grad]
+    if not open_ends:
+        return [None for _ in at]
     whole, outer = score, weights if batched else None
     if not batched:  # without grad_outputs, whose check imports sympy, which takes a second
         with torch.enable_grad():
             whole = (score * weights).sum()
     try:
-        found = torch.autograd.grad(
+        slopes = torch.autograd.grad(
             whole,
-            at,
+            open_ends,
             grad_outputs=outer,
             retain_graph=more,
             allow_unused=True,
             is_grads_batched=batched,
         )
     except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise NotApplicable(
+                "the network runs a part under torch.utils.checkpoint(…, use_reentrant=True), which "
+                "gives gradients to backward() only; give it use_reentrant=False there, or use "
+                "occlusion"
+            ) from error
         if "modified by an inplace operation" not in str(error):
             raise
         raise NotApplicable(
             "the network writes into a tensor that its own gradient needs, so it cannot be "
             "differentiated; let it compute out of place there, or use occlusion"
         ) from error
-    return list(found)
+    found = iter(slopes)
+    return [next(found) if each.requires_grad else None for each in at]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as _of_all_modules
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchviz_cnn.errors import InputError
@@ -39,13 +41,15 @@ def traced(module: nn.Module) -> fx.GraphModule:
     Raises:
         Unsuited: where it cannot be traced, or would notice being run in parts.
     """
+    if _all_modules_are_hooked():
+        raise Unsuited("a hook is attached to all modules")
     for each in every_module(module):
         if _hooked(each):
             raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
     tensors = [*module.parameters(), *module.buffers()]
     try:
         twin = copy.deepcopy(module, {id(t): t for t in tensors})
-        graph = fx.symbolic_trace(twin, concrete_args=_defaults(module))
+        graph = fx.GraphModule(twin, _Tracer().trace(twin, concrete_args=_defaults(module)))
     except Exception as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unsuited(f"torch.fx cannot trace it ({words})") from error
@@ -55,9 +59,29 @@ def traced(module: nn.Module) -> fx.GraphModule:
     return graph
 
 
+class _Tracer(fx.Tracer):
+    """Notes what is called in this thread: torch shows it what any thread calls meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
 def _hooked(module: nn.Module) -> bool:
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(getattr(h, "__module__", None) != "torchviz_cnn.inputs" for h in hooks)
+
+
+def _all_modules_are_hooked() -> bool:
+    """By others than torch, whose own hooks count and watch."""
+    every = _of_all_modules._global_forward_pre_hooks, _of_all_modules._global_forward_hooks
+    hooks = [hook for some in every for hook in some.values()]
+    return any(not str(getattr(h, "__module__", None)).startswith("torch.") for h in hooks)
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn import objectives as goals
-from torchviz_cnn.errors import InputError, is_real
+from torchviz_cnn.errors import InputError, is_real, is_whole
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import batch_axis_required, checked_size, misfits_explained, place_and_kind
 from torchviz_cnn.methods import canvas
@@ -137,7 +137,7 @@ def maximize(
     with torch.inference_mode(False):  # nothing made there could be part of a graph
         colors = _colors(model, size, preprocess)
         recipe = Recipe(
-            steps=steps,
+            steps=int(steps) if is_whole(steps) else steps,
             parametrization=parametrization,
             decay=decay,
             learning_rate=usual["learning_rate"] if learning_rate is None else learning_rate,
@@ -310,11 +310,9 @@ def _several(given: Any) -> list[Any]:
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     given = _several(seed)
-    if not all(
-        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**63 for each in given
-    ):
+    if not all(is_whole(each) and 0 <= each < 2**63 for each in given):
         raise InputError(f"a seed is a whole number from 0, not {seed!r}")
-    seeds = given * count if isinstance(seed, int) else given
+    seeds = [int(each) for each in given] * (count if is_whole(seed) else 1)
     if len(seeds) != count:
         raise InputError(
             f"{were_given(len(seeds), 'seed')} for {counted(count, 'picture')}; give one for all, "
@@ -346,7 +344,8 @@ def _colors(model: nn.Module | Model, size: tuple[int, ...], preprocess: Any) ->
     channels = 1 if len(size) == 2 else size[0]
     if preprocess is None and channels not in (1, 3):  # no picture, but still an input
         return Colors(
-            torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+            torch.eye(channels, dtype=torch.float64, device="cpu"),
+            torch.zeros(channels, dtype=torch.float64, device="cpu"),
         )
     if preprocess is None:
         preprocess = "torch" if channels == 3 else "rescale"

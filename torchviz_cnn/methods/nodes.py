@@ -200,8 +200,9 @@ class Reader:
         if target is F.dropout or target is F.dropout2d:
             return self._given_dropout(node)
         if target in _POINTWISE:
-            only = isinstance(node.args[0] if node.args else None, fx.Node)
-            return self._kept(node, (node.args[0],)) if only else None  # type: ignore[arg-type]
+            source = node.args[0] if node.args else None
+            known = isinstance(source, fx.Node) and self._is_alike_everywhere(node.all_input_nodes)
+            return self._kept(node, (source,)) if known else None  # type: ignore[arg-type]
         return None
 
     # ---- what slides ------------------------------------------------------------------------
@@ -309,6 +310,11 @@ class Reader:
         others = set(node.all_input_nodes) - set(sources)
         return InPlace(sources) if fits and not others & self.follows else None
 
+    def _is_alike_everywhere(self, nodes: Sequence[fx.Node]) -> bool:
+        """Whether none of the tensors that do not depend on the picture differs between places."""
+        fixed = [self.values[node] for node in nodes if node not in self.follows]
+        return all(each.shape[-2:].numel() == 1 for each in fixed if isinstance(each, Tensor))
+
     def _given_batch_norm(self, node: fx.Node) -> InPlace | None:
         names = ("running_mean", "running_var", "weight", "bias")
         given = self._given(node, _BATCH_NORM, tensors=names)
@@ -326,12 +332,8 @@ class Reader:
         if len(node.args) < 2:
             return None
         changed = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and a in self.follows)
-        for arg in node.args[:2]:
-            fixed = self.values.get(arg) if isinstance(arg, fx.Node) else None
-            if arg in changed or not isinstance(fixed, Tensor):
-                continue
-            if fixed.shape[-2:].numel() != 1:  # differs from place to place
-                return None
+        if not self._is_alike_everywhere(node.all_input_nodes):
+            return None
         return self._kept(node, tuple(dict.fromkeys(changed)))
 
     def _concatenation(self, node: fx.Node) -> InPlace | None:
@@ -402,7 +404,11 @@ def _is_torchs(module: nn.Module) -> bool:
     )
     own = {"forward", "_conv_forward"} & set(module.__dict__)
     same = not own or finds_no_indices(module)
-    return family is not None and kind.forward is family.forward and same
+    if family is None or kind.forward is not family.forward:
+        return False
+    # What a convolution's ``forward`` calls may be overridden by itself.
+    inner = [getattr(each, "_conv_forward", None) for each in (kind, family)]
+    return inner[0] is inner[1] and same
 
 
 def _unchanged(crop: Tensor) -> Tensor:

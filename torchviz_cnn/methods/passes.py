@@ -6,30 +6,31 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.attribution import PixelAttribution
+from torchviz_cnn.attribution import Attribution, PixelAttribution
 from torchviz_cnn.axes import channels_last, widths_of
 from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.head import Output
 from torchviz_cnn.layout import run
 from torchviz_cnn.methods.examine import Examination, gradients, parts
 from torchviz_cnn.methods.relu import ReLURule, Rule, clamps_as_relus
-from torchviz_cnn.naming import resolve_one
+from torchviz_cnn.naming import display_name, resolve_one
 from torchviz_cnn.observe import first_tensor, replace_first_tensor
 from torchviz_cnn.targets import Explained, Question
-from torchviz_cnn.tracing import default_layer_of, remembered
+from torchviz_cnn.tracing import default_run, maps_of_parts, remembered
 from torchviz_cnn.words import counted
 
 LayerChoice = str | nn.Module | None
+R = TypeVar("R", bound=Attribution)
 # Pictures that go together through a pass from the picture on a CPU: at least so many, and as long as
 # no map of theirs takes more bytes than the most that C's allocator keeps for the next to have. It has
 # larger ones from the system each time, cleared: mobilenet_v2 takes for two times 4 pictures of 224×224
 # 0.64 of what it takes for 8.
-_FEW, _KEPT = 4, 2**25
+FEW, _KEPT = 4, 2**25
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> Chosen:
         InputError: for a layer that is not there, or several of them.
         NotApplicable: for a network that has no layer of feature maps.
     """
-    spec = layer if layer is not None else default_layer_of(module, inputs)
+    spec = layer if layer is not None else _usual_layer(module, inputs)
     if not isinstance(spec, str | nn.Module):
         raise InputError(
             f"one layer is needed, not {spec!r}; explain(model, inputs, methods=[…], layer=[…]) "
@@ -76,6 +77,17 @@ def choose(module: nn.Module, layer: LayerChoice, inputs: Tensor) -> Chosen:
     if isinstance(spec, str) and "@" in spec:
         return Chosen(found.module, spec, found.call, layer is not None)
     return Chosen(found.module, found.name, None, layer is not None)
+
+
+def _usual_layer(module: nn.Module, inputs: Tensor) -> str:
+    run = default_run(module, inputs)
+    name = display_name(module, run.name)
+    if run.shape is None or len(run.shape) != 4:
+        raise NotApplicable(
+            f"the last convolution's layer, {name!r}, puts out {run.shape}, no feature maps "
+            "(N, C, h, w), so there is nothing for Grad-CAM to weigh; use saliency or occlusion"
+        )
+    return name
 
 
 class HeldMaps:
@@ -95,6 +107,7 @@ class HeldMaps:
         self.interrupted = False
         self.root = nn.Module()
         self.picture: tuple[int, ...] = ()
+        self.count = 0
 
     @contextmanager
     def on(self, root: nn.Module) -> Iterator[None]:
@@ -109,7 +122,7 @@ class HeldMaps:
                 handle.remove()
 
     def _begin(self, root: nn.Module, args: tuple[Any, ...]) -> None:
-        self.root, self.picture = root, tuple(args[0].shape[-2:])
+        self.root, self.picture, self.count = root, tuple(args[0].shape[-2:]), len(args[0])
         self.calls = {layer.module: 0 for layer in self.layers}
         self.maps = {}
         self.interrupted = False
@@ -124,13 +137,7 @@ class HeldMaps:
         ]
         if not wanted:
             return None
-        tensor = first_tensor(output)
-        if tensor is None or tensor.ndim != 4:
-            what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
-            raise InputError(
-                f"a class activation map weighs feature maps (N, C, h, w), and the layer "
-                f"{wanted[0].name!r} puts out {what}; choose a convolution, or leave the layer out"
-            )
+        tensor = self._maps_in(output, wanted[0])
         last = self._has_channels_last(tensor)
         if last:
             tensor = tensor.movedim(-1, 1)
@@ -142,6 +149,23 @@ class HeldMaps:
         # rewrite the maps.
         passed_on = tensor.movedim(1, -1) if last else tensor
         return replace_first_tensor(output, passed_on.clone())
+
+    def _maps_in(self, output: object, layer: Chosen) -> Tensor:
+        tensor = first_tensor(output)
+        if tensor is None or tensor.ndim != 4:
+            what = type(output).__name__ if tensor is None else f"a tensor {tuple(tensor.shape)}"
+            raise InputError(
+                f"a class activation map weighs feature maps (N, C, h, w), and the layer "
+                f"{layer.name!r} puts out {what}; choose a convolution, or leave the layer out"
+            )
+        if len(tensor) != self.count:
+            raise layer.fault(maps_of_parts(layer.name, len(tensor), self.count))
+        if not tensor.is_floating_point():
+            raise layer.fault(
+                f"the layer {layer.name!r} puts out {tensor.dtype} numbers, and maps that can be "
+                "weighed are floating-point numbers; choose another layer, or use occlusion"
+            )
+        return tensor
 
     def _has_channels_last(self, maps: Tensor) -> bool:
         shape = tuple(maps.shape[1:])
@@ -277,16 +301,16 @@ class PixelPass:
         return found
 
 
-def _fast(examination: Examination) -> int | None:
+def fast_together(examination: Examination) -> int | None:
     """How many pictures go together fastest from the picture to the score and back."""
     inputs = examination.inputs
     if inputs.device.type != "cpu":
         return None
-    if len(inputs) <= _FEW or examination.question.callable:
+    if len(inputs) <= FEW or examination.question.callable:
         return len(inputs)
     shapes = [inputs.shape, *remembered(examination.module, inputs.detach()).convolutions]
     largest = max(math.prod(shape[1:]) for shape in shapes) * inputs.element_size()
-    return max(_FEW, _KEPT // largest)
+    return max(FEW, _KEPT // largest)
 
 
 def in_parts(
@@ -303,10 +327,14 @@ def in_parts(
         batch_size: pictures in one pass; by default as many as are fast.
         explain: gives the result for some of the pictures; is told whether they are the first.
     """
-    size = _fast(examination) if batch_size is None else batch_size
-    found = [
-        explain(part, number == 0) for number, part in enumerate(parts(examination, size, _FEW))
-    ]
+    size = fast_together(examination) if batch_size is None else batch_size
+    return joined(
+        [explain(part, number == 0) for number, part in enumerate(parts(examination, size, FEW))]
+    )
+
+
+def joined(found: Sequence[R]) -> R:
+    """The results of a method for some pictures after the other as one."""
     first, *others = found
     if not others:
         return first

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchviz_cnn.attribution import WindowAttribution
-from torchviz_cnn.errors import InputError
-from torchviz_cnn.head import Kind, Output, joined
+from torchviz_cnn.endings import Kind
+from torchviz_cnn.errors import InputError, is_whole
+from torchviz_cnn.head import Output, joined
 from torchviz_cnn.methods.examine import Examination, batch_of, examine
 from torchviz_cnn.methods.incremental import Engine, engine_for
 from torchviz_cnn.methods.plans import Request
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 Engines = Literal["auto", "incremental", "dense"]
 
 
-def _pair(value: int | Sequence[int], what: str) -> tuple[int, int]:
-    pair = value if isinstance(value, Sequence | np.ndarray | Tensor) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= 1 for v in pair):
+def _pair(value: Any, what: str) -> tuple[int, int]:
+    given = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    pair = given if isinstance(given, Sequence) else (given, given)
+    if len(pair) != 2 or not all(is_whole(v) and v >= 1 for v in pair):
         raise InputError(
             f"{what} must be a positive number of pixels or two of them (height, width), "
             f"not {value!r}"
@@ -339,7 +341,7 @@ def _incremental(hiding: _Hiding, asked: _Asked, engine: Engine) -> _Found:
         known = asked.kept(reference)
         keep = None if known is None else known.new_empty((*hiding.positions, *known.shape))
         for positions, output in engine.tiles():
-            at = tuple(torch.tensor(axis) for axis in zip(*positions, strict=True))
+            at = tuple(torch.tensor(axis, device="cpu") for axis in zip(*positions, strict=True))
             rows = scores_of_variants(part, whole, output, 0)
             hidden[at] = rows.reshape(len(positions), *whole.score.shape)
             if keep is not None:

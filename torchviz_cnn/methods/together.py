@@ -27,9 +27,17 @@ from torchviz_cnn.methods.cam import (
     class_maps,
     guided_map,
 )
-from torchviz_cnn.methods.examine import Examination, examine
+from torchviz_cnn.methods.examine import Examination, examine, parts
 from torchviz_cnn.methods.gradient import gradient_map, product_map
-from torchviz_cnn.methods.passes import Chosen, LayerChoice, PixelPass, choose
+from torchviz_cnn.methods.passes import (
+    FEW,
+    Chosen,
+    LayerChoice,
+    PixelPass,
+    choose,
+    fast_together,
+    joined,
+)
 from torchviz_cnn.methods.registry import METHODS, accepts
 from torchviz_cnn.methods.relu import Rule
 from torchviz_cnn.naming import is_glob, module_of
@@ -79,7 +87,8 @@ def explain(
         layer: for the methods that look at a layer; or several layers; or a glob for all it
             matches that put out feature maps, which one more pass of the first picture tells.
         options: keywords of the methods; each gets those it knows. With a ``batch_size`` smaller than
-            the number of pictures only the Grad-CAM family shares passes.
+            the number of pictures only the Grad-CAM family shares passes; by default a pass that
+            others share takes as many pictures as :func:`~torchviz_cnn.saliency` does.
 
     Returns:
         The results by method, in the order asked for; where several layers were given, those of
@@ -201,7 +210,8 @@ def explained_by(
     if len(sharing) > 1 or (sharing and len(layers) > 1):
         question = (options.get("score", "logit"), options.get("classes"))
         with examine(model, inputs, target, *question) as examination:
-            shared = _Shared(examination, sharing, layers, options)
+            at_once = bounded or all(name in WEIGHTS for name in sharing)
+            shared = (_Shared if at_once else _InParts)(examination, sharing, layers, options)
             for name in sharing:
                 attempt(name, partial(shared.results, name))
             del shared
@@ -230,7 +240,11 @@ def _spelled_out(
             meant.append(layer)
             continue
         one = inputs[:1] if isinstance(inputs, Tensor) and inputs.ndim else inputs
-        maps = [name for name, out in activations(model, one, layer).items() if out.ndim == 4]
+        maps = [
+            name
+            for name, out in activations(model, one, layer).items()
+            if out.ndim == 4 and len(out) == 1 and out.is_floating_point()
+        ]
         if not maps:
             raise InputError(f"no layer that {layer!r} matches puts out feature maps (N, C, h, w)")
         meant += [name for name in maps if name not in meant]
@@ -258,8 +272,11 @@ def _by_layer(name: str, results: Sequence[Attribution]) -> dict[str, Attributio
     return {f"{name}:{each.layer}": each for each in results}
 
 
-class _Shared:
-    """The forward passes that methods have in common, each run when it is first needed."""
+class _InParts:
+    """What :class:`_Shared` finds, of as many pictures at a time as go together.
+
+    A pass from the picture keeps all that it computes for the way back, so it bounds the memory.
+    """
 
     def __init__(
         self,
@@ -272,6 +289,60 @@ class _Shared:
         self.names = names
         self.layers = layers
         self.options = options
+        self.told: dict[str, list[Warning | str]] = {}
+
+    def results(self, name: str) -> dict[str, Attribution]:
+        """What a method found, as :meth:`_Shared.results`."""
+        found = self._found[name]
+        for warning in self.told.pop(name, ()):
+            warnings.warn(warning, stacklevel=levels_to_the_caller())
+        if isinstance(found, NotApplicable):
+            raise found
+        return found
+
+    @cached_property
+    def _found(self) -> dict[str, _Results | NotApplicable]:
+        found: dict[str, list[_Results]] = {name: [] for name in self.names}
+        reasons: dict[str, NotApplicable] = {}
+        size = self.options.get("batch_size") or fast_together(self.examination)
+        for number, part in enumerate(parts(self.examination, size, FEW)):
+            shared = _Shared(part, self.names, self.layers, self.options, warns=number == 0)
+            for name in self.names:
+                if name in reasons:
+                    continue
+                try:
+                    with warnings.catch_warnings(record=True) as told:
+                        warnings.simplefilter("always")
+                        found[name].append(shared.results(name))
+                except NotApplicable as reason:
+                    reasons[name] = reason
+                if number == 0:
+                    self.told[name] = [each.message for each in told]
+        whole = {
+            name: {key: joined([each[key] for each in found[name]]) for key in found[name][0]}
+            for name in self.names
+            if name not in reasons
+        }
+        return {**whole, **reasons}
+
+
+class _Shared:
+    """The forward passes that methods have in common, each run when it is first needed."""
+
+    def __init__(
+        self,
+        examination: Examination,
+        names: Sequence[str],
+        layers: Sequence[LayerChoice],
+        options: Mapping[str, Any],
+        *,
+        warns: bool = True,
+    ) -> None:
+        self.examination = examination
+        self.names = names
+        self.layers = layers
+        self.options = options
+        self.warns = warns
 
     def results(self, name: str) -> dict[str, Attribution]:
         """What a method found, by its name or, of several layers, by name and layer."""
@@ -307,7 +378,13 @@ class _Shared:
 
     def _pass(self, *, rules: bool) -> PixelPass:
         with traced(self.examination.module, self.examination.inputs) as trace:
-            shared = PixelPass(self.examination, rules=rules, layers=self._held, keep=True)
+            shared = PixelPass(
+                self.examination,
+                rules=rules,
+                layers=self._held,
+                keep=True,
+                warns=self.warns,
+            )
         self._trace = trace
         return shared
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchviz_cnn import head
+from torchviz_cnn.endings import Kind
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.inputs import blank, misfits_explained
@@ -26,7 +27,7 @@ _LIMITS = re.compile(r"(Hardtanh|Threshold|Clamp|ClampMin|Maximum)Backward")
 _LOWER = ("min_val", "threshold", "min", "self", "other")
 
 
-def ending_of(module: nn.Module, input_size: tuple[int, ...], classes: int) -> head.Kind | None:
+def ending_of(module: nn.Module, input_size: tuple[int, ...], classes: int) -> Kind | None:
     """The final softmax or sigmoid of a network, once it is known to fit a number of classes.
 
     Raises:
