@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -534,6 +536,38 @@ def test_out_of_disk_is_a_sentence_and_leaves_no_half_file(picture, tmp_path):
     assert "torchviz-cnn: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_a_terminal_or_file_that_lacks_characters_gets_the_rest(tmp_path, encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchviz_cnn.cli", "layers", "mnist_convnet"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout.decode(encoding)
+    assert re.search(r"conv_1 \(Conv2D\) +64×24×24", said)
+    assert ("═" in said) == (encoding == "utf-8")
+
+
+def test_a_picture_whose_name_is_no_text_is_drawn_and_found_from_its_page(run, picture, tmp_path):
+    """Old files are called in Latin-1: a name need not be UTF-8, and the page's links are bytes."""
+    named = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        named.write_bytes(picture.read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    code, out, err = run("activations", named, "-m", "mnist_convnet", "--out", "o")
+    assert code == 0, err
+    assert "caf?.png" in out
+    page = (tmp_path / "o" / os.fsdecode(b"caf\xe9_walk.html")).read_text(encoding="utf-8")
+    links = re.findall('href="([^"#]+)"', page)
+    assert len(links) > 5
+    there = {os.fsencode(path.name) for path in (tmp_path / "o").iterdir()}
+    assert {unquote_to_bytes(link) for link in links} <= there
 
 
 def test_an_old_result_survives_a_failure_and_other_files_stay(picture, tmp_path):

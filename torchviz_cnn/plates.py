@@ -384,7 +384,7 @@ def write(walk: Walk, drawing: Drawing, folder: Path, prefix: str, *, whole: boo
     for section in parts:
         for plate in section.plates:
             write_picture(folder, plate.file, plate.image)
-    html = page(*_heading(walk), parts).encode()
+    html = page(*_heading(walk), parts)
     write_atomically(folder / f"{prefix}walk.html", lambda file: file.write(html))
     return len(parts[1].plates)
 
