@@ -447,6 +447,52 @@ def needs(size):
             "3 class names are known for a network of 2 classes",
         ),
         (["explain", "nan.tiff", "-m", "cat_dog"], "holds NaN or infinite numbers"),
+        (["demo", "-m", "vgg16"], "--model is for a picture of yours, named with --picture"),
+        (["demo", "--weights", "none"], "--weights is for a picture of yours"),
+        (["demo", "-t", "4"], "--target is for a picture of yours"),
+        (
+            ["demo", "--picture", "photo.png", "--digit", "4"],
+            "--digit is for the demo without --picture",
+        ),
+        (
+            ["demo", "--picture", "photo.png", "-m", "cat_dog_small", "-t", "²"],
+            "no class is called '²'",
+        ),
+        (
+            ["activations", "photo.png", "-m", "cat_dog", "--by", "max"],
+            "ranked to draw the first of them: say how many, --top 16",
+        ),
+        *(
+            (
+                ["activations", "photo.png", "-m", "cat_dog", "-k", "1", *option],
+                f"{option[0]} is for grids of channels: single ones are drawn large",
+            )
+            for option in (["--top", "3"], ["--by", "max"], ["--columns", "4"], ["--scale", "0,1"])
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_1", "--colormap", "viridis"],
+            "--colormap is for kernels drawn channel by channel",
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_2", "--columns", "4"],
+            "--columns is for grids of kernels",
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_[23]", "--bgr"],
+            "--bgr is for kernels that see three colours, and these see 32, 64 input channels",
+        ),
+        (
+            ["maximize", "cat_dog", "-t", "1", "--parametrization", "pixels", "--decay", "2"],
+            "--decay is of a spectrum: it is for --parametrization fourier",
+        ),
+        (
+            ["patches", ".", "-m", "cat_dog", "-l", "x", "-k", "1", "--classes", "three.txt"],
+            "No such option",
+        ),
+        (
+            ["style", "photo.png", "photo.png", "-m", "cat_dog", "--classes", "three.txt"],
+            "No such option",
+        ),
         (["explain", "photo.png"], "Missing option"),
         (["explain"], "Missing argument"),
     ],
@@ -586,6 +632,14 @@ def test_an_old_result_survives_a_failure_and_other_files_stay(picture, tmp_path
     with all_or_nothing(tmp_path / "a" / "b") as staging:
         (staging / "x.png").write_bytes(b"x")
     assert files(tmp_path / "a") == ["b", "x.png"]
+
+
+def test_options_for_some_of_the_pictures_are_taken(run, tmp_path):
+    """One of the layers is drawn in colour, the other as a table: each option serves one of them."""
+    words = ("filters", "cat_dog_small", "-l", "conv2d_1", "-l", "conv2d_2", "--out", "o")
+    code, _, err = run(*words, "--colormap", "gray", "--columns", 3, "--bgr")
+    assert code == 0, err
+    assert files(tmp_path / "o") == ["filters_conv2d_1.png", "filters_conv2d_2.png"]
 
 
 def test_help_teaches_by_example(run):

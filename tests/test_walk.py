@@ -556,6 +556,8 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
         ({"colormap": "virdis"}, "viridis"),
         ({"channels": [32]}, "input_layer has no channel 32"),
         ({"over": True}, "say which channels"),
+        ({"by": "variance"}, "say how many, top=16"),
+        ({"channels": [1], "columns": 4}, "columns is for grids of channels"),
     ],
 )
 def test_bad_options_are_told_before_anything_is_drawn(digit, options, words):
