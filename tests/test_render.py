@@ -399,6 +399,15 @@ def test_a_long_unit_is_whole_beside_a_low_map(ratio):
     assert box.y1 <= figure._suptitle.get_window_extent().y0
 
 
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_steps_are_counted_in_whole_numbers(steps):
+    figure = render.curves_figure(np.zeros((1, steps)), ["a"])
+    figure.canvas.draw()
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks)
+    assert np.array_equal(ticks, np.round(ticks))
+
+
 def test_a_curve_has_its_name_whatever_it_begins_with():
     """To matplotlib a label that begins with _ is none; to others it is a layer's name."""
     names = ["_conv_stem 1", "class 2", "__ 3"]

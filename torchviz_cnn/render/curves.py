@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.glyphs import lettered
@@ -44,6 +45,7 @@ def curves_figure(
     steps = np.arange(1, curves.shape[1] + 1)
     marker = "o" if curves.shape[1] == 1 else None
     lines = [axis.plot(steps, curve, linewidth=1.2, marker=marker)[0] for curve in curves]
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
     axis.grid(linewidth=0.3)
