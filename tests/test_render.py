@@ -323,6 +323,19 @@ def test_stretching_keeps_places():
     assert centre == pytest.approx((75.0, 250.0), abs=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_heat_map_may_be_a_tensor(dtype):
+    """As ``result.heatmap()[0]`` is, in whatever precision the network runs."""
+    white = Image.new("RGB", (6, 4), "white")
+    tensor = torch.tensor([[0.0, 0.25, 1.0], [0.5, 0.75, 0.125]], dtype=dtype, requires_grad=True)
+    array = tensor.detach().double().numpy()
+    for draw in (render.overlay, render.masked):
+        assert np.array_equal(np.asarray(draw(white, tensor)), np.asarray(draw(white, array)))
+    assert np.array_equal(render.stretch(tensor, (6, 4)), render.stretch(array, (6, 4)))
+    with pytest.raises(InputError, match=r"not \(1, 2, 3\); pick one of a batch first"):
+        render.overlay(white, tensor[None])
+
+
 def test_sheet_titles_stand_above_their_columns_and_pictures_do_not_touch():
     red, blue = Image.new("RGB", (50, 50), (255, 0, 0)), Image.new("RGB", (50, 25), (0, 0, 255))
     picture = np.asarray(
