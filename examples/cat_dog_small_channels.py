@@ -17,7 +17,7 @@ import torchviz_cnn as tvc
 
 def main() -> None:
     """Train, look, count zeros."""
-    options = arguments(__doc__ or "", "cat_dog_small_channels")
+    options = arguments(__doc__ or "", "cat_dog_small_channels", "picture")
     model, accuracy = trained("cat_dog_small", steps=40, learning_rate=1e-3, seed=4)
     print(f"{100 * accuracy:.0f} % of held-out crops are told apart")
     print(tvc.layers(model))

@@ -23,7 +23,7 @@ CLASS_INDEX = 630
 
 def main() -> None:
     """Draw the layers, then Grad-CAM."""
-    options = arguments(__doc__ or "", "outputs_of_each_layer")
+    options = arguments(__doc__ or "", "outputs_of_each_layer", "picture", "weights")
     model, _ = digits_model()
     digit = digits().test[3]
     steps = tvc.walk(model, digit[None], picture=as_picture(digit))
