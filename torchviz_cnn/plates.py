@@ -72,7 +72,7 @@ class Drawing:
 
 
 def of_walk(walk: Walk, drawing: Drawing) -> Iterator[tuple[str, Image.Image, str]]:
-    """A file name, the picture and a sentence for every step, see :meth:`Walk.pictures`."""
+    """A file name, the picture, and the name and a sentence for every step, see :meth:`Walk.pictures`."""
     drawing.check()
     if drawing.by == "weight" and walk.target is None:
         raise InputError("channels are weighed for a class: give walk() a target")
@@ -105,7 +105,7 @@ def _drawn_steps(walk: Walk, drawing: Drawing) -> Iterator[tuple[str, Image.Imag
         if not drawing.channels:
             image = drawn(step, drawing, walk.classes, walk.target)
             if image is not None:
-                yield name, image, words(step)
+                yield name, image, f"{step.name}, {words(step)}"
 
 
 def one_channel(
