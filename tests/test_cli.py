@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -739,6 +741,32 @@ def test_a_damaged_file_of_published_weights_is_told_by_its_name(
         assert "squeezenet1_1-b8a52dc0.pth" in err
         assert "damaged" in err
         assert "Traceback" not in out + err
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
+@pytest.mark.parametrize("out", ["locked", "locked/deeper/still"])
+def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
+    run, monkeypatch, picture, out
+):
+    """Not after all methods have run. Who may write anywhere is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        shutil.copy(picture, folder)
+        (folder / "locked").mkdir(mode=0o555)
+        folder.chmod(0o755)
+        monkeypatch.chdir(folder)
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            words = ("explain", folder / "photo.png", "-m", "cat_dog_small", "--out", folder / out)
+            code, said, err = run(*words)
+        finally:
+            os.seteuid(user)
+            monkeypatch.chdir("/")
+        assert files(folder / "locked") == []
+    assert code == 2
+    assert said == ""
+    assert f"the folder '{folder / 'locked'}' may not be written to; name another one" in err
 
 
 def test_a_folder_where_a_picture_is_to_go_is_found_before_anything_is_moved(
