@@ -17,7 +17,7 @@ import torchviz_cnn as tvc
 
 def main() -> None:
     """Train, print what the article prints, draw what it draws."""
-    options = arguments(__doc__ or "", "cat_dog_eight_layers")
+    options = arguments(__doc__ or "", "cat_dog_eight_layers", "picture")
     model, accuracy = trained("cat_dog", steps=20, learning_rate=1e-4)
     print(f"{100 * accuracy:.0f} % of held-out crops are told apart")
     table = tvc.layers(model)

@@ -21,14 +21,21 @@ import torchviz_cnn as tvc
 from torchviz_cnn import networks
 
 
-def arguments(text: str, out: str) -> argparse.Namespace:
-    """The options of an example; ``text`` is its docstring."""
+def arguments(text: str, out: str, *takes: str) -> argparse.Namespace:
+    """The options of an example: ``--out``, and of ``picture`` and ``weights`` those it takes.
+
+    ``text`` is its docstring.
+    """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the pictures")
-    parser.add_argument("--picture", help="your own, instead of the flower")
-    parser.add_argument("--weights", default="none", help="a file, or default for published ones")
+    if "picture" in takes:
+        parser.add_argument("--picture", help="your own, instead of the flower")
+    if "weights" in takes:
+        parser.add_argument(
+            "--weights", default="none", help="a file, or default for published ones"
+        )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     return options

@@ -2,7 +2,7 @@
 
 Claims of "Visual representations of Outputs/Activations of each CNN layer", and what came out:
 - activation functions let the parts through that contribute: the ReLUs of a digits network silence
-  31 %, 81 % and 60 % of their units on this digit, drawn before and after;
+  about 31 %, 81 % and 60 % of their units on this digit, drawn before and after;
 - pooling keeps the vital features: every pooled map is drawn beside its map, half as large;
 - activation maximisation makes the picture that excites a neuron most: that of the digit 3;
 - Grad-CAM of class index 630, "Donut": ImageNet's class 630 is "Loafer", a shoe.
@@ -23,7 +23,7 @@ CLASS_INDEX = 630
 
 def main() -> None:
     """Draw the layers, then Grad-CAM."""
-    options = arguments(__doc__ or "", "outputs_of_each_layer")
+    options = arguments(__doc__ or "", "outputs_of_each_layer", "picture", "weights")
     model, _ = digits_model()
     digit = digits().test[3]
     steps = tvc.walk(model, digit[None], picture=as_picture(digit))

@@ -21,7 +21,7 @@ BLOCKS_1_TO_4 = [f"features.{i}" for i in (1, 3, 6, 8, 11, 13, 15, 18, 20, 22)] 
 
 def main() -> None:
     """Draw."""
-    options = arguments(__doc__ or "", "understanding_vgg16")
+    options = arguments(__doc__ or "", "understanding_vgg16", "picture", "weights")
     model = tvc.models.load("vgg16", options.weights)
     picture = options.picture or photograph()
     inputs = model.prepare(picture)

@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -445,6 +449,52 @@ def needs(size):
             "3 class names are known for a network of 2 classes",
         ),
         (["explain", "nan.tiff", "-m", "cat_dog"], "holds NaN or infinite numbers"),
+        (["demo", "-m", "vgg16"], "--model is for a picture of yours, named with --picture"),
+        (["demo", "--weights", "none"], "--weights is for a picture of yours"),
+        (["demo", "-t", "4"], "--target is for a picture of yours"),
+        (
+            ["demo", "--picture", "photo.png", "--digit", "4"],
+            "--digit is for the demo without --picture",
+        ),
+        (
+            ["demo", "--picture", "photo.png", "-m", "cat_dog_small", "-t", "²"],
+            "no class is called '²'",
+        ),
+        (
+            ["activations", "photo.png", "-m", "cat_dog", "--by", "max"],
+            "ranked to draw the first of them: say how many, --top 16",
+        ),
+        *(
+            (
+                ["activations", "photo.png", "-m", "cat_dog", "-k", "1", *option],
+                f"{option[0]} is for grids of channels: single ones are drawn large",
+            )
+            for option in (["--top", "3"], ["--by", "max"], ["--columns", "4"], ["--scale", "0,1"])
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_1", "--colormap", "viridis"],
+            "--colormap is for kernels drawn channel by channel",
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_2", "--columns", "4"],
+            "--columns is for grids of kernels",
+        ),
+        (
+            ["filters", "cat_dog", "-l", "conv2d_[23]", "--bgr"],
+            "--bgr is for kernels that see three colours, and these see 32, 64 input channels",
+        ),
+        (
+            ["maximize", "cat_dog", "-t", "1", "--parametrization", "pixels", "--decay", "2"],
+            "--decay is of a spectrum: it is for --parametrization fourier",
+        ),
+        (
+            ["patches", ".", "-m", "cat_dog", "-l", "x", "-k", "1", "--classes", "three.txt"],
+            "No such option",
+        ),
+        (
+            ["style", "photo.png", "photo.png", "-m", "cat_dog", "--classes", "three.txt"],
+            "No such option",
+        ),
         (["explain", "photo.png"], "Missing option"),
         (["explain"], "Missing argument"),
     ],
@@ -536,6 +586,38 @@ def test_out_of_disk_is_a_sentence_and_leaves_no_half_file(picture, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_a_terminal_or_file_that_lacks_characters_gets_the_rest(tmp_path, encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchviz_cnn.cli", "layers", "mnist_convnet"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout.decode(encoding)
+    assert re.search(r"conv_1 \(Conv2D\) +64×24×24", said)
+    assert ("═" in said) == (encoding == "utf-8")
+
+
+def test_a_picture_whose_name_is_no_text_is_drawn_and_found_from_its_page(run, picture, tmp_path):
+    """Old files are called in Latin-1: a name need not be UTF-8, and the page's links are bytes."""
+    named = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        named.write_bytes(picture.read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    code, out, err = run("activations", named, "-m", "mnist_convnet", "--out", "o")
+    assert code == 0, err
+    assert "caf?.png" in out
+    page = (tmp_path / "o" / os.fsdecode(b"caf\xe9_walk.html")).read_text(encoding="utf-8")
+    links = re.findall('href="([^"#]+)"', page)
+    assert len(links) > 5
+    there = {os.fsencode(path.name) for path in (tmp_path / "o").iterdir()}
+    assert {unquote_to_bytes(link) for link in links} <= there
+
+
 def test_an_old_result_survives_a_failure_and_other_files_stay(picture, tmp_path):
     from torchviz_cnn.files import all_or_nothing
 
@@ -552,6 +634,14 @@ def test_an_old_result_survives_a_failure_and_other_files_stay(picture, tmp_path
     with all_or_nothing(tmp_path / "a" / "b") as staging:
         (staging / "x.png").write_bytes(b"x")
     assert files(tmp_path / "a") == ["b", "x.png"]
+
+
+def test_options_for_some_of_the_pictures_are_taken(run, tmp_path):
+    """One of the layers is drawn in colour, the other as a table: each option serves one of them."""
+    words = ("filters", "cat_dog_small", "-l", "conv2d_1", "-l", "conv2d_2", "--out", "o")
+    code, _, err = run(*words, "--colormap", "gray", "--columns", 3, "--bgr")
+    assert code == 0, err
+    assert files(tmp_path / "o") == ["filters_conv2d_1.png", "filters_conv2d_2.png"]
 
 
 def test_help_teaches_by_example(run):
@@ -651,6 +741,32 @@ def test_a_damaged_file_of_published_weights_is_told_by_its_name(
         assert "squeezenet1_1-b8a52dc0.pth" in err
         assert "damaged" in err
         assert "Traceback" not in out + err
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
+@pytest.mark.parametrize("out", ["locked", "locked/deeper/still"])
+def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
+    run, monkeypatch, picture, out
+):
+    """Not after all methods have run. Who may write anywhere is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        shutil.copy(picture, folder)
+        (folder / "locked").mkdir(mode=0o555)
+        folder.chmod(0o755)
+        monkeypatch.chdir(folder)
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            words = ("explain", folder / "photo.png", "-m", "cat_dog_small", "--out", folder / out)
+            code, said, err = run(*words)
+        finally:
+            os.seteuid(user)
+            monkeypatch.chdir("/")
+        assert files(folder / "locked") == []
+    assert code == 2
+    assert said == ""
+    assert f"the folder '{folder / 'locked'}' may not be written to; name another one" in err
 
 
 def test_a_folder_where_a_picture_is_to_go_is_found_before_anything_is_moved(

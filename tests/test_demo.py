@@ -107,6 +107,9 @@ def test_the_page_shows_every_layer_and_every_method(model, tmp_path):
     captions = re.findall(r"<figcaption>([^<]+)</figcaption>", html)
     assert len(captions) == len(shown)
     assert all(caption.strip().endswith((".", "?")) for caption in captions)
+    alternatives = dict(re.findall(r'src="([^"]+)" alt="([^"]+)"', html))
+    for name in METHODS:
+        assert alternatives[f"{name}.png"].startswith(f"{name}: ")
     assert not re.search(r"https?://|<script", html)
 
 

@@ -80,6 +80,19 @@ def test_an_example_prints_and_draws_what_its_document_does(name, ran):
             assert np.asarray(image.convert("L")).std() > 5, file
 
 
+@pytest.mark.parametrize("option", ["--picture", "--weights"])
+@pytest.mark.parametrize("name", PORTS)
+def test_an_example_takes_the_options_it_uses_and_no_others(name, option, monkeypatch, tmp_path):
+    uses = f"options.{option[2:]}" in (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    words = [f"{name}.py", "--out", str(tmp_path), option, "nowhere"]
+    monkeypatch.setattr(sys, "argv", words if not uses else [*words, "--help"])
+    with pytest.raises(SystemExit) as stopped, redirect_stdout(io.StringIO()) as said:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert stopped.value.code == (0 if uses else 2)
+    assert (option in said.getvalue()) == uses
+
+
 @pytest.mark.parametrize("name", PORTS)
 def test_an_example_is_short_and_says_which_claim_it_checks(name):
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")

@@ -114,6 +114,32 @@ def test_latin_greek_and_cyrillic_names_are_left_as_they_are(notes):
     assert not notes
 
 
+@pytest.mark.parametrize("name", ["$_$ a", r"$\frac$", "US$ to CA$", "$x$"])
+def test_a_dollar_in_a_name_begins_no_formula(notes, name):
+    for figure in figures(name):
+        ours = [text for text in words_of(figure) if "$" in text.get_text()]
+        drawn = [text._preprocess_math(text.get_text()) for text in ours]
+        # Powers of ten at an axis are matplotlib's own formulas, and stay such.
+        formulas = [words for words, is_formula in drawn if is_formula]
+        assert all("mathdefault" in words for words in formulas)
+        assert bool(formulas) == (figure.axes[0].get_yscale() == "log")
+        assert any(name in words for words, is_formula in drawn if not is_formula)
+    assert not notes
+
+
+@pytest.mark.parametrize("between", ["\n", "\t", "\r\n", "\x07"])
+def test_what_has_no_shape_is_a_space_in_a_name(notes, between):
+    name = f"two{between}words"
+    spaces = " " * len(between)
+    assert fit(name, 200) == elide(name, 200) == f"two{spaces}words"
+    assert text_width(name) == text_width(f"two{spaces}words")
+    for kind in (figures, sheets):
+        for each in kind(name):
+            if kind is figures:
+                assert not any(set(text.get_text()) & set("\t\r\a") for text in words_of(each))
+    assert not notes
+
+
 def test_names_in_two_fonts_are_cut_and_wrapped_to_their_width():
     name = f"{CIRCLED} and more of {CIRCLED * 9}"
     assert text_width(fit(name, 90)) <= 90

@@ -274,6 +274,41 @@ def test_class_names_from_every_kind_of_file(tmp_path):
         read_classes(tmp_path / "none.txt")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"dog": 1, "cat": 0}',  # class_indices of a Keras generator
+        '{"cat": 0, "dog": 1}',
+        '{"1": "dog", "0": "cat"}',
+        "\ufeffcat\r\ndog\r\n",  # as Windows' editor writes it
+        '\ufeff["cat", "dog"]',
+    ],
+)
+def test_class_names_stand_at_their_indexes_however_the_file_tells_them(tmp_path, text):
+    (tmp_path / "classes").write_bytes(text.encode())
+    assert read_classes(tmp_path / "classes") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"cat": 0, "dog": 2}', "numbers 2 class names otherwise than from 0 to 1, each once"),
+        ('{"cat": 1, "dog": 1}', "otherwise than from 0 to 1"),
+        ('{"1": "cat", "2": "dog"}', "otherwise than from 0 to 1"),
+        ('{"1": "cat", "01": "dog"}', "otherwise than from 0 to 1"),
+        ('{"²": "cat", "0": "dog"}', "holds no list of class names"),
+        ('{"cat": "x", "dog": "y"}', "holds no list of class names"),
+        ('{"cat": true, "dog": false}', "holds no list of class names"),
+        ('{"classes": ["cat", "dog"]}', "holds no list of class names"),
+        ("{}", "holds no list of class names"),
+    ],
+)
+def test_a_file_that_leaves_an_index_without_a_name_is_refused(tmp_path, text, words):
+    (tmp_path / "classes").write_text(text, encoding="utf-8")
+    with pytest.raises(tvc.InputError, match=words):
+        read_classes(tmp_path / "classes")
+
+
 def test_onnx_without_an_importer_is_a_sentence_and_a_foreign_package_is_named(
     tmp_path, monkeypatch
 ):

@@ -1,5 +1,7 @@
 """The patches that excite a channel most, against looking at every picture at once."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 import torchviz_cnn as tvc
 from tests.networks import Repeated, randomised
+from torchviz_cnn import render
 from torchviz_cnn.preprocess import Preprocess
 
 
@@ -179,6 +182,24 @@ def test_the_sheet_has_names_and_values(folder):
     assert len(lines) == 5
     assert "1.png" in lines[0]
     assert "unit" in lines[0]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(folder, monkeypatch):
+    """Pictures are often numbered anew in the folder of every class."""
+    for name in ("2", "4"):
+        (folder / "cats" / name).mkdir(parents=True)
+        shutil.copy(folder / f"{name}.png", folder / "cats" / name / "1.png")
+    found = tvc.patches(detector(), folder, "conv", 0, count=9)
+    files = [patch.file.relative_to(folder).as_posix() for patch in found.found]
+    assert "cats/2/1.png" in files
+    assert [line.split()[1] for line in found.table().splitlines()] == files
+    written = []
+    monkeypatch.setattr(render, "contact_sheet", lambda _, words, **__: written.extend(words))
+    found.sheet()
+    assert [words.split("\n")[1] for words in written] == files
+    few = [folder / "cats" / "2" / "1.png", folder / "cats" / "4" / "1.png"]
+    assert sorted(tvc.patches(detector(), few, "conv", 0).names()) == ["2/1.png", "4/1.png"]
+    assert tvc.patches(detector(), [*few[:1]] * 2, "conv", 0).names() == ["1.png", "1.png"]
 
 
 @pytest.mark.parametrize(

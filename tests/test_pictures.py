@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from torchviz_cnn import InputError
 from torchviz_cnn.pictures import read_picture, read_with_remarks, to_image
@@ -97,6 +97,48 @@ def test_exif_rotation_is_applied(tmp_path, gradient):
     image.save(tmp_path / "turned.png", exif=exif)
     expected = np.rot90(gradient[:4], -1)
     assert np.array_equal(pixels(tmp_path / "turned.png")[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_what_pillow_makes_of_it(tmp_path, gradient, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    Image.fromarray(gradient[:4]).save(path, exif=exif)
+    with Image.open(path) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+    found, remarks = read_with_remarks(path)
+    assert np.array_equal(np.asarray(found)[:, :, 0], wanted)
+    assert ("turned upright, as its EXIF data says" in remarks) == (2 <= orientation <= 8)
+
+
+def exif_bytes(*entries):
+    """EXIF data of the given tags: (tag, type, count, four bytes)."""
+    table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(80)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (0x010F, 5, 1, struct.pack("<I", 20)),  # the camera's maker as a fraction
+        (0x010E, 11, 1, struct.pack("<f", 0.5)),  # a description as a number
+        (0x011A, 2, 4, b"abc\0"),  # a resolution in letters
+        (0x0128, 6, 1, b"\xff\0\0\0"),  # a unit below 0
+        (0x8769, 4, 1, struct.pack("<I", 2**31)),  # more data before the file's beginning
+    ],
+)
+def test_a_photograph_with_broken_exif_data_is_a_photograph(tmp_path, broken):
+    upright = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+    path = tmp_path / "phone.jpg"
+    Image.new("RGB", (16, 8), "red").save(path, exif=exif_bytes(upright, broken))
+    assert read_picture(path).size == (8, 16)
+
+
+def test_what_the_system_says_is_not_called_damage(tmp_path, gradient):
+    Image.fromarray(gradient).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png/b\.png' cannot be read: Not a directory"):
+        read_picture(tmp_path / "a.png" / "b.png")
 
 
 def test_gray_one_bit_and_animated(tmp_path, gradient):

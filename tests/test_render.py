@@ -323,6 +323,19 @@ def test_stretching_keeps_places():
     assert centre == pytest.approx((75.0, 250.0), abs=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_heat_map_may_be_a_tensor(dtype):
+    """As ``result.heatmap()[0]`` is, in whatever precision the network runs."""
+    white = Image.new("RGB", (6, 4), "white")
+    tensor = torch.tensor([[0.0, 0.25, 1.0], [0.5, 0.75, 0.125]], dtype=dtype, requires_grad=True)
+    array = tensor.detach().double().numpy()
+    for draw in (render.overlay, render.masked):
+        assert np.array_equal(np.asarray(draw(white, tensor)), np.asarray(draw(white, array)))
+    assert np.array_equal(render.stretch(tensor, (6, 4)), render.stretch(array, (6, 4)))
+    with pytest.raises(InputError, match=r"not \(1, 2, 3\); pick one of a batch first"):
+        render.overlay(white, tensor[None])
+
+
 def test_sheet_titles_stand_above_their_columns_and_pictures_do_not_touch():
     red, blue = Image.new("RGB", (50, 50), (255, 0, 0)), Image.new("RGB", (50, 25), (0, 0, 255))
     picture = np.asarray(
@@ -370,6 +383,52 @@ def test_a_tall_map_keeps_its_place_beside_the_colour_bar():
     for index, box in enumerate(boxes):
         for other in boxes[index + 1 :]:
             assert box.x1 <= other.x0 + 1 or other.x1 <= box.x0 + 1
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (900, 300)])
+def test_a_picture_that_the_network_saw_squashed_is_shown_as_it_is(size):
+    """The network's input is square, the picture is not: a circle in it stays a circle."""
+    values = np.random.default_rng(0).random((150, 150))
+    figure = render.attribution_figure(values, picture=Image.new("RGB", size), unit="x")
+    figure.canvas.draw()
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.images}
+    for name in ("picture", "map", "overlay"):
+        box = panels[name].get_window_extent()
+        assert box.width / box.height == pytest.approx(size[0] / size[1], rel=0.02)
+        assert tuple(panels[name].images[0].get_extent()) == (0, 150, 150, 0)
+
+
+@pytest.mark.parametrize("ratio", [0.41, 0.6, 0.9])
+def test_a_long_unit_is_whole_beside_a_low_map(ratio):
+    unit = "largest |gradient of the score| over channels"
+    values = np.random.default_rng(0).random((round(60 * ratio), 60))
+    picture = Image.new("RGB", (600, 10 * len(values)))
+    figure = render.attribution_figure(values, picture=picture, title="title", unit=unit)
+    figure.canvas.draw()
+    (bar,) = (axis for axis in figure.axes if axis.get_ylabel())
+    assert bar.get_ylabel().split() == unit.split()
+    box = bar.yaxis.label.get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figure._suptitle.get_window_extent().y0
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_steps_are_counted_in_whole_numbers(steps):
+    figure = render.curves_figure(np.zeros((1, steps)), ["a"])
+    figure.canvas.draw()
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks)
+    assert np.array_equal(ticks, np.round(ticks))
+
+
+def test_a_curve_has_its_name_whatever_it_begins_with():
+    """To matplotlib a label that begins with _ is none; to others it is a layer's name."""
+    names = ["_conv_stem 1", "class 2", "__ 3"]
+    figure = render.curves_figure(np.arange(9.0).reshape(3, 3), names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert [line.get_color() for line in legend.get_lines()] == colours
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 0.3])
@@ -522,14 +581,18 @@ def test_a_picture_of_some_filters_says_why_these(monkeypatch):
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("shape", [(12, 16), (4, 40)])
-def test_a_figure_of_nothing_but_0_has_one_colour_and_says_so(signed, shape):
+@pytest.mark.parametrize("value", [0, 0.25])
+def test_a_figure_of_nothing_but_one_number_has_one_colour_and_says_so(signed, shape, value):
+    """As its overlay alone has: what is the same everywhere points nowhere, however large."""
     black = Image.new("RGB", shape[::-1])
-    figure = render.attribution_figure(np.zeros(shape), picture=black, unit="logit", signed=signed)
+    figure = render.attribution_figure(
+        np.full(shape, value), picture=black, unit="logit", signed=signed
+    )
     figure.canvas.draw()
     of_0 = colorize(np.array(0.5 if signed else 0.0), "seismic" if signed else "jet")
     assert [axis.get_title() for axis in figure.axes[:3]] == [
         "picture",
-        "map: 0 everywhere",
+        f"map: {value} everywhere",
         "overlay",
     ]
     image = figure.axes[1].images[0]
@@ -537,10 +600,10 @@ def test_a_figure_of_nothing_but_0_has_one_colour_and_says_so(signed, shape):
     over = np.asarray(figure.axes[2].images[0].get_array())
     assert np.abs(over[0, 0] - 0.4 * of_0).max() <= 1
     words = figure.axes[3].get_xticklabels() + figure.axes[3].get_yticklabels()
-    assert [each.get_text() for each in words] == ["0"]
+    assert [each.get_text() for each in words] == [str(value)]
     assert image.get_cmap().N == 1
-    alone = render.attribution_figure(np.zeros(shape))
-    assert alone.axes[0].get_title() == "0 everywhere"
+    alone = render.attribution_figure(np.full(shape, value))
+    assert alone.axes[0].get_title() == f"{value} everywhere"
 
 
 @pytest.mark.parametrize(("low", "shade"), [(0.0, 0.0), (-1.0, 0.5)])

@@ -1,5 +1,6 @@
 """The walk: every number beside a derivation of its own; pictures by their properties."""
 
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from itertools import pairwise
@@ -504,6 +505,9 @@ def test_a_walk_is_written_with_a_page_of_every_picture(digit, tmp_path):
     assert "random weights" in html
     assert "&quot;" not in html.split("<pre>")[1].split("</pre>")[0]
     assert "pool_1 (MaxPooling2D)" in html
+    # Whoever cannot see the picture is told which layer it is of.
+    told = re.search(r'src="004_pool_1.png" alt="([^"]+)"', html)
+    assert told[1].startswith("pool_1, MaxPooling2D: 64 channels of 12×12, pooled from 24×24.")
 
 
 @pytest.mark.parametrize("by", ["mean", "max", "variance", "weight"])
@@ -556,6 +560,8 @@ def test_single_channels_are_drawn_large_and_over_the_picture(digit):
         ({"colormap": "virdis"}, "viridis"),
         ({"channels": [32]}, "input_layer has no channel 32"),
         ({"over": True}, "say which channels"),
+        ({"by": "variance"}, "say how many, top=16"),
+        ({"channels": [1], "columns": 4}, "columns is for grids of channels"),
     ],
 )
 def test_bad_options_are_told_before_anything_is_drawn(digit, options, words):

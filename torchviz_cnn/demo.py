@@ -224,7 +224,7 @@ def _explanations(
     plates = []
     for name, result in results.items():
         figure = render.figure_picture(_figure(result, view, align))
-        words = summary(name)
+        words = f"{name}: {summary(name)}"
         if isinstance(result, CellAttribution) and align == "receptive_field":
             words += " Each cell is drawn at the middle of what it sees."
         plates.append(Plate(f"{name}.png", figure, words))

@@ -66,15 +66,20 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Say before any work that files cannot go to a folder, because something else is there.
+    """Say before any work that files cannot go to a folder.
 
     Raises:
-        InputError: when it, or a folder it would be in, is a file.
+        InputError: when it, or a folder it would be in, is a file, or may not be written to.
     """
     for place in (Path(folder), *Path(folder).parents):
         if place.exists():
             if not place.is_dir():
                 raise InputError(f"{str(place)!r} is a file; name a folder to write to")
+            effective = os.access in os.supports_effective_ids
+            if not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+                raise InputError(
+                    f"the folder {str(place)!r} may not be written to; name another one"
+                )
             return
 
 

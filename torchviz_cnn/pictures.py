@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from torchviz_cnn.errors import InputError
@@ -46,11 +46,13 @@ def read_with_remarks(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
     path = Path(path)
     try:
         with Image.open(path) as image:
+            if image.format == "PNG":  # its EXIF data may stand behind its pixels
+                image.load()
             remarks = _remarks(image)
             image.load()
             # Pillow has called a PNG of 16 bits "I", and "I;16" since version 11.
             sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-            turned = ImageOps.exif_transpose(image)
+            turned = _upright(image)
             return _from_16_bits(turned) if sixteen else _to_rgb(turned), remarks
     except FileNotFoundError:
         raise InputError(f"there is no file {str(path)!r}") from None
@@ -66,12 +68,41 @@ def read_with_remarks(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
             "scale it down first"
         ) from None
     except _DECODING as error:
+        if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
+            raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
         raise InputError(f"{str(path)!r} is damaged and cannot be read: {error}") from None
 
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # phones' photographs and TIFF hold several that stand
 _ORIENTATION = 0x0112  # the tag of EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> object:
+    """How an opened picture lies by its EXIF data; 1, upright, where these cannot be read."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _DECODING:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A loaded picture the right way up.
+
+    Pillow's own ``exif_transpose`` writes all other EXIF data anew as well, and stumbles over
+    damaged ones, of which the picture knows nothing.
+    """
+    how = _UPRIGHT.get(_orientation(image))  # type: ignore[call-overload]
+    return image if how is None else image.transpose(how)
 
 
 def _remarks(image: Image.Image) -> tuple[str, ...]:
@@ -85,8 +116,7 @@ def _remarks(image: Image.Image) -> tuple[str, ...]:
         "more than 8 bits deep: scaled to 8": image.mode.startswith(("I", "F")),
         "partly transparent: laid on white": image.mode in _TRANSPARENT
         or "transparency" in image.info,
-        "turned upright, as its EXIF data says": image.getexif().get(_ORIENTATION, 1)
-        in range(2, 9),
+        "turned upright, as its EXIF data says": _orientation(image) in _UPRIGHT,
     }
     return tuple(words for words, so in found.items() if so)
 

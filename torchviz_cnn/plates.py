@@ -33,7 +33,7 @@ class Drawing:
         colormap, scale, columns: as for :func:`torchviz_cnn.render.feature_maps`.
         top: only so many channels.
         by: what ranks them: ``mean``, ``max``, ``variance``, or ``weight`` for a class.
-        channels: draw these alone, each of them large.
+        channels: draw these alone, each of them large; what is for grids is then left alone.
         over: draw them over the picture.
     """
 
@@ -58,10 +58,21 @@ class Drawing:
         check_counts(top=self.top, columns=self.columns)
         if self.over and not self.channels:
             raise InputError("only single channels are drawn over the picture: say which channels")
+        if self.by != "mean" and self.top is None and not self.channels:
+            fault = "channels are ranked to draw the first of them: say how many"
+            raise InputError(f"{fault}, top=16", typed=f"{fault}, --top 16")
+        grids = {"top": None, "by": "mean", "columns": None, "scale": "channel"}
+        for name, left_alone in grids.items() if self.channels else ():
+            if getattr(self, name) != left_alone:
+                raise InputError.about(
+                    name,
+                    "is for grids of channels: single ones are drawn large, each from its own "
+                    "minimum to its own maximum",
+                )
 
 
 def of_walk(walk: Walk, drawing: Drawing) -> Iterator[tuple[str, Image.Image, str]]:
-    """A file name, the picture and a sentence for every step, see :meth:`Walk.pictures`."""
+    """A file name, the picture, and the name and a sentence for every step, see :meth:`Walk.pictures`."""
     drawing.check()
     if drawing.by == "weight" and walk.target is None:
         raise InputError("channels are weighed for a class: give walk() a target")
@@ -94,7 +105,7 @@ def _drawn_steps(walk: Walk, drawing: Drawing) -> Iterator[tuple[str, Image.Imag
         if not drawing.channels:
             image = drawn(step, drawing, walk.classes, walk.target)
             if image is not None:
-                yield name, image, words(step)
+                yield name, image, f"{step.name}, {words(step)}"
 
 
 def one_channel(
@@ -384,7 +395,7 @@ def write(walk: Walk, drawing: Drawing, folder: Path, prefix: str, *, whole: boo
     for section in parts:
         for plate in section.plates:
             write_picture(folder, plate.file, plate.image)
-    html = page(*_heading(walk), parts).encode()
+    html = page(*_heading(walk), parts)
     write_atomically(folder / f"{prefix}walk.html", lambda file: file.write(html))
     return len(parts[1].plates)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -66,11 +67,12 @@ def write_picture(folder: str | Path, file: str, image: Image.Image) -> Path:
     return write_atomically(Path(folder) / file, save)
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page; its pictures are files beside it."""
+def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
+    """The HTML of a page, in UTF-8; its pictures are files beside it."""
 
     def address(plate: Plate) -> str:
-        return escape(quote(plate.file, safe="@"), quote=True)
+        # By its bytes: a file's name need not be text in any encoding.
+        return escape(quote(os.fsencode(plate.file), safe="@"), quote=True)
 
     links = " ".join(
         f'<a href="#s{number}">{escape(section.title)}</a>'
@@ -91,7 +93,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
             for plate in section.plates
         ]
         body.append("</div></section>")
-    return (
+    html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
@@ -99,6 +101,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         + "\n".join(body)
         + f"<footer>made by torchviz_cnn {escape(__version__)}</footer></body></html>\n"
     )
+    return html.encode(errors="replace")
 
 
 def write_page(folder: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
@@ -115,7 +118,7 @@ def write_page(folder: str | Path, title: str, lead: str, sections: Sequence[Sec
     Raises:
         OSError: when the folder cannot be written or the disk is full.
     """
-    html = page(title, lead, sections).encode()
+    html = page(title, lead, sections)
     with all_or_nothing(folder) as staging:
         for section in sections:
             for plate in section.plates:

@@ -73,13 +73,23 @@ class Patches:
         """The patches, cut out of their files by the unit's receptive field."""
         return [self.field.crop(read_picture(patch.file), patch.cell) for patch in self.found]
 
+    def names(self) -> list[str]:
+        """What the files are called; with the folders that differ where two have the same name."""
+        parts = [patch.file.absolute().parts for patch in self.found]
+        names = [each[-1] for each in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+        shared = next(i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1)
+        return ["/".join(each[shared:]) for each in parts]
+
     def table(self) -> str:
         """A line a patch: value, file, unit and the pixels it sees."""
-        width = max(len(patch.file.name) for patch in self.found)
+        names = self.names()
+        width = max(map(len, names))
         return "\n".join(
-            f"  {patch.value:10.4g}  {patch.file.name:{width}}  unit {patch.cell}, "
+            f"  {patch.value:10.4g}  {name:{width}}  unit {patch.cell}, "
             f"rows {patch.box[0]}–{patch.box[2] - 1}, columns {patch.box[1]}–{patch.box[3] - 1}"
-            for patch in self.found
+            for name, patch in zip(names, self.found, strict=True)
         )
 
     def sheet(self, columns: int | None = None, *, cell: int = 192) -> Image.Image:
@@ -94,7 +104,7 @@ class Patches:
         most = f"{len(self)} patch{'es' * (len(self) != 1)}"
         return render.contact_sheet(
             self.crops(),
-            [f"{patch.value:.4g}\n{patch.file.name}" for patch in self.found],
+            [f"{value:.4g}\n{name}" for value, name in zip(self.values, self.names(), strict=True)],
             columns=columns,
             cell=cell,
             title=f"{self.layer} {self.channel}: the {most} of {self.pictures} pictures that "

@@ -231,7 +231,7 @@ class Walk(Sequence[Step]):
         return float(torch.corrcoef(torch.stack([ranks, depth]))[0, 1])
 
     def pictures(self, **options: Any) -> Iterator[tuple[str, Image.Image, str]]:
-        """Every step drawn: a name for a file, the picture, and a sentence about it.
+        """Every step drawn: a name for a file, the picture, and the step's name with a sentence.
 
         Steps with neither maps nor units are left out, see :meth:`left_out`.
 

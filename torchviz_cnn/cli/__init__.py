@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -71,6 +72,8 @@ for _name, _command in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line; what the user did wrong is one sentence and exit code 2."""
+    _say_what_can_be_said(sys.stdout)
+    _say_what_can_be_said(sys.stderr)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _told_warning
@@ -86,6 +89,16 @@ def main() -> None:
         if sentence is None:  # a fault of this program: show where
             raise
         _fail(sentence)
+
+
+def _say_what_can_be_said(stream: object) -> None:
+    """Put a question mark where the terminal's, or a file's, encoding has not the character.
+
+    Lines and crosses of tables are not in Latin-1, nor in what Windows gives a file; and the name
+    of a picture need not be text in any encoding.
+    """
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
 
 
 def _told_warning(message: Warning | str, *_: object, **__: object) -> None:

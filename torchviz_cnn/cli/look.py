@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.fields import fields_table, receptive_fields
 from torchviz_cnn.files import all_or_nothing, check_folder, file_name
 from torchviz_cnn.head import NoScores
-from torchviz_cnn.kernels import convolutions
+from torchviz_cnn.kernels import Filters, convolutions
 from torchviz_cnn.kernels import filters as find_filters
 from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
@@ -249,6 +250,7 @@ def filters_command(
     network = load_model(model, weights, None, None, None, "cpu", keras, pictures=False)
     named = dict.fromkeys(name for each in layer for name in convolutions(network, each))
     found = [find_filters(network, name) for name in named]
+    _check_used(found, rgb, colormap=colormap, columns=columns, bgr=bgr)
     with all_or_nothing(out) as staging:
         for each in found:
             each.save(
@@ -263,3 +265,32 @@ def filters_command(
     for each in found:
         tell(str(each))
     tell(f"{counted(len(found), 'picture')} of filters in {out}")
+
+
+def _check_used(
+    found: Sequence[Filters],
+    rgb: bool | None,
+    *,
+    colormap: str | None,
+    columns: int | None,
+    bgr: bool,
+) -> None:
+    """Refuse an option that says nothing about any of the pictures asked for."""
+    channels = [each.weight.shape[1] for each in found]
+    coloured = [count == 3 and rgb is not False for count in channels]
+    if colormap is not None and all(coloured):
+        raise InputError(
+            "--colormap is for kernels drawn channel by channel, and these are drawn in red, green "
+            "and blue; --no-rgb draws them channel by channel"
+        )
+    grids = [colour or count == 1 for colour, count in zip(coloured, channels, strict=True)]
+    if columns is not None and not any(grids):
+        raise InputError(
+            "--columns is for grids of kernels, and these are drawn as a table: a row for each "
+            "filter, a column for each input channel"
+        )
+    if bgr and 3 not in channels:
+        raise InputError(
+            f"--bgr is for kernels that see three colours, and these see "
+            f"{', '.join(map(str, dict.fromkeys(channels)))} input channels"
+        )

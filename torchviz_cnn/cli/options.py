@@ -36,7 +36,11 @@ PreprocessMode = Annotated[
     ),
 ]
 ClassFile = Annotated[
-    Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
+    Path | None,
+    typer.Option(
+        "--classes",
+        help="Class names: one a line, a JSON list, or JSON with indexes, as Keras' class_indices.",
+    ),
 ]
 KerasFile = Annotated[
     Path | None,

@@ -23,6 +23,7 @@ from torchviz_cnn.cli.options import (
     span_of,
 )
 from torchviz_cnn.cli.speech import different, load_model, note, stems, tell
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import all_or_nothing, check_folder, file_name
 from torchviz_cnn.methods.maximization import maximize
 from torchviz_cnn.pictures import read_picture
@@ -52,7 +53,10 @@ def maximize_command(
     steps: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(help="Another one, another picture.", min=0)] = 0,
     parametrization: Annotated[str, typer.Option(help="fourier or pixels.")] = "fourier",
-    decay: Annotated[float, typer.Option(help="For fourier: more makes smoother pictures.")] = 1.5,
+    decay: Annotated[
+        float | None,
+        typer.Option(help="For fourier: more makes smoother pictures.", show_default="1.5"),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--rate", help="Of Adam.", show_default="0.05; pixels 0.02")
     ] = None,
@@ -95,12 +99,13 @@ def maximize_command(
       torchviz-cnn maximize mnist_convnet --weights digits.pt --class 3 --parametrization pixels
     """
     check_folder(out)
+    if decay is not None and parametrization == "pixels":
+        raise InputError("--decay is of a spectrum: it is for --parametrization fourier")
     options = {
         "cell": None if cell is None else cell_of(cell),
         "steps": steps,
         "seed": seed,
         "parametrization": parametrization,
-        "decay": decay,
         "learning_rate": learning_rate,
         "jitter": jitter,
         "scale": span_of(scale, "--zoom"),
@@ -109,6 +114,8 @@ def maximize_command(
         "lp": lp,
         "total_variation": total_variation,
     }
+    if decay is not None:
+        options["decay"] = decay
     sides = pair_of(size, "--size")
     network = load_model(model, weights, preprocess, classes, input_size, device, keras)
     wish = None if sides is None else (*network.input_size[:-2], *sides)
@@ -152,7 +159,6 @@ def patches_command(
     batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass.", min=1)] = None,
     weights: Weights = None,
     preprocess: PreprocessMode = None,
-    classes: ClassFile = None,
     input_size: InputSize = None,
     keras: KerasFile = None,
     device: Device = "auto",
@@ -167,7 +173,7 @@ def patches_command(
     """
     check_folder(out)
     pictures_in(folder)  # before a network is loaded
-    network = load_model(model, weights, preprocess, classes, input_size, device, keras)
+    network = load_model(model, weights, preprocess, None, input_size, device, keras)
     every = patches(
         network,
         folder,
@@ -202,7 +208,6 @@ def style_command(
     as_json: Annotated[bool, typer.Option("--json", help="The table as data.")] = False,
     weights: Weights = None,
     preprocess: PreprocessMode = None,
-    classes: ClassFile = None,
     input_size: InputSize = None,
     keras: KerasFile = None,
     device: Device = "auto",
@@ -217,7 +222,7 @@ def style_command(
     """
     check_folder(out)
     pictures = [read_picture(path) for path in (first, second)]
-    network = load_model(model, weights, preprocess, classes, input_size, device, keras)
+    network = load_model(model, weights, preprocess, None, input_size, device, keras)
     a, b = (network.prepare(picture) for picture in pictures)
     found = style_distance(network, a, b, layers or None)
     tell(json.dumps(found.to_dict(), indent=1) if as_json else found.table())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.render.glyphs import lettered
@@ -43,13 +44,17 @@ def curves_figure(
     axis = figure.subplots()
     steps = np.arange(1, curves.shape[1] + 1)
     marker = "o" if curves.shape[1] == 1 else None
-    for curve, label in zip(curves, labels, strict=True):
-        axis.plot(steps, curve, linewidth=1.2, marker=marker, label=fit(label, 220, 11))
+    lines = [axis.plot(steps, curve, linewidth=1.2, marker=marker)[0] for curve in curves]
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
     axis.grid(linewidth=0.3)
     if len(labels) <= 20:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+        numbers = [str(index) for index in range(len(labels))]
+        legend = figure.legend(lines, numbers, loc="outside right upper", fontsize=8, frameon=False)
+        # Named afterwards: matplotlib leaves out what begins with _, and layers are called so.
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set_text(fit(label, 220, 11))
     if title:
         figure.suptitle(title, fontsize=11, wrap=True)
     return lettered(figure)

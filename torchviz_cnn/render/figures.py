@@ -34,9 +34,11 @@ def attribution_figure(
 
     Args:
         values: ``(H, W)`` in their own unit; signed ones get a diverging colour map centred at 0.
-            Of those that are 0 everywhere the colour bar is one colour, and says so.
-        picture: shown before the map, and under it; without it there is the map alone. The three
-            stand side by side, or one below the other where they are much wider than high.
+            Those that are the same everywhere have nothing to show: they are drawn as 0 is, the
+            colour bar is that colour, and says so.
+        picture: shown before the map, and under it, which is stretched over the whole of it;
+            without it there is the map alone. The three stand side by side, or one below the other
+            where they are much wider than high.
         title: a line above.
         unit: what the values measure, beside the colour bar.
         colormap: any matplotlib name.
@@ -49,9 +51,13 @@ def attribution_figure(
     low, high = span or limits(values, signed=signed)
     name = colormap_for(values, colormap, signed=signed)
     check_colormap(name)
-    nothing = span is None and not values.any()
+    nothing = span is None and float(np.ptp(values)) == 0
+    only = number(float(values.flat[0]))
+    values = np.zeros_like(values) if nothing else values
     panels = 1 if picture is None else 3
-    ratio = values.shape[0] / values.shape[1]
+    height, width = values.shape
+    # The network may have seen the picture squashed; it is shown as it is.
+    ratio = height / width if picture is None else picture.height / picture.width
     stacked = panels > 1 and ratio < 0.4
     if stacked:
         size = (9.0, panels * (0.4 + max(0.5, 8.0 * ratio)) + 0.5)
@@ -70,28 +76,33 @@ def attribution_figure(
         axis.set(xticks=[], yticks=[])
     middle = axes[0 if picture is None else 1]
     # One frame for all panels, so that a place is at the same height in each.
-    frame = (0.0, float(values.shape[1]), float(values.shape[0]), 0.0)
-    # Of nothing but 0 there is no scale to invent: one colour.
+    frame: dict[str, Any] = {
+        "extent": (0.0, float(width), float(height), 0.0),
+        "aspect": ratio * width / height,
+    }
+    # Of one number there is no scale to invent: one colour.
     colors: Any = ListedColormap(colorize(np.zeros(1), name, low, high) / 255) if nothing else name
     drawn = middle.imshow(
-        values, cmap=colors, vmin=low, vmax=high, extent=frame, interpolation="nearest"
+        values, cmap=colors, vmin=low, vmax=high, interpolation="nearest", **frame
     )
     where: dict[str, Any] = {"fraction": min(0.2, 0.046 * max(1.0, ratio))}
+    room = size[1] - 0.35  # inches along the bar, below a title
     if ratio < 0.4:  # a bar beside it would be too short for its numbers
-        where = {"location": "bottom", "aspect": 40}
-    bar = figure.colorbar(drawn, ax=middle, label=unit, **where)
+        where, room = {"location": "bottom", "aspect": 40}, size[0]
+    lines = wrap(unit, round(room * 720), 100)  # of matplotlib's usual 10 points
+    bar = figure.colorbar(drawn, ax=middle, label="\n".join(lines), **where)
     if nothing:
-        bar.set_ticks([(low + high) / 2], labels=["0"])
-        middle.set_title("0 everywhere", fontsize=9)
+        bar.set_ticks([(low + high) / 2], labels=[only])
+        middle.set_title(f"{only} everywhere", fontsize=9)
     if picture is not None:
-        axes[0].imshow(np.asarray(picture), extent=frame)
+        axes[0].imshow(np.asarray(picture), **frame)
         # The overlay has the colours of the map: −1…1 around zero, else from the first to the last.
         both = low == -high
         scaled = values / high if both else (values - low) / (high - low)
         over = overlay(picture, scaled, colormap=name, signed=both)
-        axes[2].imshow(np.asarray(over), extent=frame)
-        told = "map: 0 everywhere" if nothing else "map"
-        for axis, words in zip(axes, ("picture", told, "overlay"), strict=True):
+        axes[2].imshow(np.asarray(over), **frame)
+        name_of_map = f"map: {only} everywhere" if nothing else "map"
+        for axis, words in zip(axes, ("picture", name_of_map, "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
     return lettered(figure)
 

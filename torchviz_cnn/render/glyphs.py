@@ -39,25 +39,33 @@ def _other(character: str) -> tuple[str, str] | None:
 
 
 def _is_usual(character: str) -> bool:
-    return (
-        character.isascii()
-        or ord(character) in _characters(DEJAVU)
-        or unicodedata.category(character) == "Cc"
-    )
+    return character.isascii() or ord(character) in _characters(DEJAVU)
 
 
 def legible(text: str) -> str:
-    """The text with a box for each character that no installed font has; told once.
+    r"""The text with a box for each character that no installed font has; told once.
 
-    >>> legible("très net")
+    Control characters have no shape: they become spaces, and line breaks stay.
+
+    >>> legible("très\tnet")
     'très net'
     """
-    if text.isascii():
+    if text.isascii() and text.isprintable():
         return text
-    found = "".join(c if _is_usual(c) or _other(c) is not None else MISSING for c in text)
-    if found != text:
+    shaped = "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+    found = "".join(c if _is_usual(c) or _other(c) is not None else MISSING for c in shaped)
+    if found != shaped:
         _tell()
     return found
+
+
+def line(text: str) -> str:
+    r"""The text, legible and in one line.
+
+    >>> line("a name\nin two lines")
+    'a name in two lines'
+    """
+    return legible(text).replace("\n", " ")
 
 
 @lru_cache(maxsize=1)  # one note, however many pictures have such names
@@ -70,12 +78,12 @@ def _tell() -> None:
 
 
 def runs(text: str) -> list[tuple[str, str]]:
-    """A legible text in parts, each with the file of a font that has it.
+    """A legible line in parts, each with the file of a font that has it.
 
     >>> [words for words, _ in runs("très net")]
     ['très net']
     """
-    text = legible(text)
+    text = line(text)
     if text.isascii():
         return [(text, DEJAVU)]
     parts = groupby(text, lambda character: _file_of(character))
@@ -91,6 +99,7 @@ def lettered(figure: Figure) -> Figure:
     """The figure, its words in fonts that have them: else matplotlib warns of every character.
 
     Words at ticks, which matplotlib writes anew whenever it draws, must be :func:`legible` already.
+    Names are no formulas: a ``$`` in one is drawn as it is.
     """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -98,6 +107,10 @@ def lettered(figure: Figure) -> Figure:
         found = [_other(character) for character in words if not _is_usual(character)]
         if words != text.get_text():
             text.set_text(words)
+        if "$" in words and text.get_wrap():  # which looks for formulas whatever is said
+            text.set_text(words.replace("$", r"\$"))
+        elif "$" in words:  # the numbers at ticks, matplotlib's own formulas, are not there yet
+            text.set_parse_math(False)
         if names := dict.fromkeys(other[0] for other in found if other is not None):
             text.set_fontfamily([*text.get_fontfamily(), *names])
     return figure

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.pictures import Picture, to_image
 from torchviz_cnn.render.colormaps import colorize, colormap_for, limits
 
 
-def stretch(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _as_map(heatmap: Tensor | np.ndarray) -> np.ndarray:
+    array = heatmap.detach().cpu().float().numpy() if isinstance(heatmap, Tensor) else heatmap
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 2:
+        raise InputError(f"a heat map is (H, W), not {array.shape}; pick one of a batch first")
+    return array
+
+
+def stretch(heatmap: Tensor | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A map ``(h, w)`` interpolated bilinearly to ``size``, which is (width, height) as in PIL.
 
     Cells keep their places: the first cell covers the same share of the picture before and after.
     """
-    heatmap = np.asarray(heatmap, dtype=np.float32)
-    if heatmap.ndim != 2:
-        raise InputError(f"a heat map is (H, W), not {heatmap.shape}; pick one of a batch first")
-    if heatmap.shape == (size[1], size[0]):
-        return heatmap
-    return np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR))
+    array = _as_map(heatmap)
+    if array.shape == (size[1], size[0]):
+        return array
+    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR))
 
 
 def overlay(
     picture: Picture,
-    heatmap: np.ndarray,
+    heatmap: Tensor | np.ndarray,
     colormap: str | None = None,
     alpha: float = 0.4,
     *,
@@ -55,8 +62,8 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
     image = to_image(picture)
-    values = stretch(np.asarray(heatmap), image.size)
-    given = np.asarray(heatmap)
+    given = _as_map(heatmap)
+    values = stretch(given, image.size)
     low = -1.0 if limits(given, signed=signed)[0] < 0 else 0.0
     colors = colorize(values, colormap_for(given, colormap, signed=signed), low, 1.0)
     blend = (1 - alpha) * np.asarray(image, dtype=np.float32) + alpha * colors
@@ -65,7 +72,7 @@ def overlay(
 
 def masked(
     picture: Picture,
-    heatmap: np.ndarray,
+    heatmap: Tensor | np.ndarray,
     keep: float = 0.25,
     background: tuple[int, int, int] = (0, 0, 0),
 ) -> Image.Image:
@@ -89,7 +96,7 @@ def masked(
     if not 0 < keep <= 1:
         raise InputError(f"keep must lie above 0 and at most at 1, not {keep}")
     image = to_image(picture)
-    values = stretch(np.asarray(heatmap), image.size)
+    values = stretch(heatmap, image.size)
     count = max(1, round(keep * values.size))
     least = np.partition(values.ravel(), values.size - count)[values.size - count]
     visible = (values >= least) & (values > 0)

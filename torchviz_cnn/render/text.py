@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from PIL import ImageDraw, ImageFont
 
-from torchviz_cnn.render.glyphs import DEJAVU, legible, runs
+from torchviz_cnn.render.glyphs import DEJAVU, line, runs
 
 INK = (32, 32, 32)
 PAPER = (255, 255, 255)
@@ -39,8 +39,8 @@ def text_width(text: str, size: int = 12) -> int:
 
 
 def fit(text: str, width: int, size: int = 12) -> str:
-    """The text, legible and cut with an ellipsis to at most ``width`` pixels."""
-    text = legible(text)
+    """The text in one legible line, cut with an ellipsis to at most ``width`` pixels."""
+    text = line(text)
     if text_width(text, size) <= width:
         return text
     while text and text_width(text + "…", size) > width:
@@ -49,7 +49,7 @@ def fit(text: str, width: int, size: int = 12) -> str:
 
 
 def elide(text: str, width: int, size: int = 12) -> str:
-    """The text, legible and cut to at most ``width`` pixels where it tells least: before its end.
+    """The text in one legible line, cut to at most ``width`` pixels where it tells least: before its end.
 
     Names of layers and classes often begin alike, so twice as much is left of the end.
 
@@ -57,7 +57,7 @@ def elide(text: str, width: int, size: int = 12) -> str:
         >>> elide("features.block_7.convolution.depthwise", 120)
         'featu…n.depthwise'
     """
-    text = legible(text)
+    text = line(text)
     if text_width(text, size) <= width:
         return text
     kept = len(text) - 1
