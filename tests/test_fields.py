@@ -92,6 +92,39 @@ def test_a_transposed_convolution_sees_at_least_its_gradient():
         assert box[3] >= right
 
 
+class Gray(nn.Module):
+    """Pictures without a channel axis, which it gets only after the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.ink = nn.Softplus()
+        self.conv = nn.Conv2d(1, 1, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(self.ink(x)[:, None]).mean((2, 3))
+
+
+def test_maps_without_a_channel_axis_have_their_cells():
+    fields = receptive_fields(Gray(), "*", (9, 12))
+    assert [fields[name].cells for name in ("ink", "conv")] == [(9, 12), (4, 5)]
+    assert fields["ink"].box((8, 11)) == (8, 11, 9, 12)
+    assert fields["conv"].box((3, 4)) == (6, 8, 9, 11)
+
+
+def test_rows_that_a_layer_takes_for_channels_are_seen_whole():
+    """One number of a one-dimensional convolution is made of all rows of the picture."""
+    net = nn.Sequential(nn.Conv1d(9, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3))
+    field = tvc.receptive_field(net, "2", (9, 12))
+    x = torch.rand(1, 9, 12, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x)[0, 0, 0].abs(), x)
+    seen = torch.nonzero(gradient[0])
+    top, left, bottom, right = field.box((0, 0))
+    assert top <= seen[:, 0].min()
+    assert left <= seen[:, 1].min()
+    assert bottom > seen[:, 0].max()
+    assert right > seen[:, 1].max()
+
+
 class Gated(nn.Module):
     """Squeeze and excitation: every cell depends on the mean over all of them."""
 

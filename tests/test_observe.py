@@ -30,6 +30,7 @@ from tests.networks import (
     randomised,
     with_part,
 )
+from torchviz_cnn.fields import receptive_fields
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
@@ -470,6 +471,14 @@ def test_a_name_no_layer_has_is_an_error_before_anything_runs(layers, words):
 
 
 # ---- aliases --------------------------------------------------------------------------------------
+
+
+def test_a_layer_whose_name_looks_like_a_glob_is_found_by_it():
+    net = nn.Sequential(OrderedDict({"conv[0]": nn.Conv2d(3, 4, 3), "conv0": nn.ReLU()}))
+    x = torch.randn(1, 3, 5, 5)
+    assert list(tvc.activations(net, x, "conv[0]")) == ["conv[0]"]
+    assert list(tvc.activations(net, x, "conv[0-9]")) == ["conv0"]
+    assert tvc.receptive_field(net, "conv[0]", (3, 5, 5)).size == (3, 3)
 
 
 def test_an_alias_and_the_original_name_mean_the_same_layer():
@@ -1144,6 +1153,17 @@ class Gated(nn.Module):
         gate = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
         x = self.act(x * gate)
         return self.classifier(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_sizes_are_those_of_the_network_as_it_is_however_often_it_was_changed():
+    """A part that is gone may leave its number in memory to the next one."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 3))
+    for turn in range(40):
+        net[1] = nn.Upsample(scale_factor=1 + turn % 5)
+        field = receptive_fields(net, "1", (1, 8, 8))["1"]
+        assert (field is None) == (turn % 5 > 0)
+    net[1].scale_factor = 1.0
+    assert receptive_fields(net, "1", (1, 8, 8))["1"].size == (1, 1)
 
 
 def test_gates_and_one_by_one_classifiers_do_not_count_as_the_last_convolution():

@@ -108,7 +108,9 @@ def test_by_default_the_first_convolution_of_each_size(name, layers):
     ids=lambda each: type(each).__name__,
 )  # fmt: skip
 def test_whatever_activation_or_norm_follows_a_convolution_belongs_to_it(follower):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), follower, nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU())
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), follower, nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU()
+    )
     assert tvc.style_layers(net, torch.zeros(1, 3, 12, 12)) == ["1", "4"]
 
 

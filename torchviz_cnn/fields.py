@@ -222,8 +222,9 @@ def _field(
     if not runs:
         raise InputError(f"the layer {name!r} does not run in eval mode")
     shape = runs[-1].shape or ()
-    cells = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
     place = runs[-1].place
+    maps = len(shape) == 4 or (len(shape) == 3 and place is not None)  # without a channel axis
+    cells = (shape[-2], shape[-1]) if maps else (1, 1)
     if cells == (1, 1) and place is None:
         place = Place(extent=(math.inf, math.inf))
     if place is None:

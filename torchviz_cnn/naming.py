@@ -250,7 +250,7 @@ def is_glob(module: nn.Module, text: str) -> bool:
     (False, True, False, True)
     """
     base, call = split_call(module, text)
-    return call is None or _has_wildcard(base)
+    return call is None or (_has_wildcard(base) and not _reaches_module(module, base))
 
 
 def _has_wildcard(name: str) -> bool:
@@ -268,7 +268,8 @@ def resolve(
     Args:
         module: an unwrapped network.
         spec: a name, alias, glob or module, or several of them. A glob (``*``, ``?``, ``[…]``)
-            is matched against names and aliases and means first calls, unless it says ``@``.
+            is matched against names and aliases and means first calls, unless it says ``@``; what
+            is itself a layer's name means that layer.
         weights: whether the layers' weights are asked for, which are there of layers too whose
             output an imported network does not have.
 
@@ -294,7 +295,7 @@ def resolve(
         if not isinstance(one, str):
             raise InputError(f"a layer is named by a string or a module, not by {one!r}")
         base, call = split_call(module, one)
-        if _has_wildcard(base):
+        if _has_wildcard(base) and not _reaches_module(module, base):
             hits = [
                 (name, child)
                 for name, child in module.named_modules()
