@@ -7,12 +7,14 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,7 @@ from torch import nn
 import torchviz_cnn as tvc
 from torchviz_cnn import checkpoints, cli
 from torchviz_cnn.files import CannotWrite
-from torchviz_cnn.training import Settings, fit, outcome
+from torchviz_cnn.training import Settings, accuracy, fit, outcome
 from torchviz_cnn.training.augment import Augmentation, warped
 from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.folders import find
@@ -694,6 +696,74 @@ def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):
         assert steps.min() >= 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_gone_when_it_is_wanted_is_told_in_a_sentence(pets, tmp_path, workers):
+    from torchviz_cnn.training.folders import load
+
+    begin = start("cat_dog_small", 2)
+    pictures, held_out, _ = load(find(pets), begin.preprocess, memory=0)
+    for path in (pets / "train" / "cats").iterdir():
+        path.unlink()
+    settings = replace(SHORT, workers=workers)
+    with pytest.raises(tvc.InputError) as told:
+        fit(begin, ("cats", "dogs"), pictures, held_out, tmp_path / "run", settings)
+    assert re.fullmatch(r"there is no file '.*train/cats/\d\.png'", str(told.value))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "sentence"),
+    [
+        (("a", "b"), (0, 1, 2), "a picture to train on is of class 2; classes go from 0 to 1"),
+        (
+            ("a", "b", "c"),
+            (0, -1, 1),
+            "a picture to train on is of class -1; classes go from 0 to 2",
+        ),
+        (("a",), (0, 0, 0), "two classes or more are needed to tell apart, and one is named"),
+    ],
+)
+def test_pictures_of_other_classes_are_refused(tmp_path, classes, labels, sentence):
+    """One sigmoid would learn class 2 as something beyond certainty, and say nothing."""
+    pictures = replace(noise(3), labels=torch.tensor(labels))
+    begin = start("cat_dog_small", len(classes))
+    with pytest.raises(tvc.InputError, match=sentence):
+        fit(begin, classes, pictures, noise(2, len(classes)), tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number, 1 or more, not 1.5"),
+        ({"steps": "3"}, "steps must be a whole number, 1 or more, not '3'"),
+        ({"batch_size": 0}, "batch size must be a whole number, 1 or more, not 0"),
+        ({"patience": True}, "patience must be a whole number, 1 or more, not True"),
+        ({"seed": 0.5}, "seed must be a whole number, 0 or more, not 0.5"),
+        ({"workers": -1}, "workers must be a whole number, 0 or more, not -1"),
+        ({"learning_rate": float("nan")}, "the learning rate must be above 0, not nan"),
+        ({"learning_rate": "fast"}, "the learning rate must be above 0, not 'fast'"),
+    ],
+)
+def test_settings_that_are_none(wish, sentence):
+    with pytest.raises(tvc.InputError, match=re.escape(sentence)):
+        Settings(**wish)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_accuracy_leaves_every_layer_in_its_mode(channels):
+    """Its owner trains a network whose batch norm stays as it was; then pictures do not fit it."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
+    net.train()[1].eval()
+    images, labels = torch.randn(4, channels, 8, 8), torch.zeros(4, dtype=torch.long)
+    wanted = [module.training for module in net.modules()]
+    with nullcontext() if channels == 1 else pytest.raises(RuntimeError):
+        right = accuracy(net, images, labels)
+    assert [module.training for module in net.modules()] == wanted
+    if channels == 1:
+        with torch.no_grad():
+            assert right == float((net.eval()(images).argmax(1) == labels).float().mean())
+
+
 def test_a_loss_that_explodes_ends_the_run_and_keeps_what_was_good(tmp_path):
     pictures = noise(8, 10, (1, 28, 28))
     wild = replace(SHORT, epochs=3, learning_rate=1e30)
@@ -861,6 +931,31 @@ def test_folders_that_cannot_be_trained_on(train, pets, spoil, sentence, monkeyp
     assert code == 2
     assert re.search(sentence, err), err
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("parts", [("training_set", "test_set"), ("Training", "val", "test")])
+def test_parts_of_the_pictures_are_not_taken_for_classes(train, pets, parts):
+    """The folders of cats and dogs would be two classes, each with cats and dogs in it."""
+    other = pets.with_name("other")
+    for part in parts:
+        shutil.copytree(pets / "train", other / part)
+    code, _, err = train("cat-dog", "--data", other, *QUICK, "--out", "run")
+    assert code == 2
+    assert f"{parts[1]!r}" in err
+    assert "which are no classes; call the two to train and to validate on train and" in err
+    (other / parts[0]).rename(other / "vehicles")  # and some of these are trains
+    assert find(other).classes == tuple(sorted(["vehicles", *parts[1:]]))
+
+
+def test_folders_may_be_written_with_capitals(pets):
+    wanted = find(pets)
+    (pets / "train").rename(pets / "Train")
+    (pets / "validation").rename(pets / "Validation")
+    found = find(pets)
+    assert (found.classes, found.notes) == (("cats", "dogs"), ())
+    assert [len(found.train), len(found.validation)] == [
+        *(len(wanted.train), len(wanted.validation))
+    ]
 
 
 def test_one_folder_is_split_by_the_seed_and_nothing_is_on_both_sides(pets):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable, is_whole
 from torchviz_cnn.inputs import blank, checked_size
 from torchviz_cnn.naming import Layer, known, module_of, resolve, resolve_one, split_call
 from torchviz_cnn.places import Place
@@ -156,7 +155,7 @@ def _is_cell(cell: Any) -> bool:
     """Whether it is two whole numbers."""
     if isinstance(cell, str) or not hasattr(cell, "__len__") or len(cell) != 2:
         return False
-    return all(isinstance(n, Integral) and not isinstance(n, bool) for n in cell)
+    return all(map(is_whole, cell))
 
 
 def receptive_field(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_whole
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
@@ -141,8 +140,7 @@ def walk_through(
 
 def _position(index: Any, count: int) -> int:
     """Which of so many, counted from 0."""
-    whole_number = isinstance(index, Integral) and not isinstance(index, bool)
-    if not whole_number or not -count <= index < count:
+    if not is_whole(index) or not -count <= index < count:
         raise InputError(f"there is no picture {index!r}: {count} were given")
     return int(index) % count
 
