@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.clock import Ratio, Run, ratios
+from benchmarks.record import Row
 from benchmarks.subjects import Subject, subject, usual_side
 
 
@@ -66,3 +68,26 @@ class Effort:
             warm_up=min(warm_up, 1) if self.quick else warm_up,
             budget=self.budget,
         )
+
+
+def as_far_as_it_fits(rows: Iterator[Row | str], what: str) -> Iterator[Row | str]:
+    """The rows, up to one that a GPU has no room for: that is told, and others may follow.
+
+    Args:
+        rows: of a suite, or a part of one.
+        what: they are about.
+    """
+    try:
+        yield from rows
+        return
+    except torch.OutOfMemoryError:
+        pass  # what the traceback holds is free only when it is gone
+    yield no_room(what)
+
+
+def no_room(what: str) -> str:
+    """A sentence about what did not fit into a GPU's memory, which is emptied."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return f"{what} is left out, or in part: there is not enough memory on the GPU"
