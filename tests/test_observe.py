@@ -1026,6 +1026,9 @@ def test_a_row_is_found_by_alias_and_by_name():
     tvc.rename(net, {"conv1": "edges"})
     table = tvc.layers(net, (3, 8, 8))
     assert table["edges"] is table["conv1"]
+    assert [each in table for each in ("edges", "conv1", table["fc"], "edge", 0)] == [
+        *(True, True, True, False, False)
+    ]
     assert table["edges"].name == "edges"
     assert "edges (Conv2d)" in str(table)
     with pytest.raises(tvc.InputError, match=r"no layer 'edge'.*did you mean 'edges'"):

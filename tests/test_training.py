@@ -39,7 +39,7 @@ from torchviz_cnn.training.outcome import Judgement
 from torchviz_cnn.training.plan import best_epoch
 from torchviz_cnn.training.sets import Order, in_memory, split
 from torchviz_cnn.training.start import start
-from torchviz_cnn.training.watch import Watch, shown_columns
+from torchviz_cnn.training.watch import Watch, shown_columns, watched_layers
 
 ROOT = Path(__file__).parents[1]
 SHORT = Settings(epochs=2, batch_size=4, learning_rate=1e-3, steps=None, validation_steps=None)
@@ -671,6 +671,12 @@ def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
     assert code == 0, err
     assert "watch.png" in page.read_text(encoding="utf-8")  # what was watched is not lost
     assert strip.read_bytes() == before
+
+
+def test_layers_that_were_renamed_are_watched_too():
+    model = tvc.models.load("cat_dog_small")
+    tvc.rename(model, {"conv2d_1": "edges"})
+    assert watched_layers(model)[0] == "edges"
 
 
 def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):

@@ -133,6 +133,9 @@ def test_kinds_of_steps_and_what_reached_them():
     seen = tvc.walk(net, x)
     kinds = "convolution normalisation activation pooling dropout flatten dense activation"
     assert [step.kind for step in seen] == kinds.split()
+    assert [each in seen for each in ("drop", seen[0], "dropped", 0)] == [True, True, False, False]
+    with pytest.raises(InputError, match="the walk has no step 'dropped'; its steps are conv, bn"):
+        seen["dropped"]
     values = x
     for name, part in net.named_children():
         if seen[name].before is not None:
