@@ -1,4 +1,4 @@
-"""Beside what cannot be beaten: the plain forward pass, the bare gradient, counted multiply-adds."""
+"""Beside what there is to do at all: a plain forward pass, a bare gradient, counted multiply-adds."""
 
 from __future__ import annotations
 

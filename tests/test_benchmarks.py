@@ -477,6 +477,18 @@ class TestReadme:
         assert page == tables.markdown(record)
         assert (folder / f"{name}.png").is_file()
 
+    @pytest.mark.parametrize("folder", speed.folders(speed.RESULTS), ids=lambda each: each.name)
+    def test_pages_claim_nothing_that_their_rows_deny(self, folder):
+        rows = read(folder / "peers.json").rows
+        timed = {each.pair for each in pick(rows, measure="time")}
+        off = [r for r in pick(rows, measure="map") if r.pair in timed and r.median > peers.SAME]
+        assert all(r.note == peers.TURNED for r in off)
+        told = "differ where rounding turns a ReLU" in (folder / "peers.md").read_text("utf-8")
+        assert told or not off
+        below = [r for r in read(folder / "limit.json").rows if r.against == "forward"]
+        told = "below 1 where this library runs" in (folder / "limit.md").read_text("utf-8")
+        assert told or min(r.median for r in pick(below, measure="time")) >= 1
+
     def test_rewriting_changes_the_section_and_nothing_else(self, tmp_path):
         copy = tmp_path / "README.md"
         copy.write_text(f"before\n{speed.BEGIN}\nold\n{speed.END}\nafter\n", encoding="utf-8")
