@@ -755,6 +755,30 @@ def test_settings_that_are_none(wish, sentence):
         Settings(**wish)
 
 
+def test_settings_may_be_numbers_of_numpy(tmp_path):
+    settings = replace(
+        SHORT, epochs=np.int64(1), batch_size=np.int32(4), learning_rate=np.float32(0.5**10)
+    )
+    pictures = noise(4, 10, (1, 28, 28))
+    fit(mnist_start(), "0123456789", pictures, pictures, tmp_path / "run", settings)
+    kept = checkpoints.describe(tmp_path / "run" / "last.safetensors").about["settings"]
+    assert (kept["batch_size"], kept["learning_rate"]) == (4, 0.5**10)
+
+
+def test_of_a_class_without_a_picture_its_own_picture_is_told(pets):
+    from torchviz_cnn.training.folders import load
+
+    for path in (pets / "train" / "cats").iterdir():
+        path.write_bytes(b"x")
+    (pets / "train" / "dogs" / "letter.png").write_text("Dear dog")
+    begin = start("cat_dog_small", 2)
+    with pytest.raises(tvc.InputError) as told:
+        load(find(pets), begin.preprocess)
+    assert "class 'cats' to train on can be read; '" in str(told.value)
+    assert "train/cats/" in str(told.value)
+    assert "letter" not in str(told.value)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_accuracy_leaves_every_layer_in_its_mode(channels):
     """Its owner trains a network whose batch norm stays as it was; then pictures do not fit it."""

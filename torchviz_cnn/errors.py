@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Self, TypeGuard
+from typing import Self
 
 
 class InputError(ValueError):
@@ -88,18 +88,18 @@ def check_counts(**counts: object) -> None:
         torchviz_cnn.errors.InputError: columns must be a whole number of at least 1, not -1
     """
     for name, value in counts.items():
-        if value is not None and not (is_whole(value) and value >= 1):
+        if value is not None and not (is_whole(value) and value >= 1):  # type: ignore[operator]
             raise InputError.about(name, f"must be a whole number of at least 1, not {value!r}")
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, and no truth value.
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's, and no truth value.
 
     Example:
-        >>> [is_whole(value) for value in (2, -1, 2.0, True, "1")]
-        [True, True, False, False, False]
+        >>> [is_whole(value) for value in (2, 2.0, True)]
+        [True, False, False]
     """
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def is_real(value: object) -> bool:

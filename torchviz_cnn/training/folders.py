@@ -296,11 +296,12 @@ def load(
     for files, purpose in ((found.train, "train"), (found.validation, "validate")):
         loaded = open_all(files, preprocess, remarks, keep=keep, progress=progress)
         counts = torch.bincount(loaded.labels, minlength=len(found.classes)).tolist()
-        for name, count in zip(found.classes, counts, strict=True):
+        for index, (name, count) in enumerate(zip(found.classes, counts, strict=True)):
             if not count:
+                own = [repr(str(path)) for path, label in files if label == index]
+                reason = next(s for s in remarks.skipped if any(path in s for path in own))
                 raise InputError(
-                    f"none of the pictures of the class {name!r} to {purpose} on can be read; "
-                    + remarks.skipped[-1]
+                    f"none of the pictures of the class {name!r} to {purpose} on can be read; {reason}"
                 )
         sets.append(loaded)
     return sets[0], sets[1], remarks

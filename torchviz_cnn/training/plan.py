@@ -75,6 +75,10 @@ class Settings:
                 f"there is no precision {self.precision!r}; choose {', '.join(get_args(Precision))}"
                 + closest(self.precision, get_args(Precision))
             )
+        for name, value in list(vars(self).items()):  # NumPy's numbers cannot be written as JSON
+            if is_real(value):
+                plain = int(value) if is_whole(value) else float(value)
+                object.__setattr__(self, name, plain)
         if self.batch_size % self.devices:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be shared evenly by {self.devices} devices"
