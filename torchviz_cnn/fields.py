@@ -222,7 +222,8 @@ def _field(
         raise InputError(f"the layer {name!r} does not run in eval mode")
     shape = runs[-1].shape or ()
     place = runs[-1].place
-    maps = len(shape) == 4 or (len(shape) == 3 and place is not None)  # without a channel axis
+    # Others than (N, C, h, w) are without a channel axis, or have one of depth.
+    maps = len(shape) == 4 or (len(shape) > 2 and place is not None)
     cells = (shape[-2], shape[-1]) if maps else (1, 1)
     if cells == (1, 1) and place is None:
         place = Place(extent=(math.inf, math.inf))

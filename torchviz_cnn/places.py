@@ -65,6 +65,7 @@ def _two(values: Any, default: float = 0) -> tuple[float, float]:
     values = list(values)
     if not values:
         return default, default
+    values = values[-2:]  # what goes before them is depth
     return (values[0], values[-1])
 
 
