@@ -1150,6 +1150,12 @@ def test_frozen_weights_stay_and_the_new_last_layer_is_trained(pets, tmp_path):
         start("squeezenet1_1", 2, weights=str(tmp_path / "given.pth"), input_size=(3, 64, 64))
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_weights_that_nobody_published_are_not_made_up(freeze):
+    with pytest.raises(tvc.InputError, match="cat_dog_small has no published weights"):
+        start("cat_dog_small", 2, weights="default", freeze=freeze)
+
+
 def test_weights_from_a_file_keep_their_scaling_of_pictures(tmp_path, monkeypatch):
     """Published weights (1000 classes) were trained on −1…1: so must they be trained further."""
     torch.manual_seed(0)
