@@ -458,6 +458,8 @@ def test_a_call_that_does_not_happen_is_an_error_that_says_how_many_do():
         ("zzz", r"no layer 'zzz'.*layers\(\) lists them"),
         ("zzz*", r"no layer matches 'zzz\*'"),
         (["conv1", 3], "string or a module, not by 3"),
+        (3, "string or a module, not by 3"),
+        (None, "string or a module, not by None"),
     ],
 )
 def test_a_name_no_layer_has_is_an_error_before_anything_runs(layers, words):
@@ -544,6 +546,9 @@ def test_a_name_taken_back_is_free_again():
         ({"conv1": "a*"}, "cannot name a layer"),
         ({"conv1": "a@1"}, "cannot name a layer"),
         ({"conv1": " a"}, "cannot name a layer"),
+        ({"bn1": "x", "conv1": 3}, "a layer's name is a string, not 3"),
+        ({"bn1": "x", 3: "y"}, "a layer's name is a string, not 3"),
+        (["conv1"], "from what a layer is called to what it shall be called, not as a list"),
     ],
 )
 def test_a_rename_that_cannot_be_done_renames_nothing(names, words):

@@ -220,7 +220,7 @@ def test_the_figure_shows_the_distances_and_both_matrices():
         (["conv9"], "or 'conv1'"),
         (["fc"], "has no Gram matrix"),
         (["conv*", "fc"], "has no Gram matrix"),
-        ([], "no layer"),
+        ([], "no layers were named; leave layers out"),
         ("f*", "no layer that 'f\\*' matches puts out maps"),
     ],
 )

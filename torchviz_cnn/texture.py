@@ -236,6 +236,8 @@ def style_distance(
     if layers is None:
         layers = style_layers(model, first)
     wanted = [layers] if isinstance(layers, str | nn.Module) else list(layers)
+    if not wanted:
+        raise InputError("no layers were named; leave layers out for those of style_layers")
     by_name = {layer.name for layer in resolve(module, wanted) if layer.explicit}
     widths = widths_of(module)
     seen = [
