@@ -55,7 +55,9 @@ class Task:
         return f"{self.subject.size}, window {self.window}, stride {self.stride}"
 
     def sample(self) -> Task:
-        """A coarse grid of at least 64 windows that lie side by side; on a GPU the task itself.
+        """A coarse grid of at least 64 windows that lie side by side.
+
+        The task itself where that has no more of them, and on a GPU.
 
         A side that runs the whole network for every window takes as long for each of them, wherever
         and however large it is. On a GPU a few windows take hardly less time than many.
@@ -63,7 +65,8 @@ class Task:
         if self.subject.inputs.device.type != "cpu":
             return self
         window = self.side // _GRID
-        return replace(self, window=window, stride=window)
+        sample = replace(self, window=window, stride=window)
+        return sample if sample.positions < self.positions else self
 
     def ours(
         self, engine: Literal["dense", "incremental"], module: nn.Module | None = None

@@ -285,6 +285,11 @@ class TestComparison:
 
 
 class TestOcclusion:
+    def test_a_sample_is_of_fewer_windows_than_there_are(self):
+        task = Task(small(convolutions(), (3, 64, 64)), 64, 16, 8)
+        assert (task.positions, task.sample() is task) == (49, True)
+        assert occluded.taken_from(task.sample(), task) == ""
+
     def test_on_a_gpu_all_windows_are_measured(self):
         """A call's fixed cost, of a sample's few windows, would be multiplied there."""
         asked = small(convolutions(), (3, 64, 64))
