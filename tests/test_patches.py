@@ -1,7 +1,5 @@
 """The patches that excite a channel most, against looking at every picture at once."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -105,8 +103,9 @@ def test_channels_are_numbers_of_any_kind_and_in_any_row(folder, several):
 
 @pytest.mark.parametrize("channel", [1.5, "1", True, None, {1}, [0, 0.5]])
 def test_what_is_no_channel_is_said(folder, channel):
-    with pytest.raises(tvc.InputError, match=f"whole number.*not {re.escape(repr(channel))}"):
+    with pytest.raises(tvc.InputError, match="a channel is a whole number, and several") as told:
         tvc.patches(detector(), folder, "conv", channel)
+    assert str(told.value).endswith(f"not {channel!r}")
 
 
 def test_a_patch_shows_what_excited_the_unit(folder):
