@@ -125,7 +125,7 @@ def _run(
                 remarks.append(found)
                 print(found, flush=True)
             else:
-                rows += [found] if effort.quick else with_goals([found])
+                rows += with_goals([found]) if effort.has_goals else [found]
                 print(tables.terminal(rows[-1]), flush=True)
     except BaseException as error:
         why = type(error).__name__

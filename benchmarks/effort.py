@@ -35,6 +35,11 @@ class Effort:
     rounds: int = 15
     budget: float = 25.0
 
+    @property
+    def has_goals(self) -> bool:
+        """Whether the figures ought to be anything: goals are set for a CPU's, and for keeping."""
+        return self.device.type == "cpu" and not self.quick
+
     def networks(self, full: Sequence[str], quick: Sequence[str]) -> tuple[str, ...]:
         return self.models or tuple(quick if self.quick else full)
 

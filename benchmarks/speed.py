@@ -237,6 +237,8 @@ def _grid(rows: Sequence[Row]) -> list[str]:
 def _goals(records: Iterable[Record]) -> str:
     """What the figures ought to be, and which are not."""
     asked = [row for record in records for row in record.rows if row.met is not None]
+    if not asked:
+        return ""
     missed = [row for row in asked if not row.met]
     words = f"Of {len(asked)} goals set beforehand {len(asked) - len(missed)} are reached"
     if not missed:

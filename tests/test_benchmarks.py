@@ -620,6 +620,18 @@ class TestWithoutRoom:
         assert {each.measure for each in found[1:]} == {"map", "time", "memory"}
 
 
+@pytest.mark.parametrize(("device", "goal"), [("cpu", (0.97, None)), ("meta", None)])
+def test_goals_are_for_the_cpu_they_were_set_for(tmp_path, device, goal):
+    def measure(effort):
+        yield row(median=0.4)
+
+    record = command_line._run("peers", measure, Effort(torch.device(device)), tmp_path)
+    assert [each.goal for each in record.rows] == [goal]
+    for name in ("limit", "scaling", "convert"):
+        record.with_rows(()).write(tmp_path / f"{name}.json")
+    assert ("goals set beforehand" in speed.section(tmp_path)) == (goal is not None)
+
+
 def test_a_run_that_was_stopped_says_so(tmp_path):
     def measure(effort):
         yield row()
