@@ -63,7 +63,10 @@ def find(folder: str | Path, share: float | None = None, seed: int = 0) -> Found
             other ones.
     """
     place = Path(folder)
-    parts = {path.name.lower(): path for path in _folders(place)}
+    parts = {path.name: path for path in _folders(place)}
+    only_parts = all(map(_PART.fullmatch, parts))
+    if only_parts:  # in capitals as well; beside others a Train is one of them: of vehicles
+        parts = {name.lower(): path for name, path in parts.items()}
     divided = "train" in parts and bool(_folders(parts["train"]))  # else it is a class: of vehicles
     train = parts["train"] if divided else place
     held_out = next((parts[name] for name in HELD_OUT if divided and name in parts), None)
@@ -77,7 +80,7 @@ def find(folder: str | Path, share: float | None = None, seed: int = 0) -> Found
     share = 0.2 if share is None else share
     if not 0 < share < 1:
         raise InputError(f"--validation-share must lie between 0 and 1, not {share}")
-    if not divided and len(parts) > 1 and all(map(_PART.fullmatch, parts)):
+    if not divided and len(parts) > 1 and only_parts:
         raise InputError(
             f"{str(place)!r} holds {', '.join(repr(path.name) for path in parts.values())}, which "
             "are no classes; call the two to train and to validate on train and validation"
