@@ -125,8 +125,12 @@ def _run(
                 remarks.append(found)
                 print(found, flush=True)
             else:
-                rows += [found] if effort.quick else with_goals([found])
+                rows += with_goals([found]) if effort.has_goals else [found]
                 print(tables.terminal(rows[-1]), flush=True)
+    except BaseException as error:
+        why = type(error).__name__
+        remarks.append(f"The run of {record.started} was stopped early ({why}): not all is here.")
+        raise
     finally:
         record = record.with_rows(rows, dict.fromkeys(remarks))
         if out is not None and rows:

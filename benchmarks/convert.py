@@ -152,14 +152,9 @@ def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
         runtime = importlib.import_module("onnxruntime")
     except ImportError:
         return 'onnxruntime is left out; to have it: python -m pip install -e ".[compare]"'
-    provider = "CUDAExecutionProvider" if inputs.is_cuda else "CPUExecutionProvider"
-    if provider not in runtime.get_available_providers():
-        return f"onnxruntime is left out: it was built without {provider}"
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Else its threads go on spinning once it is done, and take a core from the side that is next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(str(path), options, providers=[provider])
+    session = session_of(runtime, path, inputs.device)
+    if isinstance(session, str):
+        return session
     given = session.get_inputs()[0]
     array = inputs.cpu().numpy()
     if given.shape[-1] == inputs.shape[1] != given.shape[1]:  # as Keras lays pictures out
@@ -178,6 +173,30 @@ def _onnxruntime(path: Path, inputs: Tensor) -> Run | str:
         return binding.get_outputs()[0]
 
     return run
+
+
+def session_of(runtime: Any, path: Path, device: torch.device) -> Any:
+    """The file where torch's networks are, in the precision that they have; or why it cannot be had.
+
+    Args:
+        runtime: the package.
+        path: of the file.
+        device: of the network beside it.
+    """
+    cuda = device.type == "cuda"
+    provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+    if provider not in runtime.get_available_providers():
+        return f"onnxruntime is left out: it was built without {provider}"
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Else its threads go on spinning once it is done, and take a core from the side that is next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Left alone it takes the first GPU, and rounds to TF32, as torch does not here.
+    wishes = {"device_id": str(device.index or 0), "use_tf32": "0"} if cuda else {}
+    session = runtime.InferenceSession(str(path), options, providers=[(provider, wishes)])
+    if session.get_providers()[0] != provider:  # it goes on without what it cannot load
+        return f"onnxruntime is left out: {provider} could not be started here"
+    return session
 
 
 def _first_line(error: Exception) -> str:

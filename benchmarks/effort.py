@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.clock import Ratio, Run, ratios
+from benchmarks.record import Row
 from benchmarks.subjects import Subject, subject, usual_side
 
 
@@ -32,6 +34,11 @@ class Effort:
     batches: tuple[int, ...] = ()
     rounds: int = 15
     budget: float = 25.0
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether the figures ought to be anything: goals are set for a CPU's, and for keeping."""
+        return self.device.type == "cpu" and not self.quick
 
     def networks(self, full: Sequence[str], quick: Sequence[str]) -> tuple[str, ...]:
         return self.models or tuple(quick if self.quick else full)
@@ -66,3 +73,26 @@ class Effort:
             warm_up=min(warm_up, 1) if self.quick else warm_up,
             budget=self.budget,
         )
+
+
+def as_far_as_it_fits(rows: Iterator[Row | str], what: str) -> Iterator[Row | str]:
+    """The rows, up to one that a GPU has no room for: that is told, and others may follow.
+
+    Args:
+        rows: of a suite, or a part of one.
+        what: they are about.
+    """
+    try:
+        yield from rows
+        return
+    except torch.OutOfMemoryError:
+        pass  # what the traceback holds is free only when it is gone
+    yield no_room(what)
+
+
+def no_room(what: str) -> str:
+    """A sentence about what did not fit into a GPU's memory, which is emptied."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return f"{what} is left out, or in part: there is not enough memory on the GPU"

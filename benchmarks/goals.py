@@ -1,4 +1,4 @@
-"""What the figures ought to be, on two cores. A goal that is missed stays in the table."""
+"""What the figures ought to be, on two cores of a CPU. A goal that is missed stays in the table."""
 
 from __future__ import annotations
 

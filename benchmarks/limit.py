@@ -1,4 +1,4 @@
-"""Beside what cannot be beaten: the plain forward pass, the bare gradient, counted multiply-adds."""
+"""Beside what there is to do at all: a plain forward pass, a bare gradient, counted multiply-adds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import torchviz_cnn as tvc
 from benchmarks import occluded
 from benchmarks.clock import Run, peak_bytes
-from benchmarks.effort import Effort
+from benchmarks.effort import Effort, as_far_as_it_fits
 from benchmarks.libraries import single_layers
 from benchmarks.occluded import Task
 from benchmarks.record import OURS, About, Row
@@ -28,11 +28,13 @@ def measure(effort: Effort) -> Iterator[Row | str]:
     for name in names:
         for batch in effort.sizes():
             asked = effort.subject(name, batch=batch, frozen=True)
-            yield from _gradients(effort, asked)
+            rows = _gradients(effort, asked)
+            yield from as_far_as_it_fits(rows, f"{asked.name}, {asked.setting},")
     if effort.wants("occlusion"):
         occluded_names = effort.models or (("resnet18",) if effort.quick else OCCLUDED)
         for task in occluded.tasks(effort, occluded_names):
-            yield from _occlusion(effort, task)
+            rows = _occlusion(effort, task)
+            yield from as_far_as_it_fits(rows, f"occlusion, {task.subject.name}, {task.setting},")
 
 
 def _calls(asked: Subject, effort: Effort) -> dict[str, Run]:
@@ -86,6 +88,6 @@ def _occlusion(effort: Effort, task: Task) -> Iterator[Row]:
         rounds=min(effort.rounds, 5),
         warm_up=1,
     )
-    note = f"from {sample.positions} of {task.positions} windows"
+    note = occluded.taken_from(sample, task)
     for side, ratio in timed.items():
         yield about.time(side, OURS, occluded.scaled(ratio, sample, task), note)

@@ -34,7 +34,7 @@ def about(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
         "load": LOAD,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
     }
 
 
@@ -92,13 +92,18 @@ def _device(device: torch.device) -> str:
     )
 
 
-def _commit() -> str | None:
-    """What was measured, where this is a checkout; with a mark where it has been changed since."""
-    here = Path(__file__).parent
+def commit_of(here: Path) -> str | None:
+    """What was measured, and what measured it, where this is a checkout; with a mark where either
+    has been changed since.
+
+    Args:
+        here: the folder of the benchmarks.
+    """
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         # Results are written while measuring, and are not what is measured.
-        changed = _git(here, "status", "--porcelain", "--", "../torchviz_cnn", "../converters")
+        code = ("../torchviz_cnn", "../converters", ".", ":(exclude)results")
+        changed = _git(here, "status", "--porcelain", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head} with changes" if changed else head

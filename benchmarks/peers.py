@@ -11,6 +11,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import libraries, occluded
 from benchmarks.clock import Run, peak_bytes, seconds
-from benchmarks.effort import Effort
+from benchmarks.effort import Effort, as_far_as_it_fits, no_room
 from benchmarks.libraries import PEERS, Peer, Question, captum_occlusion
 from benchmarks.occluded import Task
 from benchmarks.record import OURS, About, Row
@@ -35,6 +36,7 @@ SAME = 1e-3
 NEAR = 0.03
 TURNED = "same but for ReLUs and poolings that rounding turns; both lie as near to double precision"
 TOGETHER = (1, 2, 4, 8, 16, 32, 64)
+TOGETHER_ON_A_GPU = (128, 256)
 METHODS = (*PEERS, "occlusion", "feature_maps")
 
 
@@ -50,11 +52,14 @@ def measure(effort: Effort) -> Iterator[Row | str]:
                 asked = effort.subject(name, batch=batch)
                 for method in PEERS:
                     if effort.wants(method):
-                        yield from _method(effort, method, asked)
+                        rows = _method(effort, method, asked)
+                        words = f"{method}, {name}, {asked.setting},"
+                        yield from as_far_as_it_fits(rows, words)
         if effort.wants("occlusion"):
             occluded_names = effort.models or (("resnet18",) if effort.quick else names)
             for task in occluded.tasks(effort, occluded_names):
-                yield from _occlusion(effort, task)
+                words = f"occlusion, {task.subject.name}, {task.setting},"
+                yield from as_far_as_it_fits(_occlusion(effort, task), words)
         if effort.wants("feature_maps"):
             yield from _grid(effort)
 
@@ -70,7 +75,12 @@ def _method(effort: Effort, method: str, asked: Subject) -> Iterator[Row | str]:
         if peer.missing():
             continue
         theirs, ours = peer.ask(asked), runs.setdefault(peer.ours, peer.ours(asked))
-        compared = compare(peer, asked, theirs, ours)
+        compared = None
+        with suppress(torch.OutOfMemoryError):  # one side's want of memory is not the others'
+            compared = compare(peer, asked, theirs, ours)
+        if compared is None:
+            yield no_room(f"{method}, {asked.name}, {asked.setting}, beside {peer.name}")
+            continue
         yield about.once("map", peer.name, OURS, compared.difference, 1.0, compared.verdict)
         if compared.same:
             alike.setdefault(peer.ours, []).append((peer, theirs))
@@ -163,8 +173,8 @@ def _occlusion(effort: Effort, task: Task) -> Iterator[Row | str]:
     ]
     note = (
         f"perturbations_per_eval={best}, the best of {', '.join(map(str, tried))}; "
-        f"from {sample.positions} of {task.positions} windows"
-    )
+        + occluded.taken_from(sample, task)
+    ).removesuffix("; ")
     yield about.time("captum", OURS, occluded.scaled(timed, sample, task), note)
     own = peak_bytes(ours, effort.device, warm_up=0)
     yield about.once(
@@ -174,12 +184,15 @@ def _occlusion(effort: Effort, task: Task) -> Iterator[Row | str]:
 
 def _best_together(task: Task, sample: Task, effort: Effort) -> tuple[int, tuple[int, ...]]:
     """How many windows captum hides at once when it is fastest."""
-    tried = (8, 64) if effort.quick else TOGETHER
+    tried: tuple[int, ...] = (8, 64) if effort.quick else TOGETHER
+    if effort.device.type == "cuda" and not effort.quick:
+        tried += TOGETHER_ON_A_GPU
     took = dict.fromkeys(tried, math.inf)
     for _ in range(1 if effort.quick else 2):  # in turn, as a machine is slower for a while
         for together in tried:
             run = captum_occlusion(task.subject, sample.window, sample.stride, together)
-            took[together] = min(took[together], seconds(run, effort.device))
+            with suppress(torch.OutOfMemoryError):
+                took[together] = min(took[together], seconds(run, effort.device))
     return min(took, key=took.__getitem__), tried
 
 

@@ -125,7 +125,7 @@ class Run:
         command: how it was called.
         started: date and time, ISO 8601.
         load: of the machine before the start, if it is known.
-        commit: of what was measured, likewise.
+        commit: of what was measured, and of what measured it, likewise.
     """
 
     command: str
@@ -174,8 +174,7 @@ class Record:
             InputError: when they are not of one machine with one set of packages, or one of them is
                 of a quick run.
         """
-        here, there = _place(self.machine), _place(earlier.machine)
-        differ = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+        differ = differences(self.machine, earlier.machine)
         if differ or self.quick or earlier.quick:
             raise InputError(
                 f"--add adds to results of the same machine and packages, but these differ: "
@@ -200,6 +199,12 @@ class Record:
         data = {"format": FORMAT, **asdict(self), "rows": [_plain(row) for row in self.rows]}
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What figures depend on and is not the same of two machines."""
+    here, there = _place(one), _place(other)
+    return [name for name in {**here, **there} if here.get(name) != there.get(name)]
 
 
 def _place(machine: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 import torchviz_cnn as tvc
 from benchmarks import occluded
 from benchmarks.clock import Run, peak_bytes
-from benchmarks.effort import Effort
+from benchmarks.effort import Effort, as_far_as_it_fits
 from benchmarks.occluded import Task
 from benchmarks.record import OURS, About, Row
 from benchmarks.subjects import Subject
@@ -28,11 +28,13 @@ def measure(effort: Effort) -> Iterator[Row | str]:
         more = (128, 256) if effort.device.type == "cuda" else ()
         for batch in _thin(effort, effort.batches or (*BATCHES, *more)):
             asked = effort.subject(name, batch=batch, frozen=True)
-            yield from _beside_forward(effort, asked, "batch", batch)
+            rows = _beside_forward(effort, asked, "batch", batch)
+            yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")
         if not name.startswith("cat_dog"):  # takes one size only
             for side in _thin(effort, SIDES):
                 asked = effort.subject(name, side=side, frozen=True)
-                yield from _beside_forward(effort, asked, "side", side)
+                rows = _beside_forward(effort, asked, "side", side)
+                yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")
         yield from _targets(effort, effort.subject(name, frozen=True))
         if effort.wants("occlusion"):
             yield from _positions(effort, effort.subject(name, frozen=True))
@@ -90,9 +92,10 @@ def _positions(effort: Effort, asked: Subject) -> Iterator[Row]:
             rounds=min(effort.rounds, 3),
             warm_up=1,
         )["dense"]
-        yield about.time("dense", OURS, occluded.scaled(timed, sample, task))
+        note = occluded.taken_from(sample, task)
+        yield about.time("dense", OURS, occluded.scaled(timed, sample, task), note)
         memory = [
             peak_bytes(run, effort.device, warm_up=0)
             for run in (partial(sample.ours, "dense"), incremental)
         ]
-        yield about.once("memory", "dense", OURS, memory[0], memory[1])
+        yield about.once("memory", "dense", OURS, memory[0], memory[1], note)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import machine, tables
 from benchmarks.limit import GRADIENT
-from benchmarks.record import OURS, Record, Row, pick, read
+from benchmarks.record import OURS, Record, Row, differences, pick, read
 from benchmarks.tables import number
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
@@ -70,9 +70,15 @@ def section(results: Path) -> str:
     """What was measured on one machine, as Markdown.
 
     Raises:
-        InputError: where a suite's results are missing.
+        InputError: where a suite's results are missing, or of another machine than the others.
     """
     found = {name: read(results / f"{name}.json") for name in SUITES}
+    for name, record in found.items():
+        if differ := differences(found[SUITES[0]].machine, record.machine):
+            raise InputError(
+                f"the results of {SUITES[0]} and {name} in {str(results)!r} differ in "
+                f"{', '.join(differ)}: measure one of them again, or keep them in two folders"
+            )
     peers, limit = found["peers"], found["limit"]
     blocks = [
         _where(found.values(), results),
@@ -231,6 +237,8 @@ def _grid(rows: Sequence[Row]) -> list[str]:
 def _goals(records: Iterable[Record]) -> str:
     """What the figures ought to be, and which are not."""
     asked = [row for record in records for row in record.rows if row.met is not None]
+    if not asked:
+        return ""
     missed = [row for row in asked if not row.met]
     words = f"Of {len(asked)} goals set beforehand {len(asked) - len(missed)} are reached"
     if not missed:

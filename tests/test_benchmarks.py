@@ -5,6 +5,7 @@ import gc
 import itertools
 import math
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,16 +13,20 @@ import warnings
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import occluded, plots, speed, tables
+from benchmarks import __main__ as command_line
+from benchmarks import occluded, peers, plots, speed, tables
 from benchmarks.clock import ratios, settled
+from benchmarks.convert import session_of
+from benchmarks.effort import Effort, as_far_as_it_fits
 from benchmarks.goals import GOALS, Goal, with_goals
 from benchmarks.libraries import PEERS
-from benchmarks.machine import about
+from benchmarks.machine import about, commit_of
 from benchmarks.occluded import Task
 from benchmarks.peers import compare, compared
 from benchmarks.record import OURS, About, Record, Row, Run, pick, read
@@ -280,6 +285,22 @@ class TestComparison:
 
 
 class TestOcclusion:
+    def test_a_sample_is_of_fewer_windows_than_there_are(self):
+        task = Task(small(convolutions(), (3, 64, 64)), 64, 16, 8)
+        assert (task.positions, task.sample() is task) == (49, True)
+        assert occluded.taken_from(task.sample(), task) == ""
+
+    def test_on_a_gpu_all_windows_are_measured(self):
+        """A call's fixed cost, of a sample's few windows, would be multiplied there."""
+        asked = small(convolutions(), (3, 64, 64))
+        task = Task(asked, 64, 8, 4)
+        assert (task.sample().positions, task.positions) == (64, 225)
+        assert occluded.taken_from(task.sample(), task) == "from 64 of 225 windows"
+        elsewhere = dataclasses.replace(asked, inputs=asked.inputs.to("meta"))
+        task = dataclasses.replace(task, subject=elsewhere)
+        assert task.sample() is task
+        assert occluded.taken_from(task.sample(), task) == ""
+
     def test_positions_follow_the_usual_rule(self):
         asked = small(convolutions(), size=(3, 13, 13), batch=1)
         for window, stride in ((4, 3), (4, 4), (5, 2), (13, 1)):
@@ -461,6 +482,18 @@ class TestReadme:
         assert page == tables.markdown(record)
         assert (folder / f"{name}.png").is_file()
 
+    @pytest.mark.parametrize("folder", speed.folders(speed.RESULTS), ids=lambda each: each.name)
+    def test_pages_claim_nothing_that_their_rows_deny(self, folder):
+        rows = read(folder / "peers.json").rows
+        timed = {each.pair for each in pick(rows, measure="time")}
+        off = [r for r in pick(rows, measure="map") if r.pair in timed and r.median > peers.SAME]
+        assert all(r.note == peers.TURNED for r in off)
+        told = "differ where rounding turns a ReLU" in (folder / "peers.md").read_text("utf-8")
+        assert told or not off
+        below = [r for r in read(folder / "limit.json").rows if r.against == "forward"]
+        told = "below 1 where this library runs" in (folder / "limit.md").read_text("utf-8")
+        assert told or min(r.median for r in pick(below, measure="time")) >= 1
+
     def test_rewriting_changes_the_section_and_nothing_else(self, tmp_path):
         copy = tmp_path / "README.md"
         copy.write_text(f"before\n{speed.BEGIN}\nold\n{speed.END}\nafter\n", encoding="utf-8")
@@ -483,9 +516,9 @@ class TestReadme:
         assert text.endswith(f"{speed.section(tmp_path / 'b')}\n</details>\n")
         assert text.count("Nothing has been measured on a GPU yet") == 1
         graphics = {**about(CPU), "device": "Some GPU, 80 GiB"}
-        Record("peers", graphics, "2026-01-02T03:04:05+00:00", False, (row(),)).write(
-            tmp_path / "b" / "peers.json"
-        )
+        for name in speed.SUITES:
+            record = Record(name, graphics, "2026-01-02T03:04:05+00:00", False, (row(),))
+            record.write(tmp_path / "b" / f"{name}.json")
         text = speed.quoted(tmp_path)
         assert "The same on another machine: Some GPU, 80 GiB" in text
         assert "Nothing has been measured on a GPU" not in text
@@ -493,6 +526,16 @@ class TestReadme:
     def test_a_folder_that_is_not_there_is_told_in_a_sentence(self, tmp_path):
         with pytest.raises(InputError, match=r"typo.*peers\.json"):
             speed.quoted(tmp_path / "typo")
+
+    def test_results_of_two_machines_are_not_quoted_as_one_s(self, tmp_path):
+        for name in speed.SUITES:
+            here = {**about(CPU), "load": 0.1 if name == "limit" else 0.2, "commit": name}
+            if name == "convert":
+                here |= {"device": "Some GPU, 80 GiB", "cores": 96}
+            record = Record(name, here, "2026-01-02T03:04:05+00:00", False, (row(),))
+            record.write(tmp_path / f"{name}.json")
+        with pytest.raises(InputError, match=r"peers and convert in .* differ in cores, device:"):
+            speed.section(tmp_path)
 
     def test_a_loss_is_quoted_like_a_win(self, tmp_path):
         rows = [
@@ -517,6 +560,116 @@ class TestReadme:
             )
             record.write(tmp_path / f"{name}.json")
         assert " Code of new, old. Sides take turns" in speed.section(tmp_path)
+
+
+class Runtime:
+    """onnxruntime on a machine with GPUs, as far as it is asked; ``has`` is what it can start."""
+
+    def __init__(self, has):
+        self.has, self.wishes = has, None
+        self.SessionOptions = lambda: SimpleNamespace(add_session_config_entry=lambda *_: None)
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, path, options, providers):  # noqa: N802 - onnxruntime's name
+        self.wishes = providers
+        return SimpleNamespace(get_providers=lambda: self.has)
+
+
+class TestOnnxruntimeOnAGpu:
+    def test_it_is_given_the_same_gpu_and_the_same_precision(self):
+        runtime = Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"])
+        found = session_of(runtime, Path("a.onnx"), torch.device("cuda", 1))
+        assert not isinstance(found, str)
+        [(provider, wishes)] = runtime.wishes
+        assert provider == "CUDAExecutionProvider"
+        assert wishes == {"device_id": "1", "use_tf32": "0"}
+
+    def test_what_would_run_on_the_processor_is_left_out(self):
+        found = session_of(Runtime(["CPUExecutionProvider"]), Path("a.onnx"), torch.device("cuda"))
+        assert "CUDAExecutionProvider could not be started" in found
+
+
+class TestWithoutRoom:
+    def test_what_does_not_fit_is_told_and_what_did_is_kept(self):
+        def rows():
+            yield row()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        one, told = as_far_as_it_fits(rows(), "vgg16, batch 128,")
+        assert one == row()
+        assert told.startswith("vgg16, batch 128, is left out, or in part: there is not enough")
+
+    def test_one_peer_s_want_of_memory_is_not_the_others(self, monkeypatch):
+        first = PEERS["saliency"][0]
+
+        def greedy(_):
+            def run():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            return run
+
+        hungry = dataclasses.replace(first, name="hungry", package="torch", ask=greedy)
+        monkeypatch.setitem(PEERS, "saliency", (hungry, first))
+        asked = small(convolutions())
+        with quietly():
+            found = list(peers._method(Effort(CPU, quick=True, rounds=1), "saliency", asked))
+        assert "saliency, small, batch 2, 12×16, beside hungry is left out" in found[0]
+        assert {each.side for each in found[1:]} == {"captum"}
+        assert {each.measure for each in found[1:]} == {"map", "time", "memory"}
+
+
+@pytest.mark.parametrize(("device", "goal"), [("cpu", (0.97, None)), ("meta", None)])
+def test_goals_are_for_the_cpu_they_were_set_for(tmp_path, device, goal):
+    def measure(effort):
+        yield row(median=0.4)
+
+    record = command_line._run("peers", measure, Effort(torch.device(device)), tmp_path)
+    assert [each.goal for each in record.rows] == [goal]
+    for name in ("limit", "scaling", "convert"):
+        record.with_rows(()).write(tmp_path / f"{name}.json")
+    assert ("goals set beforehand" in speed.section(tmp_path)) == (goal is not None)
+
+
+def test_a_run_that_was_stopped_says_so(tmp_path):
+    def measure(effort):
+        yield row()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        command_line._run("peers", measure, Effort(CPU), tmp_path)
+    record = read(tmp_path / "peers.json")
+    assert len(record.rows) == 1
+    [told] = record.remarks
+    assert told == (
+        f"The run of {record.started} was stopped early (KeyboardInterrupt): not all is here."
+    )
+    assert told in (tmp_path / "peers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize(
+    ("changed", "marked"),
+    [
+        ("torchviz_cnn/a.py", True),
+        ("benchmarks/clock.py", True),
+        ("benchmarks/results/peers.json", False),
+        ("README.md", False),
+    ],
+)
+def test_code_that_was_changed_is_marked_what_measures_included(tmp_path, changed, marked):
+    for name in ("torchviz_cnn/a.py", "converters/b.py", "benchmarks/clock.py", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = commit_of(tmp_path / "benchmarks")
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / changed).parent.mkdir(exist_ok=True)
+    (tmp_path / changed).write_text("new")
+    assert commit_of(tmp_path / "benchmarks") == clean + " with changes" * marked
 
 
 def test_what_has_one_place_only_is_no_growth():

@@ -92,6 +92,62 @@ def test_a_transposed_convolution_sees_at_least_its_gradient():
         assert box[3] >= right
 
 
+class Gray(nn.Module):
+    """Pictures without a channel axis, which it gets only after the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.ink = nn.Softplus()
+        self.conv = nn.Conv2d(1, 1, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(self.ink(x)[:, None]).mean((2, 3))
+
+
+def test_maps_without_a_channel_axis_have_their_cells():
+    fields = receptive_fields(Gray(), "*", (9, 12))
+    assert [fields[name].cells for name in ("ink", "conv")] == [(9, 12), (4, 5)]
+    assert fields["ink"].box((8, 11)) == (8, 11, 9, 12)
+    assert fields["conv"].box((3, 4)) == (6, 8, 9, 11)
+
+
+class Deep(nn.Module):
+    """Colours taken for depth: windows over three axes, of which the last two are the picture's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, (2, 5, 3), stride=(1, 3, 2), padding=(0, 2, 0))
+
+    def forward(self, x):
+        return self.conv(x[:, None]).amax(2)
+
+
+def test_windows_over_depth_too_have_their_rows_and_columns():
+    net, size = positive(Deep()), (3, 20, 23)
+    field = tvc.receptive_field(net, "conv", size)
+    assert (field.size, field.stride) == ((5, 3), (3, 2))
+    for cell in ((0, 1), (3, 4)):
+        x = torch.rand(1, *size, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(net(x)[:, :, cell[0], cell[1]].sum(), x)
+        ys, xs = torch.nonzero(gradient.sum((0, 1)), as_tuple=True)
+        wanted = ys.min().item(), xs.min().item(), ys.max().item() + 1, xs.max().item() + 1
+        assert field.box(cell) == wanted
+
+
+def test_rows_that_a_layer_takes_for_channels_are_seen_whole():
+    """One number of a one-dimensional convolution is made of all rows of the picture."""
+    net = nn.Sequential(nn.Conv1d(9, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3))
+    field = tvc.receptive_field(net, "2", (9, 12))
+    x = torch.rand(1, 9, 12, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x)[0, 0, 0].abs(), x)
+    seen = torch.nonzero(gradient[0])
+    top, left, bottom, right = field.box((0, 0))
+    assert top <= seen[:, 0].min()
+    assert left <= seen[:, 1].min()
+    assert bottom > seen[:, 0].max()
+    assert right > seen[:, 1].max()
+
+
 class Gated(nn.Module):
     """Squeeze and excitation: every cell depends on the mean over all of them."""
 

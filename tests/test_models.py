@@ -366,6 +366,31 @@ def test_a_wrapped_network_is_walked_by_the_stages_of_what_it_wraps():
     assert "backbone.layer4" in walked
 
 
+def test_lists_of_modules_are_walked_by_what_is_in_them():
+    """A list is no module that runs, and its convolutions are half of the network's."""
+
+    def block(channels):
+        return nn.Sequential(
+            nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU())
+        )
+
+    class Lists(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.ModuleList([block(3), *(block(4) for _ in range(7))])
+            self.decoder = nn.ModuleDict({str(n): block(4) for n in range(7)})
+            self.unused = nn.ModuleList([block(4)])
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            for each in (*self.encoder, *self.decoder.values()):
+                x = each(x)
+            return self.last(x).mean((2, 3))
+
+    encoder, decoder = [f"encoder.{n}" for n in range(8)], [f"decoder.{n}" for n in range(7)]
+    assert layers_to_walk(Lists(), (3, 16, 16)) == [*encoder, *decoder, "last"]
+
+
 def test_only_published_weights_of_googlenet_bring_their_scaling(tmp_path):
     """A user who trained googlenet on other classes fed it pictures as every torchvision net."""
     for classes in (1000, 7):

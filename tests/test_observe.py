@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.utils.checkpoint import checkpoint
 
 import torchviz_cnn as tvc
 from tests.networks import (
@@ -29,6 +30,7 @@ from tests.networks import (
     randomised,
     with_part,
 )
+from torchviz_cnn.fields import receptive_fields
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
@@ -237,7 +239,99 @@ def test_a_second_backward_replaces_the_first_gradient():
     assert_close(seen.gradients["relu2"], wanted.detach())
 
 
+def test_a_gradient_that_was_read_is_not_added_to_by_the_next_backward():
+    net, x = randomised(plain()).requires_grad_(False), pictures()
+    with tvc.capture(net, "conv1", gradients=True) as seen:
+        output = net(x)
+    output[:, 0].sum().backward(retain_graph=True)
+    first = seen.gradients["conv1"]
+    (wanted,) = torch.autograd.grad(output[:, 0].sum(), seen["conv1"], retain_graph=True)
+    output[:, 3].sum().backward()
+    assert_close(first, wanted)
+
+
+class PassesOn(nn.Module):
+    """What the shortcut is given is written over afterwards; a parameter is put out by a module."""
+
+    class Learnt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.randn(1, 3, 1, 1))
+
+        def forward(self) -> Tensor:
+            return self.values
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Identity()
+        self.learnt = self.Learnt()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.shortcut = nn.Sequential(nn.Flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.start(x) + self.learnt())
+        kept = self.shortcut(x)
+        return x.relu_().mean((2, 3)) + kept.mean(2)
+
+
+def test_what_a_layer_only_passes_on_is_kept_as_it_was():
+    net, x = randomised(PassesOn()), pictures()
+    values = net.learnt.values
+    wanted = F.conv2d(x + values, net.conv.weight, net.conv.bias).flatten(2)
+    with tvc.capture(net, "shortcut", gradients=True) as seen:
+        net(x).sum().backward()
+    assert_close(seen["shortcut"], wanted)
+    cells = torch.full_like(wanted, 1 / wanted.shape[2])
+    assert_close(seen.gradients["shortcut"], cells)
+
+
+# ---- checkpointed parts ---------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    """A network whose middle is computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.middle = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.again = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = checkpoint(self.middle, x, use_reentrant=False) if self.again else self.middle(x)
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("whole", [None, False, True])
+def test_what_is_computed_again_in_the_backward_pass_is_no_run(whole):
+    """A part of the network is checkpointed, or all of it, reentrant or not."""
+    net, x = randomised(Checkpointed()), pictures().requires_grad_()
+    layers = ["conv", "middle.0@*", "middle.1", "middle"]
+    net.again = False
+    with tvc.capture(net, layers, gradients=True) as wanted:
+        weighted(net(x)).backward()
+    net.again = whole is None
+    with tvc.capture(net, layers, gradients=True) as seen:
+        out = net(x) if whole is None else checkpoint(net, x, use_reentrant=whole)
+        weighted(out).backward()
+    assert list(seen) == list(wanted) == ["conv", "middle.0", "middle.1", "middle"]
+    for name in wanted:
+        assert_close(seen[name], wanted[name])
+        assert_close(seen.gradients[name], wanted.gradients[name])
+
+
 # ---- hooks ----------------------------------------------------------------------------------------
+
+
+def test_no_hook_is_left_on_a_parameter_or_on_the_users_picture():
+    net, x = randomised(PassesOn()), pictures().requires_grad_()
+    with tvc.capture(net, "*", gradients=True) as seen:
+        net(x).sum().backward()
+    assert_close(seen.gradients["start"], x.grad)
+    assert_close(seen.gradients["learnt"], net.learnt.values.grad)
+    assert not x._backward_hooks
+    assert not net.learnt.values._backward_hooks
 
 
 def test_no_hook_is_left_after_the_block():
@@ -364,6 +458,8 @@ def test_a_call_that_does_not_happen_is_an_error_that_says_how_many_do():
         ("zzz", r"no layer 'zzz'.*layers\(\) lists them"),
         ("zzz*", r"no layer matches 'zzz\*'"),
         (["conv1", 3], "string or a module, not by 3"),
+        (3, "string or a module, not by 3"),
+        (None, "string or a module, not by None"),
     ],
 )
 def test_a_name_no_layer_has_is_an_error_before_anything_runs(layers, words):
@@ -377,6 +473,14 @@ def test_a_name_no_layer_has_is_an_error_before_anything_runs(layers, words):
 
 
 # ---- aliases --------------------------------------------------------------------------------------
+
+
+def test_a_layer_whose_name_looks_like_a_glob_is_found_by_it():
+    net = nn.Sequential(OrderedDict({"conv[0]": nn.Conv2d(3, 4, 3), "conv0": nn.ReLU()}))
+    x = torch.randn(1, 3, 5, 5)
+    assert list(tvc.activations(net, x, "conv[0]")) == ["conv[0]"]
+    assert list(tvc.activations(net, x, "conv[0-9]")) == ["conv0"]
+    assert tvc.receptive_field(net, "conv[0]", (3, 5, 5)).size == (3, 3)
 
 
 def test_an_alias_and_the_original_name_mean_the_same_layer():
@@ -442,6 +546,9 @@ def test_a_name_taken_back_is_free_again():
         ({"conv1": "a*"}, "cannot name a layer"),
         ({"conv1": "a@1"}, "cannot name a layer"),
         ({"conv1": " a"}, "cannot name a layer"),
+        ({"bn1": "x", "conv1": 3}, "a layer's name is a string, not 3"),
+        ({"bn1": "x", 3: "y"}, "a layer's name is a string, not 3"),
+        (["conv1"], "from what a layer is called to what it shall be called, not as a list"),
     ],
 )
 def test_a_rename_that_cannot_be_done_renames_nothing(names, words):
@@ -752,6 +859,23 @@ def test_asking_for_a_layer_that_was_not_seen_says_so():
         seen["convv"]
 
 
+def test_whether_a_layer_was_seen_can_be_asked_as_of_any_mapping():
+    net = randomised(Auxiliary())
+    tvc.rename(net, {"conv": "edges"})
+    with tvc.capture(net, ["conv", "aux"], gradients=True) as seen:
+        net(pictures())
+    assert [name in seen for name in ("edges", "conv", "aux", "fc", "no such", "conv@1")] == [
+        *(True, True, False, False, False, False)
+    ]
+    assert seen.get("aux") is None
+    assert seen.get("conv") is seen["edges"]
+    assert "conv" not in seen.gradients
+    with tvc.capture(net, "conv") as seen:
+        net(pictures()).sum().backward()
+    assert "conv" not in seen.gradients
+    assert seen.gradients.get("conv", 0) == 0
+
+
 def test_asking_for_gradients_that_were_not_asked_for_says_how_to():
     net = randomised(plain())
     with tvc.capture(net, "conv1") as seen:
@@ -907,6 +1031,9 @@ def test_a_row_is_found_by_alias_and_by_name():
     tvc.rename(net, {"conv1": "edges"})
     table = tvc.layers(net, (3, 8, 8))
     assert table["edges"] is table["conv1"]
+    assert [each in table for each in ("edges", "conv1", table["fc"], "edge", 0)] == [
+        *(True, True, True, False, False)
+    ]
     assert table["edges"].name == "edges"
     assert "edges (Conv2d)" in str(table)
     with pytest.raises(tvc.InputError, match=r"no layer 'edge'.*did you mean 'edges'"):
@@ -1034,6 +1161,17 @@ class Gated(nn.Module):
         gate = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
         x = self.act(x * gate)
         return self.classifier(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_sizes_are_those_of_the_network_as_it_is_however_often_it_was_changed():
+    """A part that is gone may leave its number in memory to the next one."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 3))
+    for turn in range(40):
+        net[1] = nn.Upsample(scale_factor=1 + turn % 5)
+        field = receptive_fields(net, "1", (1, 8, 8))["1"]
+        assert (field is None) == (turn % 5 > 0)
+    net[1].scale_factor = 1.0
+    assert receptive_fields(net, "1", (1, 8, 8))["1"].size == (1, 1)
 
 
 def test_gates_and_one_by_one_classifiers_do_not_count_as_the_last_convolution():

@@ -92,6 +92,25 @@ def test_several_channels_are_found_in_one_reading_of_the_pictures(folder, monke
         assert [(p.file, *p.cell) for p in found.found] == [unit[1:] for unit in wanted]
 
 
+@pytest.mark.parametrize(
+    "several", [(1, 0), range(1, -1, -1), np.array([1, 0]), torch.tensor([1, 0])]
+)
+def test_channels_are_numbers_of_any_kind_and_in_any_row(folder, several):
+    model = detector()
+    both = tvc.patches(model, folder, "conv", several, count=2)
+    assert [found.channel for found in both] == [1, 0]
+    for one in (1, np.int64(1), torch.tensor(1)):
+        found = tvc.patches(model, folder, "conv", one, count=2)
+        assert (type(found.channel), found.values) == (int, both[0].values)
+
+
+@pytest.mark.parametrize("channel", [1.5, "1", True, None, {1}, [0, 0.5]])
+def test_what_is_no_channel_is_said(folder, channel):
+    with pytest.raises(tvc.InputError, match="a channel is a whole number, and several") as told:
+        tvc.patches(detector(), folder, "conv", channel)
+    assert str(told.value).endswith(f"not {channel!r}")
+
+
 def test_a_patch_shows_what_excited_the_unit(folder):
     found = tvc.patches(detector(), folder, "conv", 0, count=3)
     for crop, shade in zip(found.crops(), (255, 230, 200), strict=True):
@@ -218,6 +237,8 @@ def test_bad_input_is_said(folder, options, words):
 
 
 def test_bad_folders_and_bare_networks_are_said(folder, tmp_path):
+    with pytest.raises(tvc.InputError, match=r"1\.png' is a file; name its folder, or give a list"):
+        tvc.patches(detector(), folder / "1.png", "conv", 0)
     with pytest.raises(tvc.InputError, match="there is no folder"):
         tvc.patches(detector(), tmp_path / "nowhere", "conv", 0)
     (tmp_path / "empty").mkdir()

@@ -102,6 +102,18 @@ def test_by_default_the_first_convolution_of_each_size(name, layers):
     assert tvc.style_layers(module, torch.zeros(1, 3, 96, 96)) == layers
 
 
+@pytest.mark.parametrize(
+    "follower",
+    [nn.Tanh(), nn.Sigmoid(), nn.Mish(), nn.SELU(), nn.Hardtanh(), nn.Softplus(), nn.GroupNorm(2, 4)],
+    ids=lambda each: type(each).__name__,
+)  # fmt: skip
+def test_whatever_activation_or_norm_follows_a_convolution_belongs_to_it(follower):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), follower, nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU()
+    )
+    assert tvc.style_layers(net, torch.zeros(1, 3, 12, 12)) == ["1", "4"]
+
+
 def test_1_means_that_no_two_channels_are_active_together_in_both():
     """Red alone beside blue alone, however strong; nothing has more in common than that."""
     net = nn.Identity()
@@ -208,7 +220,7 @@ def test_the_figure_shows_the_distances_and_both_matrices():
         (["conv9"], "or 'conv1'"),
         (["fc"], "has no Gram matrix"),
         (["conv*", "fc"], "has no Gram matrix"),
-        ([], "no layer"),
+        ([], "no layers were named; leave layers out"),
         ("f*", "no layer that 'f\\*' matches puts out maps"),
     ],
 )

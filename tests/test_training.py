@@ -7,12 +7,14 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,7 @@ from torch import nn
 import torchviz_cnn as tvc
 from torchviz_cnn import checkpoints, cli
 from torchviz_cnn.files import CannotWrite
-from torchviz_cnn.training import Settings, fit, outcome
+from torchviz_cnn.training import Settings, accuracy, fit, outcome
 from torchviz_cnn.training.augment import Augmentation, warped
 from torchviz_cnn.training.ending import ending_of
 from torchviz_cnn.training.folders import find
@@ -37,7 +39,7 @@ from torchviz_cnn.training.outcome import Judgement
 from torchviz_cnn.training.plan import best_epoch
 from torchviz_cnn.training.sets import Order, in_memory, split
 from torchviz_cnn.training.start import start
-from torchviz_cnn.training.watch import Watch, shown_columns
+from torchviz_cnn.training.watch import Watch, shown_columns, watched_layers
 
 ROOT = Path(__file__).parents[1]
 SHORT = Settings(epochs=2, batch_size=4, learning_rate=1e-3, steps=None, validation_steps=None)
@@ -671,6 +673,12 @@ def test_a_picture_is_watched_however_the_run_is_taken_up(train, tmp_path):
     assert strip.read_bytes() == before
 
 
+def test_layers_that_were_renamed_are_watched_too():
+    model = tvc.models.load("cat_dog_small")
+    tvc.rename(model, {"conv2d_1": "edges"})
+    assert watched_layers(model)[0] == "edges"
+
+
 def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):
     """Each column in a grey of its own, as wide as it is tall: the strip tells which they are."""
     seen = Watch(colour(), tmp_path)
@@ -692,6 +700,98 @@ def test_a_long_runs_strip_is_made_of_evenly_chosen_columns(tmp_path):
         steps = np.diff(shown)
         assert steps.max() - steps.min() <= 1
         assert steps.min() >= 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_gone_when_it_is_wanted_is_told_in_a_sentence(pets, tmp_path, workers):
+    from torchviz_cnn.training.folders import load
+
+    begin = start("cat_dog_small", 2)
+    pictures, held_out, _ = load(find(pets), begin.preprocess, memory=0)
+    for path in (pets / "train" / "cats").iterdir():
+        path.unlink()
+    settings = replace(SHORT, workers=workers)
+    with pytest.raises(tvc.InputError) as told:
+        fit(begin, ("cats", "dogs"), pictures, held_out, tmp_path / "run", settings)
+    assert re.fullmatch(r"there is no file '.*train/cats/\d\.png'", str(told.value))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "sentence"),
+    [
+        (("a", "b"), (0, 1, 2), "a picture to train on is of class 2; classes go from 0 to 1"),
+        (
+            ("a", "b", "c"),
+            (0, -1, 1),
+            "a picture to train on is of class -1; classes go from 0 to 2",
+        ),
+        (("a",), (0, 0, 0), "two classes or more are needed to tell apart, and one is named"),
+    ],
+)
+def test_pictures_of_other_classes_are_refused(tmp_path, classes, labels, sentence):
+    """One sigmoid would learn class 2 as something beyond certainty, and say nothing."""
+    pictures = replace(noise(3), labels=torch.tensor(labels))
+    begin = start("cat_dog_small", len(classes))
+    with pytest.raises(tvc.InputError, match=sentence):
+        fit(begin, classes, pictures, noise(2, len(classes)), tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number, 1 or more, not 1.5"),
+        ({"steps": "3"}, "steps must be a whole number, 1 or more, not '3'"),
+        ({"batch_size": 0}, "batch size must be a whole number, 1 or more, not 0"),
+        ({"patience": True}, "patience must be a whole number, 1 or more, not True"),
+        ({"seed": 0.5}, "seed must be a whole number, 0 or more, not 0.5"),
+        ({"workers": -1}, "workers must be a whole number, 0 or more, not -1"),
+        ({"learning_rate": float("nan")}, "the learning rate must be above 0, not nan"),
+        ({"learning_rate": "fast"}, "the learning rate must be above 0, not 'fast'"),
+    ],
+)
+def test_settings_that_are_none(wish, sentence):
+    with pytest.raises(tvc.InputError, match=re.escape(sentence)):
+        Settings(**wish)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path):
+    settings = replace(
+        SHORT, epochs=np.int64(1), batch_size=np.int32(4), learning_rate=np.float32(0.5**10)
+    )
+    pictures = noise(4, 10, (1, 28, 28))
+    fit(mnist_start(), "0123456789", pictures, pictures, tmp_path / "run", settings)
+    kept = checkpoints.describe(tmp_path / "run" / "last.safetensors").about["settings"]
+    assert (kept["batch_size"], kept["learning_rate"]) == (4, 0.5**10)
+
+
+def test_of_a_class_without_a_picture_its_own_picture_is_told(pets):
+    from torchviz_cnn.training.folders import load
+
+    for path in (pets / "train" / "cats").iterdir():
+        path.write_bytes(b"x")
+    (pets / "train" / "dogs" / "letter.png").write_text("Dear dog")
+    begin = start("cat_dog_small", 2)
+    with pytest.raises(tvc.InputError) as told:
+        load(find(pets), begin.preprocess)
+    assert "class 'cats' to train on can be read; '" in str(told.value)
+    assert "train/cats/" in str(told.value)
+    assert "letter" not in str(told.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_accuracy_leaves_every_layer_in_its_mode(channels):
+    """Its owner trains a network whose batch norm stays as it was; then pictures do not fit it."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
+    net.train()[1].eval()
+    images, labels = torch.randn(4, channels, 8, 8), torch.zeros(4, dtype=torch.long)
+    wanted = [module.training for module in net.modules()]
+    with nullcontext() if channels == 1 else pytest.raises(RuntimeError):
+        right = accuracy(net, images, labels)
+    assert [module.training for module in net.modules()] == wanted
+    if channels == 1:
+        with torch.no_grad():
+            assert right == float((net.eval()(images).argmax(1) == labels).float().mean())
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_what_was_good(tmp_path):
@@ -863,6 +963,32 @@ def test_folders_that_cannot_be_trained_on(train, pets, spoil, sentence, monkeyp
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("parts", [("training_set", "test_set"), ("Training", "val", "test")])
+def test_parts_of_the_pictures_are_not_taken_for_classes(train, pets, parts):
+    """The folders of cats and dogs would be two classes, each with cats and dogs in it."""
+    other = pets.with_name("other")
+    for part in parts:
+        shutil.copytree(pets / "train", other / part)
+    code, _, err = train("cat-dog", "--data", other, *QUICK, "--out", "run")
+    assert code == 2
+    assert f"{parts[1]!r}" in err
+    assert "which are no classes; call the two to train and to validate on train and" in err
+    (other / parts[0]).rename(other / "Train")
+    (other / parts[1]).rename(other / "Bus")
+    assert set(find(other).classes) == {"Train", "Bus", *parts[2:]}  # vehicles, in folders of years
+
+
+def test_folders_may_be_written_with_capitals(pets):
+    wanted = find(pets)
+    (pets / "train").rename(pets / "Train")
+    (pets / "validation").rename(pets / "Validation")
+    found = find(pets)
+    assert (found.classes, found.notes) == (("cats", "dogs"), ())
+    assert [len(found.train), len(found.validation)] == [
+        *(len(wanted.train), len(wanted.validation))
+    ]
+
+
 def test_one_folder_is_split_by_the_seed_and_nothing_is_on_both_sides(pets):
     found = find(pets / "train", 0.34, seed=1)
     again = find(pets / "train", 0.34, seed=1)
@@ -1023,6 +1149,12 @@ def test_frozen_weights_stay_and_the_new_last_layer_is_trained(pets, tmp_path):
         start("resnet18", 2, freeze=True)
     with pytest.raises(tvc.InputError, match="none of the weights"):
         start("squeezenet1_1", 2, weights=str(tmp_path / "given.pth"), input_size=(3, 64, 64))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_weights_that_nobody_published_are_not_made_up(freeze):
+    with pytest.raises(tvc.InputError, match="cat_dog_small has no published weights"):
+        start("cat_dog_small", 2, weights="default", freeze=freeze)
 
 
 def test_weights_from_a_file_keep_their_scaling_of_pictures(tmp_path, monkeypatch):

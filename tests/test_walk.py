@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.nn.utils.prune import random_unstructured
 from torchvision.ops import Permute
 
 import torchviz_cnn as tvc
@@ -133,6 +134,9 @@ def test_kinds_of_steps_and_what_reached_them():
     seen = tvc.walk(net, x)
     kinds = "convolution normalisation activation pooling dropout flatten dense activation"
     assert [step.kind for step in seen] == kinds.split()
+    assert [each in seen for each in ("drop", seen[0], "dropped", 0)] == [True, True, False, False]
+    with pytest.raises(InputError, match="the walk has no step 'dropped'; its steps are conv, bn"):
+        seen["dropped"]
     values = x
     for name, part in net.named_children():
         if seen[name].before is not None:
@@ -894,6 +898,38 @@ def test_filters_of_a_transposed_convolution_are_those_it_adds_with(groups, give
             mine = out // (made // groups) == group
             wanted = weight[out, inside] if mine else torch.zeros(3, 3, dtype=torch.float64)
             torch.testing.assert_close(painted[out], wanted)
+
+
+def test_looking_at_filters_changes_nothing_of_a_network_in_training():
+    """In training mode, to read a weight of spectral norm's is to take a step of its iteration."""
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = tvc.filters(net, "0")
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert net[0].training
+    assert torch.equal(found.weight, net.eval()[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("way", ["weight_norm", "spectral_norm", "prune"])
+def test_filters_are_those_of_the_weights_that_were_loaded_last(way):
+    """Torch's older ways compute the weight in a hook, when the network runs next."""
+
+    def made():
+        convolution = nn.Conv2d(2, 3, 3, bias=False)
+        if way == "prune":
+            return nn.Sequential(random_unstructured(convolution, "weight", 0.5))
+        return nn.Sequential(getattr(nn.utils, way)(convolution))
+
+    net, x = made(), torch.randn(1, 2, 3, 3)
+    net.load_state_dict(made().state_dict())
+    before = net[0].weight
+    found = tvc.filters(net, "0").weight
+    assert net[0].weight is before
+    wanted = net.eval()(x).flatten()
+    assert not torch.allclose(before.flatten(1) @ x.flatten(), wanted)
+    torch.testing.assert_close(found.flatten(1) @ x.flatten(), wanted)
 
 
 def test_which_layers_have_filters():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable, is_whole
 from torchviz_cnn.inputs import blank, checked_size
 from torchviz_cnn.naming import Layer, known, module_of, resolve, resolve_one, split_call
 from torchviz_cnn.places import Place
@@ -156,7 +155,7 @@ def _is_cell(cell: Any) -> bool:
     """Whether it is two whole numbers."""
     if isinstance(cell, str) or not hasattr(cell, "__len__") or len(cell) != 2:
         return False
-    return all(isinstance(n, Integral) and not isinstance(n, bool) for n in cell)
+    return all(map(is_whole, cell))
 
 
 def receptive_field(
@@ -222,8 +221,10 @@ def _field(
     if not runs:
         raise InputError(f"the layer {name!r} does not run in eval mode")
     shape = runs[-1].shape or ()
-    cells = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
     place = runs[-1].place
+    # Others than (N, C, h, w) are without a channel axis, or have one of depth.
+    maps = len(shape) == 4 or (len(shape) > 2 and place is not None)
+    cells = (shape[-2], shape[-1]) if maps else (1, 1)
     if cells == (1, 1) and place is None:
         place = Place(extent=(math.inf, math.inf))
     if place is None:

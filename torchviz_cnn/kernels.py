@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from torchviz_cnn import render
 from torchviz_cnn.errors import InputError, check_counts
-from torchviz_cnn.guard import check_ready
+from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.naming import (
     display_name,
     is_glob,
@@ -157,10 +157,9 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
         (torch.Size([32, 3, 3, 3]), torch.Size([32]), 'RGB')
     """
     module = module_of(model)
-    check_ready(module)
     chosen = resolve_one(module, layer, weights=True)
     convolution = _convolution(module, chosen.module, chosen.name)
-    with torch.no_grad():
+    with undisturbed(module), _as_computed(convolution):
         weight = convolution.weight.detach().clone()
         if convolution.transposed:
             groups, (given, made) = convolution.groups, weight.shape[:2]
@@ -179,6 +178,23 @@ def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:
     own_name = {child: name for name, child in module.named_modules()}[convolution]
     norm = merged_norm(module, own_name)
     return Filters(chosen.name, weight, bias, convolution.groups, norm)
+
+
+@contextmanager
+def _as_computed(convolution: nn.Module) -> Iterator[None]:
+    """Let ``weight`` be what the next forward pass computes with.
+
+    Torch's older ways to normalise and prune weights compute it only then, in a hook: until then it
+    may be of the weights before these were loaded.
+    """
+    before = dict(vars(convolution))
+    try:
+        for hook in convolution._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                hook(convolution, ())
+        yield
+    finally:
+        vars(convolution).update(before)
 
 
 def convolutions(model: nn.Module | Model, layer: str) -> list[str]:

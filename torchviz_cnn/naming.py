@@ -17,7 +17,7 @@ from torch import nn
 
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.guard import unwrap
-from torchviz_cnn.words import some
+from torchviz_cnn.words import a, some
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -136,7 +136,7 @@ def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
         names: what a layer is called now -> what it shall be called.
 
     Raises:
-        InputError: for a name no layer has, or a new name another layer has.
+        InputError: for a name no layer has, a new name another layer has, or what is no name.
 
     Example:
         >>> import torch.nn as nn, torchviz_cnn as tvc
@@ -146,9 +146,18 @@ def rename(model: nn.Module | Model, names: Mapping[str, str]) -> None:
         ['edges', '1']
     """
     module = module_of(model)
+    if not isinstance(names, Mapping):
+        raise InputError(
+            "names are given as a dictionary, from what a layer is called to what it shall be "
+            f"called, not as {a(type(names).__name__)}"
+        )
     originals = {name for name, _ in module.named_modules() if name}
     updated = dict(aliases(module))
     for old, new in names.items():
+        if not (isinstance(old, str) and isinstance(new, str)):
+            raise InputError(
+                f"a layer's name is a string, not {new if isinstance(old, str) else old!r}"
+            )
         original = original_name(module, old)
         if not new or any(character in new for character in "@*?[]") or new != new.strip():
             raise InputError(
@@ -250,7 +259,7 @@ def is_glob(module: nn.Module, text: str) -> bool:
     (False, True, False, True)
     """
     base, call = split_call(module, text)
-    return call is None or _has_wildcard(base)
+    return call is None or (_has_wildcard(base) and not _reaches_module(module, base))
 
 
 def _has_wildcard(name: str) -> bool:
@@ -268,7 +277,8 @@ def resolve(
     Args:
         module: an unwrapped network.
         spec: a name, alias, glob or module, or several of them. A glob (``*``, ``?``, ``[…]``)
-            is matched against names and aliases and means first calls, unless it says ``@``.
+            is matched against names and aliases and means first calls, unless it says ``@``; what
+            is itself a layer's name means that layer.
         weights: whether the layers' weights are asked for, which are there of layers too whose
             output an imported network does not have.
 
@@ -281,7 +291,7 @@ def resolve(
         >>> [layer.name for layer in resolve(net, "*")]
         ['0', '1']
     """
-    if isinstance(spec, str | nn.Module):
+    if isinstance(spec, str | nn.Module) or not isinstance(spec, Iterable):
         spec = [spec]
     unavailable = {} if weights else unavailable_layers(module)
     found: dict[tuple[str, int | None], Layer] = {}
@@ -294,7 +304,7 @@ def resolve(
         if not isinstance(one, str):
             raise InputError(f"a layer is named by a string or a module, not by {one!r}")
         base, call = split_call(module, one)
-        if _has_wildcard(base):
+        if _has_wildcard(base) and not _reaches_module(module, base):
             hits = [
                 (name, child)
                 for name, child in module.named_modules()

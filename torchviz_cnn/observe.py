@@ -38,6 +38,12 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
+class NotSeen(InputError, KeyError):  # noqa: N818 - it is a finding about a pass
+    """Nothing was seen by that name. A ``KeyError`` too: ``in`` and ``get`` ask for nothing else."""
+
+    __str__ = Exception.__str__  # KeyError's puts the sentence in quotes
+
+
 class _Kept:
     """A layer's output and, once a backward pass has run, its gradient."""
 
@@ -55,11 +61,11 @@ class Gradients(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         kept = self._observation._find(name)
         if not self._observation._wanted:
-            raise InputError(
+            raise NotSeen(
                 "gradients were not asked for; use capture(model, layers, gradients=True)"
             )
         if kept.gradient is None:
-            raise InputError(
+            raise NotSeen(
                 f"no gradient has come back to {name!r}: call backward() on a score computed "
                 "inside the block, with gradients enabled, that depends on this layer"
             )
@@ -96,11 +102,14 @@ class Observation(Mapping[str, Tensor]):
     def _find(self, name: str) -> _Kept:
         if name in self._kept:
             return self._kept[name]
-        wanted = self._normal(name)
+        try:
+            wanted = self._normal(name)
+        except InputError as error:
+            raise NotSeen(str(error), typed=error.typed) from None
         for key, kept in self._kept.items():  # asked for by the other of its two names
             if self._normal(key) == wanted:
                 return kept
-        raise InputError(
+        raise NotSeen(
             f"nothing was seen of {name!r}: it was not among the layers asked for, or did not run "
             f"in this block"
         )
@@ -145,20 +154,36 @@ class _Hooks:
         # the very tensor its last child returned, and needs no second copy.
         self.last: tuple[ReferenceType[Tensor], int, _Kept] | None = None
         self.layers = layers
+        self.within = -1  # the backward pass that the forward pass is a part of
 
     def attach(self, root: nn.Module) -> list[Any]:
         handles: list[Any] = [root.register_forward_pre_hook(self.restart)]
         handles += [m.register_forward_hook(self.look) for m in self.by_module]
         return handles
 
+    def is_recomputed(self) -> bool:
+        """Whether a checkpointed part runs once more, in the backward pass of what was seen of it.
+
+        A network that ran without a graph at first is seen anew: its gradients come from there.
+        """
+        if torch._C._current_graph_task_id() in (-1, self.within):
+            return False
+        with_graph = (kept.tensor.requires_grad for kept in self.seen._kept.values())
+        return not self.seen._wanted or any(with_graph)
+
     def restart(self, *_: object) -> None:
         """A new forward pass of the whole network: calls are counted from the beginning."""
+        if self.is_recomputed():
+            return
+        self.within = torch._C._current_graph_task_id()
         self.calls = dict.fromkeys(self.by_module, 0)
         self.pending = {(layer.name, layer.call) for layer in self.layers}
         self.last = None
         self.seen._kept.clear()
 
-    def look(self, module: nn.Module, _inputs: object, output: object) -> object:
+    def look(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> object:
+        if self.is_recomputed():
+            return None
         call = self.calls.get(module, 0)
         self.calls[module] = call + 1
         wanted = [layer for layer in self.by_module[module] if layer.call in (None, call)]
@@ -172,7 +197,7 @@ class _Hooks:
                     f"the layer {explicit[0]!r} puts out {a(type(output).__name__)}, not a tensor"
                 )
         else:
-            kept, handed_on = self.keep(tensor)
+            kept, handed_on = self.keep(tensor, inputs)
             for layer in wanted:
                 self.seen._kept[layer.key(call)] = kept
             if handed_on is not tensor:
@@ -182,7 +207,7 @@ class _Hooks:
             self.when_done()
         return replacement
 
-    def keep(self, tensor: Tensor) -> tuple[_Kept, Tensor]:
+    def keep(self, tensor: Tensor, inputs: tuple[Any, ...]) -> tuple[_Kept, Tensor]:
         """What to remember of an output, and what to hand downstream instead of it.
 
         An operation after the layer may write into its output (an in-place ReLU, ``out += skip``).
@@ -194,6 +219,10 @@ class _Hooks:
                 return kept, tensor
         if self.seen._wanted and torch.is_grad_enabled() and tensor.is_floating_point():
             own = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            # Others hold what the layer was given, or a parameter it puts out: they may write into
+            # it, and a hook on it would outlive the block.
+            if own is tensor and (tensor.is_leaf or _is_given(tensor, inputs)):
+                own = tensor.clone()
             kept, result = _Kept(own), own.clone()
             own.register_hook(_gradient_hook(kept))
         else:
@@ -203,6 +232,13 @@ class _Hooks:
         return kept, result
 
 
+def _is_given(output: Tensor, inputs: tuple[Any, ...]) -> bool:
+    """Whether a layer puts out what it was given, or a view of that, as dropout and flattening do."""
+    whole = output if output._base is None else output._base
+    given = [each for each in inputs if isinstance(each, Tensor)]
+    return any(whole is each or whole is each._base for each in given)
+
+
 def _gradient_hook(kept: _Kept) -> Callable[[Tensor], None]:
     # Weak: the graph owns this hook, and kept owns a tensor of the graph. A strong reference would
     # be a cycle through C++ that Python's collector cannot see, and every call would leak.
@@ -210,7 +246,8 @@ def _gradient_hook(kept: _Kept) -> Callable[[Tensor], None]:
 
     def remember(gradient: Tensor) -> None:
         if (target := weak()) is not None:
-            target.gradient = gradient.detach()
+            # Autograd may go on to add to the very tensor: it becomes the ``.grad`` of a leaf.
+            target.gradient = gradient.detach().clone()
 
     return remember
 
@@ -222,8 +259,10 @@ def capture(
     """Watch named layers while the block runs the network itself.
 
     The network is run, and differentiated, by the caller; its mode is left alone. Hooks end with
-    the block; ``backward()`` may also be called after it. Each forward pass of the whole network
-    replaces what was seen before. Compiled networks run eagerly inside the block, because hooks
+    the block; ``backward()`` may also be called after it. Each call of the network itself
+    replaces what was seen before; where only parts of it are called (``model.features(x)``,
+    ``model.forward(x)``), their runs count on from call to call. What a checkpointed part computes
+    again is no run. Compiled networks run eagerly inside the block, because hooks
     added after compiling are ignored.
 
     Args:

@@ -65,6 +65,7 @@ def _two(values: Any, default: float = 0) -> tuple[float, float]:
     values = list(values)
     if not values:
         return default, default
+    values = values[-2:]  # what goes before them is depth
     return (values[0], values[-1])
 
 
@@ -263,6 +264,8 @@ def _place_after(function: Any, given: dict[str, Any], out: Tensor) -> Place | N
     if packet is _ATEN.convolution:
         stride, padding, dilation = (given[name] for name in ("stride", "padding", "dilation"))
         kernel = given["weight"].shape[2:]
+        if len(kernel) == 1:  # rows taken for channels: they have no places any more
+            return None
         return _window(place, kernel, stride, padding, dilation, transposed=given["transposed"])
     if packet in (_ATEN.max_pool2d_with_indices, _ATEN.max_pool2d, _ATEN.avg_pool2d):
         kernel, stride, padding = (given[name] for name in ("kernel_size", "stride", "padding"))

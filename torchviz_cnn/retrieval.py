@@ -6,14 +6,15 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from torchviz_cnn.errors import InputError, check_counts
+from torchviz_cnn.errors import InputError, check_counts, is_whole
 from torchviz_cnn.fields import Box, Cell, ReceptiveField, receptive_field
 from torchviz_cnn.methods.examine import batch_of
 from torchviz_cnn.naming import module_of, resolve_one
@@ -119,6 +120,8 @@ def pictures_in(folder: str | Path) -> list[Path]:
         InputError: when the folder is not there, or there is no picture in it.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{str(folder)!r} is a file; name its folder, or give a list of files")
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}")
     known = Image.registered_extensions()
@@ -187,7 +190,7 @@ def patches(
         progress: show a progress bar in a terminal.
 
     Returns:
-        :class:`Patches`; a list of them, in the order asked for, where ``channel`` is a sequence.
+        :class:`Patches`; a list of them, in the order asked for, where several channels are given.
 
     Raises:
         InputError: for a layer or channel that is not there, a network that is no Model, a file
@@ -222,9 +225,7 @@ def patches(
     seen = receptive_field(model, f"{name.name}@{name.call or 0}")
     like = torch.empty(1, *model.input_size, device=model.device)
     number = batch_of(like, batch_size, cpu=8)
-    channels = list(channel) if isinstance(channel, Sequence) else [channel]
-    if not channels:
-        raise InputError("no channels were given")
+    channels = _channels(channel)
     skipped: list[tuple[Path, str]] = []
     ranks = [_Best(count) for _ in channels]
     looked_at = 0
@@ -255,7 +256,21 @@ def patches(
         )
         for each, best in zip(channels, ranks, strict=True)
     ]
-    return results if isinstance(channel, Sequence) else results[0]
+    return results if np.ndim(channel) else results[0]
+
+
+def _channels(wanted: Any) -> list[int]:
+    """One channel, or several in a sequence, an array or a tensor, as a list of numbers."""
+    found = wanted.tolist() if isinstance(wanted, Tensor | np.ndarray) else wanted
+    several = isinstance(found, Sequence) and not isinstance(found, str)
+    found = list(found) if several else [found]
+    if not found:
+        raise InputError("no channels were given")
+    if not all(map(is_whole, found)):
+        raise InputError(
+            f"a channel is a whole number, and several are a list of them, not {wanted!r}"
+        )
+    return [int(each) for each in found]
 
 
 class _Best:

@@ -204,6 +204,9 @@ class Walk(Sequence[Step]):
                 return step
         raise InputError(f"the walk has no step {key!r}; its steps are {', '.join(self.names)}")
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.names or any(step is key for step in self.steps)
+
     @property
     def names(self) -> list[str]:
         return [step.name for step in self.steps]

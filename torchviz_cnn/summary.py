@@ -86,6 +86,9 @@ class LayerTable(Sequence[LayerInfo]):
             + closest(key, (row.name for row in self._every.values()))
         )
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows or any(key in (name, row.name) for name, row in self._every.items())
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dictionaries, for ``json`` or ``pandas.DataFrame``."""
         return [asdict(row) for row in self.rows]

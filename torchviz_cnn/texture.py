@@ -13,6 +13,7 @@ from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.inputs import check_inputs
 from torchviz_cnn.naming import display_name, module_of, resolve, split_call
 from torchviz_cnn.observe import LayerChoice, activations
+from torchviz_cnn.passage import kind_of
 from torchviz_cnn.summary import is_row
 from torchviz_cnn.tracing import remembered
 
@@ -85,7 +86,7 @@ def style_layers(model: nn.Module | Model, inputs: Tensor) -> list[str]:
         last = number
         while last + 1 < len(runs) and runs[last + 1].shape == shape:
             follower = module.get_submodule(runs[last + 1].name)
-            if _convolves(follower) or not isinstance(follower, _FOLLOWERS):
+            if _convolves(follower) or kind_of(follower) not in ("activation", "normalisation"):
                 break
             last += 1
         earlier = sum(each.name == runs[last].name for each in runs[:last])
@@ -96,19 +97,6 @@ def style_layers(model: nn.Module | Model, inputs: Tensor) -> list[str]:
             "no convolution of this network puts out a map, so there is no style to compare"
         )
     return list(found.values())
-
-
-_FOLLOWERS = (
-    nn.BatchNorm2d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-)
 
 
 def _convolves(module: nn.Module) -> bool:
@@ -248,6 +236,8 @@ def style_distance(
     if layers is None:
         layers = style_layers(model, first)
     wanted = [layers] if isinstance(layers, str | nn.Module) else list(layers)
+    if not wanted:
+        raise InputError("no layers were named; leave layers out for those of style_layers")
     by_name = {layer.name for layer in resolve(module, wanted) if layer.explicit}
     widths = widths_of(module)
     seen = [

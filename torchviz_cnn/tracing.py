@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -232,15 +232,19 @@ def default_run(module: nn.Module, inputs: Tensor) -> Run:
     return trace.default
 
 
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size")
+_GEOMETRY = (
+    *("kernel_size", "stride", "padding", "dilation", "ceil_mode", "output_size"),
+    *("size", "scale_factor"),
+)
 
 
 def _identity(module: nn.Module) -> object:
     """What tells a module from another as far as sizes are concerned."""
     own = module.__dict__
-    if "kernel_size" in own or "output_size" in own:
-        return id(module), str([own.get(name) for name in _GEOMETRY])
-    return id(module)
+    itself = ref(module)  # no number: another may be given it when this one is gone
+    if "kernel_size" in own or "output_size" in own or "scale_factor" in own:
+        return itself, str([own.get(name) for name in _GEOMETRY])
+    return itself
 
 
 def _check_is_late(trace: Trace, index: int) -> None:

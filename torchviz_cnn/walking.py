@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_whole
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.head import run
 from torchviz_cnn.inputs import batch_axis_required, check_inputs, misfits_explained
@@ -141,8 +140,7 @@ def walk_through(
 
 def _position(index: Any, count: int) -> int:
     """Which of so many, counted from 0."""
-    whole_number = isinstance(index, Integral) and not isinstance(index, bool)
-    if not whole_number or not -count <= index < count:
+    if not is_whole(index) or not -count <= index < count:
         raise InputError(f"there is no picture {index!r}: {count} were given")
     return int(index) % count
 
@@ -199,7 +197,8 @@ def layers_to_walk(model: nn.Module | Model, input_size: Sequence[int] | None = 
     """The layers worth a picture each: all of a small network, the stages of a deep one.
 
     The stages are the network's own children; where one of them holds nine tenths of the
-    convolutions (``features``, ``backbone``), its children, and so on.
+    convolutions (``features``, ``backbone``), or does not run itself (``nn.ModuleList``), its
+    children, and so on.
 
     Args:
         model: any network.
@@ -218,8 +217,9 @@ def layers_to_walk(model: nn.Module | Model, input_size: Sequence[int] | None = 
         part = module.get_submodule(name)
         children = [f"{name}.{child}" for child, _ in part.named_children()]
         held = convolutions & set(part.modules())
-        if children and len(held) >= 0.9 * max(len(convolutions), 1):
+        # A list of modules does not run itself: its modules do.
+        if children and (not table[name].calls or len(held) >= 0.9 * max(len(convolutions), 1)):
             waiting = children + waiting
-        else:
+        elif table[name].calls:
             stages.append(name)
-    return [table[name].name for name in stages if table[name].calls]
+    return [table[name].name for name in stages]

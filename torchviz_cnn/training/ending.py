@@ -34,6 +34,8 @@ def ending_of(module: nn.Module, input_size: tuple[int, ...], classes: int) -> K
         InputError: when it does not: two classes take one output or two, more take one each; one
             alone must not come out of a ReLU.
     """
+    if classes < 2:
+        raise InputError("two classes or more are needed to tell apart, and one is named")
     output = _tried(module, input_size)
     outputs = 1 if head.is_single(output.logits) else output.logits.shape[1]
     fitting = (1, 2) if classes == 2 else (classes,)

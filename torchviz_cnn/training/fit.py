@@ -167,20 +167,17 @@ def fit(
 
     Raises:
         InputError: for a folder that holds another run, a network that does not fit the classes, a
-            precision or GPUs that cannot be had, fewer pictures than GPUs, a loss that is no longer
-            finite; when Lightning is not installed.
+            precision or GPUs that cannot be had, fewer pictures than GPUs or of other classes, a
+            picture that has gone since, a loss that is no longer finite; when Lightning is not
+            installed.
         CannotWrite: an ``OSError``, when the disk is full.
         KeyboardInterrupt: on Ctrl-C, once everything is put away.
     """
     settings, folder = settings or Settings(), Path(folder)
     device = torch.device(device)
     check_run(folder, resume, settings, device)
-    for part in (train, validation):
-        if len(part) < settings.devices:
-            raise InputError(
-                f"{settings.devices} devices cannot share {len(part)} pictures to "
-                f"{'train' if part is train else 'validate'} on; ask for fewer"
-            )
+    _check_pictures(train, "train", settings, classes)
+    _check_pictures(validation, "validate", settings, classes)
     settled = fingerprint(settings, start, classes, (train, validation))
     resumed = load_state(folder, settled) if resume else None
     keeper = _Keeper(folder, classes, settings, settled, tell, watch)
@@ -214,6 +211,23 @@ def fit(
         if not settings.is_over(recipe.history):
             _run(recipe, settings, device)
     return _outcome(folder, start, recipe.history)
+
+
+def _check_pictures(
+    pictures: Labelled, purpose: str, settings: Settings, classes: Sequence[str]
+) -> None:
+    """Refuse pictures that devices cannot share, or that are of none of the classes."""
+    if len(pictures) < settings.devices:
+        raise InputError(
+            f"{settings.devices} devices cannot share {len(pictures)} pictures to {purpose} on; ask "
+            "for fewer"
+        )
+    low, high = int(pictures.labels.min()), int(pictures.labels.max())
+    if low < 0 or high >= len(classes):
+        raise InputError(
+            f"a picture to {purpose} on is of class {low if low < 0 else high}; classes "
+            f"go from 0 to {len(classes) - 1}"
+        )
 
 
 def _recipe() -> type[Recipe]:
@@ -253,6 +267,12 @@ def _run(recipe: Recipe, settings: Settings, device: torch.device) -> None:
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(recipe)
+    except InputError as error:
+        # Of what went wrong in a process that reads pictures torch tells the whole traceback.
+        if not str(error).startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+            raise
+        sentence = str(error).rstrip().rpartition("\n")[2].partition(": ")[2]
+        raise InputError(sentence) from None
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit, and deaf to the next Ctrl-C.
         if not isinstance(error.__context__, KeyboardInterrupt):

@@ -8,6 +8,7 @@ what was decoded is kept, scaled, where it fits into memory.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ from torchviz_cnn.training.sets import Labelled, split
 from torchviz_cnn.words import counted
 
 HELD_OUT = ("validation", "val", "valid")
+# What folders are called that hold a part of the pictures each, and no class of them.
+_PART = re.compile(
+    r"(train(ing)?|test(ing)?|val(id(ation)?)?|eval(uation)?|dev)([ _-]?(set|data|images|pictures))?",
+    re.IGNORECASE,
+)
 KEPT = 2 << 30  # bytes of scaled pictures that are kept in memory
 
 
@@ -53,10 +59,14 @@ def find(folder: str | Path, share: float | None = None, seed: int = 0) -> Found
 
     Raises:
         InputError: when a folder is missing, may not be read, has fewer than two classes, or a
-            class without files.
+            class without files; when its folders are parts of the pictures by their names, and
+            other ones.
     """
     place = Path(folder)
     parts = {path.name: path for path in _folders(place)}
+    only_parts = all(map(_PART.fullmatch, parts))
+    if only_parts:  # in capitals as well; beside others a Train is one of them: of vehicles
+        parts = {name.lower(): path for name, path in parts.items()}
     divided = "train" in parts and bool(_folders(parts["train"]))  # else it is a class: of vehicles
     train = parts["train"] if divided else place
     held_out = next((parts[name] for name in HELD_OUT if divided and name in parts), None)
@@ -70,6 +80,11 @@ def find(folder: str | Path, share: float | None = None, seed: int = 0) -> Found
     share = 0.2 if share is None else share
     if not 0 < share < 1:
         raise InputError(f"--validation-share must lie between 0 and 1, not {share}")
+    if not divided and len(parts) > 1 and only_parts:
+        raise InputError(
+            f"{str(place)!r} holds {', '.join(repr(path.name) for path in parts.values())}, which "
+            "are no classes; call the two to train and to validate on train and validation"
+        )
     classes, files = _classes(train)
     own: list[tuple[Path, int]] = []
     held: list[tuple[Path, int]] = []
@@ -284,11 +299,12 @@ def load(
     for files, purpose in ((found.train, "train"), (found.validation, "validate")):
         loaded = open_all(files, preprocess, remarks, keep=keep, progress=progress)
         counts = torch.bincount(loaded.labels, minlength=len(found.classes)).tolist()
-        for name, count in zip(found.classes, counts, strict=True):
+        for index, (name, count) in enumerate(zip(found.classes, counts, strict=True)):
             if not count:
+                own = [repr(str(path)) for path, label in files if label == index]
+                reason = next(s for s in remarks.skipped if any(path in s for path in own))
                 raise InputError(
-                    f"none of the pictures of the class {name!r} to {purpose} on can be read; "
-                    + remarks.skipped[-1]
+                    f"none of the pictures of the class {name!r} to {purpose} on can be read; {reason}"
                 )
         sets.append(loaded)
     return sets[0], sets[1], remarks

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from torchviz_cnn import checkpoints
-from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.errors import InputError, closest, is_real, is_whole
 from torchviz_cnn.training.augment import Augmentation
 from torchviz_cnn.training.sets import Labelled
 from torchviz_cnn.training.start import Start
@@ -61,17 +61,24 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "steps", "validation_steps", "patience", "devices"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name.replace('_', ' ')} must be 1 or more, not {value}")
-        if self.workers < 0 or self.seed < 0:
-            raise InputError("workers and seed must not be negative")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"the learning rate must be above 0, not {self.learning_rate}")
+            if value is not None and not (is_whole(value) and value >= 1):
+                said = f"{name.replace('_', ' ')} must be a whole number, 1 or more"
+                raise InputError(f"{said}, not {value!r}")
+        for name in ("workers", "seed"):
+            value = getattr(self, name)
+            if not (is_whole(value) and value >= 0):
+                raise InputError(f"{name} must be a whole number, 0 or more, not {value!r}")
+        if not (is_real(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"the learning rate must be above 0, not {self.learning_rate!r}")
         if self.precision not in get_args(Precision):
             raise InputError(
                 f"there is no precision {self.precision!r}; choose {', '.join(get_args(Precision))}"
                 + closest(self.precision, get_args(Precision))
             )
+        for name, value in list(vars(self).items()):  # NumPy's numbers cannot be written as JSON
+            if is_real(value):
+                plain = int(value) if is_whole(value) else float(value)
+                object.__setattr__(self, name, plain)
         if self.batch_size % self.devices:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be shared evenly by {self.devices} devices"

@@ -83,7 +83,9 @@ def start(
     assumed: tuple[str, ...] = ()
     if given is not None:
         published = given == "default"
-        state = models.load(name).module.state_dict() if published else models.read_state(given)
+        # In so many words: left out, a network without published weights would have random ones.
+        whole = models.load(name, given).module if published else None
+        state = models.read_state(given) if whole is None else whole.state_dict()
         rescales, assumed = models.transforms_input(name, state, given)
         architecture = replace(architecture, transform_input=rescales)
     module = models.build(architecture, seed)

@@ -16,7 +16,7 @@ from torchviz_cnn.errors import InputError, NotApplicable
 from torchviz_cnn.files import write_atomically
 from torchviz_cnn.methods import grad_cam
 from torchviz_cnn.models import Model
-from torchviz_cnn.naming import module_of
+from torchviz_cnn.naming import module_of, resolve_one
 from torchviz_cnn.observe import activations
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.summary import layers
@@ -161,5 +161,5 @@ def watched_layers(model: Model) -> list[str]:
 
 
 def _has_convolution(model: Model, name: str) -> bool:
-    part = module_of(model).get_submodule(name)
+    part = resolve_one(module_of(model), name).module
     return any(isinstance(each, nn.Conv2d) for each in part.modules())
