@@ -203,6 +203,56 @@ def test_a_layers_output_is_the_last_tensor_that_others_read(tmp_path):
     assert found == {"conv2d": ["r"], "scale": ["out"]}
 
 
+@pytest.mark.parametrize("before", [3, 58, 59, 125])
+def test_so_it_is_wherever_in_the_file_the_layer_stands(tmp_path, before):
+    """A nested model, of which its fourth layer's output is read outside as well."""
+    chain = [f"net/act_{n}/Tanh" for n in range(before)]
+    chain += [f"net/base/inner_{n}/Sigmoid" for n in range(11)]
+    tensors = ["t", *(f"{name}:0" for name in chain)]
+    nodes = [node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2])]
+    nodes += [
+        node(name.rpartition("/")[2], given, made, name)
+        for name, given, made in zip(chain, tensors, tensors[1:], strict=False)
+    ]
+    last = "net/base/inner_10/Sigmoid:0"
+    nodes.append(node("Add", f"net/base/inner_3/Sigmoid:0 {last}", "out", "net/add/add"))
+    file = save(tmp_path / "n.onnx", nodes, {}, {"img": [None, 4, 5, 3]}, ["out"])
+    assert [call.tensor for call in output_tensors(read_model(file))["base"]] == [last]
+    assert converters.compare(file).passed
+
+
+@pytest.mark.parametrize("gate", ["dense", "convolution"])
+def test_a_gate_made_of_features_does_not_tell_how_the_maps_before_it_lie(tmp_path, gate):
+    """Squeeze and excite: means of maps (N, 3), reshaped to (N, 1, 1, 3) as Keras has them."""
+    rng = np.random.default_rng(2)
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net/conv2d/Conv2D", kernel_shape=[1, 1]),
+        node("Relu", "c:0", "r:0", "net/conv2d/Relu"),
+        node("ReduceMean", "r:0", "m:0", "net/mean/Mean", axes=[2, 3], keepdims=0),
+        node("MatMul", "m:0 d", "d:0", "net/dense/MatMul"),
+        node("Reshape", "d:0 s", "s:0", "net/reshape/Reshape"),
+        node("Transpose", "s:0", "u", "Transpose__2", perm=[0, 3, 1, 2]),
+        node("Conv", "u g", "g:0", "net/gate/Conv2D", kernel_shape=[1, 1]),
+        node("Mul", f"r:0 {'g:0' if gate == 'convolution' else 'u'}", "p:0", "net/multiply/mul"),
+        node("ReduceMean", "p:0", "out", "net/mean_1/Mean", axes=[2, 3], keepdims=0),
+    ]
+    if gate == "dense":
+        del nodes[7]
+    constants = {"k": rng.normal(size=(3, 2, 1, 1)), "d": rng.normal(size=(3, 3))}
+    constants |= {"g": rng.normal(size=(3, 3, 1, 1)), "s": [-1, 1, 1, 3]}
+    file = save(tmp_path / "n.onnx", nodes, constants, {"img": [None, 4, 5, 2]}, ["out"])
+    axes = tensor_axes(read_model(file))
+    assert {name: axes[name] for name in ("r:0", "s:0", "u", "p:0")} == {
+        "r:0": "channels first",
+        "s:0": "channels last",
+        "u": "channels first",
+        "p:0": "channels first",
+    }
+    result = converters.compare(file)
+    assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
+
+
 def test_a_shared_layer_has_a_row_for_each_call():
     result = converters.compare(DATA / "shared.k3export.onnx")
     names = [row.name for row in result.layers]
