@@ -409,6 +409,29 @@ def test_normalization_that_lost_its_numbers(tmp_path: Path) -> None:
         load_onnx(path)
 
 
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_length_that_some_exporters_write_for_an_open_one_is_open(
+    tmp_path: Path, length: int
+) -> None:
+    nodes = [TURN, *conv("net_1/conv2d_1", "t", "a", pads=[1, 1, 1, 1])]
+    nodes += [node("GlobalAveragePool", "a", "out", "net_1/pool_1/Mean")]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", "H", "W", 3]}, ["out"])
+    wanted = load_onnx(path)
+    model = onnx.load(path)
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[:3]:
+        dim.dim_value = length
+    onnx.save(model, path)
+    network = load_onnx(path)
+    assert network.source.input_size == wanted.source.input_size == (3, None, None)
+    x = torch.from_numpy(draw(2, 3, 6, 7).astype(np.float32))
+    assert torch.equal(network(x), wanted(x))
+    assert network.fixed_batch is None
+    assert tvc.models.load(str(path)).input_size == (3, 224, 224)
+    pytest.importorskip("onnxruntime")
+    assert converters.compare(path).passed
+
+
 def test_inputs_nobody_reads_are_dropped(tmp_path: Path) -> None:
     dead = "net_1/normalization_1/Sub/y:0"
     middle = node("Neg", "a", "out", "net_1/activation_1/Neg")
