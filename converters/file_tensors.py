@@ -24,6 +24,10 @@ _SPATIAL = frozenset(
         *("GlobalMaxPool", "LpPool", "MaxPool", "SpaceToDepth"),
     ]
 )
+# They hand on the numbers that they are given.
+_PASSING = frozenset(
+    ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"]
+)
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
@@ -134,6 +138,15 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
     return known
+
+
+def sigmoids(model: onnx.ModelProto) -> set[str]:
+    """Tensors that hold what a sigmoid put out."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid" or (node.op_type in _PASSING and node.input[0] in found):
+            found.update(node.output)
+    return found
 
 
 def fixed_tensors(model: onnx.ModelProto) -> set[str]:

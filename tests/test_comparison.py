@@ -132,6 +132,36 @@ def test_between_the_bounds_is_said_and_passes():
     assert 1e-4 < result.worst < 1e-3
 
 
+def sure_of_cats(path, logit):
+    """A network that is so sure of a picture that its sigmoid is next to nothing."""
+    nodes = [
+        node("ReduceMean", "img", "m:0", "net/mean/Mean", axes=[1, 2], keepdims=0),
+        node("MatMul", "m:0 k", "p:0", "net/dense/MatMul"),
+        node("Add", "p:0 b", "s:0", "net/dense/BiasAdd"),
+        node("Sigmoid", "s:0", "y:0", "net/dense/Sigmoid"),
+        node("Identity", "y:0", "out", "Identity"),
+    ]
+    constants = {"k": np.full((3, 1), 0.3), "b": np.array([logit])}
+    return save(path, nodes, constants, {"img": [None, 4, 5, 3]}, ["out"])
+
+
+@pytest.mark.parametrize("logit", [-60.0, -20.0, -14.0, -12.0, -10.0, 9.0, 30.0])
+def test_a_sigmoid_that_rounds_to_nothing_is_the_same(tmp_path, logit):
+    """onnxruntime's is 0 where torch's is 1e-9: both are right to the last bit beside 1."""
+    result = converters.compare(sure_of_cats(tmp_path / "n.onnx", logit))
+    assert [row.status for row in (*result.layers, *result.outputs)] == ["same"] * 3
+
+
+@pytest.mark.parametrize(("logit", "off"), [(-8.0, 0.5), (-6.0, 0.1), (-1.0, 0.01)])
+def test_a_small_sigmoid_that_is_wrong_differs(tmp_path, logit, off):
+    file = sure_of_cats(tmp_path / "n.onnx", logit)
+    network = converters.load_onnx(file)
+    with torch.no_grad():
+        network.dense.dense.bias.add_(off)
+    result = converters.compare(file, network=network)
+    assert [row.status for row in (*result.layers, *result.outputs)] == ["same"] + ["differs"] * 2
+
+
 def test_the_numbers_are_those_of_the_definition():
     """One dense layer, whose weights are doubled: the differences can be written down."""
     network = converters.load_onnx(DATA / "catdog.k3export.onnx")
