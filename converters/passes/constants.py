@@ -45,6 +45,8 @@ _AS_INPUTS = {  # operator -> attributes that later versions of it take as input
 def normalise_attributes(graph: Graph) -> None:
     """Settings that are attributes or constant inputs, depending on the version: attributes."""
     for node in graph.nodes:
+        if node.op == "Upsample":  # what Resize was called before version 10
+            node.op = "Resize"
         names = _AS_INPUTS.get(node.op, ())
         order = {"Pad": ("pads", "value", "axes")}
         for position, name in enumerate(order.get(node.op, names), start=1):

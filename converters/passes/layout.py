@@ -179,7 +179,7 @@ def _push(wires: Wires, node: Node, user: Node) -> bool:
         inputs = [name for name in turned if name is not None]
         axis = user.attributes.get("axis", -1)
         user.attributes = {**user.attributes, "axis": perm[axis % len(perm)]}
-    elif user.op == "Pad" and "pads" in user.attributes and "axes" not in user.attributes:
+    elif user.op == "Pad" and "axes" not in user.attributes and len(user.inputs) == 1:
         pads, rank = user.attributes["pads"], len(perm)
         begin, end = pads[:rank], pads[rank:]
         where = _inverse(perm)
