@@ -401,6 +401,69 @@ def test_broken_exports_say_what_to_do(
     assert "\n" not in sentence
 
 
+def before_a(last: onnx.NodeProto, path: Path, opset: int, *, on: bool) -> Path:
+    """A convolution before an operator that may be given ``on``."""
+    constants = dict.fromkeys(["g", "b", "m", "v"], np.ones(4)) | {"half": np.float32(0.5)}
+    constants |= weights("net_1/conv2d_1", 3, 4)
+    nodes = [TURN, *conv("net_1/conv2d_1", "t", "a"), last]
+    save(path, nodes, constants, {"img": ["N", 8, 8, 3]}, ["out"], opset=opset)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(on), "on"))
+    onnx.save(model, path)
+    return path
+
+
+BATCH = "a g b m v"
+WHILE_TRAINING = {
+    "normalised by the batch": (
+        node("BatchNormalization", BATCH, "out mean var", "net_1/bn_1/Norm", training_mode=1), 15,
+    ),
+    "normalised by the batch, as it was before": (
+        node("BatchNormalization", BATCH, "out mean var sm sv", "net_1/bn_1/Norm"), 9,
+    ),
+    "dropped at random": (node("Dropout", "a half on", "out", "net_1/bn_1/dropout"), 15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHILE_TRAINING)
+def test_a_layer_that_works_as_while_training_is_refused(tmp_path: Path, name: str) -> None:
+    operator, opset = WHILE_TRAINING[name]
+    path = before_a(operator, tmp_path / "n.onnx", opset, on=True)
+    with pytest.raises(tvc.InputError, match=r"'bn' works as while training.*for inference"):
+        load_onnx(path)
+
+
+def test_a_dropout_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    operator, opset = WHILE_TRAINING["dropped at random"]
+    network = load_onnx(before_a(operator, tmp_path / "n.onnx", opset, on=False))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(network(x), tvc.activations(network, x, "conv2d")["conv2d"])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("QuantizeLinear", "a s z", "q", "net_1/quant_1/Quantize"),
+         node("DequantizeLinear", "q s z", "out", "net_1/quant_1/Dequantize")],
+        [node("DequantizeLinear", "w8 s z", "w", "net_1/quant_1/Dequantize"),
+         node("Conv", "a w", "out", "net_1/conv2d_1_2/convolution")],
+        [node("DynamicQuantizeLinear", "a", "q qs qz", "net_1/quant_1/Quantize"),
+         node("DequantizeLinear", "q qs qz", "out")],
+    ],
+)  # fmt: skip
+def test_a_quantised_file_is_refused(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = weights("net_1/conv2d_1", 3, 4) | {"s": np.float32(0.1)}
+    path = tmp_path / "n.onnx"
+    before = [TURN, *conv("net_1/conv2d_1", "t", "a")]
+    save(path, [*before, *nodes], constants, {"img": ["N", 8, 8, 3]}, ["out"])
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(128), "z"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 4, 1, 1), np.uint8), "w8"))
+    onnx.save(model, path)
+    with pytest.raises(tvc.InputError, match=r"'quant' is quantised.*before it was quantised"):
+        load_onnx(path)
+
+
 def test_normalization_that_lost_its_numbers(tmp_path: Path) -> None:
     lost = "net_1/normalization_1/Sub/y:0"
     middle = node("Sub", f"a {lost}", "out", "net_1/normalization_1/Sub")
