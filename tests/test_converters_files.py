@@ -830,6 +830,44 @@ def test_a_cast_of_floats_to_floats_is_none(tmp_path: Path, kind: int) -> None:
     assert [name for name, _ in network.named_children()] == ["relu_1", "exp_1"]
 
 
+def mixed_precision(path: Path) -> Path:
+    """As Keras' ``mixed_float16``: convolutions in half precision, a batch norm in single."""
+    first, norm, second = (f"net_1/{name}_1" for name in ("conv2d", "bn", "conv2d_1"))
+    nodes = [
+        node("Cast", "img", "h", "net_1/cast_1/Cast", to=10),
+        node("Transpose", "h", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k1", "c", f"{first}/convolution", kernel_shape=[3, 3]),
+        node("Relu", "c", "r", f"{first}/Relu"),
+        node("Cast", "r", "rf", f"{norm}/Cast", to=1),
+        node("Mul", "rf s", "m", f"{norm}/batchnorm/mul_1"),
+        node("Add", "m o", "a", f"{norm}/batchnorm/add_1"),
+        node("Cast", "a", "ah", f"{norm}/Cast_1", to=10),
+        node("Conv", "ah k2", "d", f"{second}/convolution", kernel_shape=[1, 1]),
+        node("Cast", "d", "out", "net_1/cast_1_1/Cast", to=1),
+    ]
+    constants = {"k1": draw(4, 3, 3, 3), "k2": draw(2, 4, 1, 1, seed=1)}
+    constants |= {"s": draw(1, 4, 1, 1, seed=2), "o": draw(1, 4, 1, 1, seed=3)}
+    save(path, nodes, constants, {"img": ["N", 7, 8, 3]}, ["out"])
+    model = onnx.load(path)
+    for tensor in model.graph.initializer[:2]:
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_of_mixed_precision_is_a_network_of_one(tmp_path: Path) -> None:
+    path = mixed_precision(tmp_path / "n.onnx")
+    x, network, (expected,) = run(path, (2, 7, 8, 3), ["out"])
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert any("half and in single precision" in note for note in network.source.notes)
+    pictures = torch.from_numpy(x).movedim(-1, 1)
+    close(network(pictures), expected, 5e-3)
+    assert tvc.saliency(network, pictures, target=lambda y: y.sum((1, 2, 3))).values.any()
+    pytest.importorskip("onnxruntime")
+    assert converters.compare(path).passed
+
+
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:
     """TensorFlow's rule for padding="same", from its documentation."""
     reach = (kernel - 1) * dilation + 1

@@ -111,6 +111,29 @@ def drop_no_ops(graph: Graph) -> None:
     graph.nodes = kept
 
 
+def one_precision(graph: Graph) -> None:
+    """Where a file reckons in half and in single precision, the network does in single precision.
+
+    Keras' ``mixed_float16`` has convolutions in half and batch norms in single precision; without
+    the casts between (:func:`drop_no_ops`), their weights would not fit together.
+    """
+    reckoned = {name for node in graph.nodes if node.op != "Resize" for name in node.inputs}
+    kinds = {name: graph.constants[name].dtype for name in reckoned & graph.constants.keys()}
+    half = [name for name, kind in kinds.items() if kind == np.float16]
+    # A single number takes the precision of what it is reckoned with.
+    single = [n for n, kind in kinds.items() if kind == np.float32 and graph.constants[n].ndim]
+    if not half or not single:
+        return
+    for name in half:
+        graph.constants[name] = graph.constants[name].astype(np.float32)
+    for node in graph.nodes:
+        if node.op == "Cast" and node.attributes.get("to") == TensorProto.FLOAT16:
+            node.attributes["to"] = TensorProto.FLOAT
+    graph.notes.append(
+        "the file reckons in half and in single precision, the network in single precision alone"
+    )
+
+
 def fold_constants(graph: Graph) -> None:
     """Compute what depends on constants alone, as long as it does not take too much memory."""
     kept: list[Node] = []
