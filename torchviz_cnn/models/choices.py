@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -29,8 +29,9 @@ def choose_device(wish: str = "auto") -> torch.device:
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Class names from a file: one a line; a JSON list; or JSON as Keras has it for ImageNet,
-    ``{"0": ["n01440764", "tench"], …}``.
+    """Class names from a file: one a line; a JSON list; or JSON as Keras has it, for ImageNet
+    ``{"0": ["n01440764", "tench"], …}``, for folders of pictures (``class_indices``)
+    ``{"cats": 0, "dogs": 1}``.
 
     Raises:
         InputError: when the file is missing or holds something else.
@@ -41,7 +42,7 @@ def read_classes(path: str | Path) -> list[str]:
 def read_list(path: str | Path, what: str) -> list[str]:
     """Names from a file, as :func:`read_classes`; ``what`` they are is said of a file without."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows marks files as UTF-8
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise InputError(f"cannot read {what} from {str(path)!r}: {reason}") from None
@@ -49,11 +50,28 @@ def read_list(path: str | Path, what: str) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is broken JSON: {error}") from None
-    if isinstance(found, dict) and all(key.isdigit() for key in found):
-        found = [found[key] for key in sorted(found, key=int)]
+    if isinstance(found, dict):
+        found = _by_number(found)
+        if found is None:
+            raise InputError(
+                f"{str(path)!r} holds no list of {what}: a table must number all of them from 0 on, "
+                'like {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
+            )
     names = [each[-1] if isinstance(each, list) and each else each for each in found]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{str(path)!r} holds no list of {what}")
     return names
+
+
+def _by_number(table: dict[str, Any]) -> list[Any] | None:
+    """What a table numbers from 0 on, in order; ``None`` where it does not."""
+    if all(type(number) is int for number in table.values()):
+        numbered = {number: name for name, number in table.items()}
+    elif all(key.isdecimal() for key in table):
+        numbered = {int(key): name for key, name in table.items()}
+    else:
+        return None
+    whole = sorted(numbered) == list(range(len(table)))
+    return [numbered[number] for number in range(len(table))] if whole else None
