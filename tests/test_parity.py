@@ -116,6 +116,19 @@ def test_one_picture_is_asked_for():
         compare_explanations(DATA / "tiny.k3export.onnx", network, two)
 
 
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"directions": 0}, "directions must be a whole number of at least 1, not 0"),
+        ({"layer": "conv2d*"}, r"layer must name one layer, and 'conv2d\*' names \d"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence(wish, words):
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    with pytest.raises(tvc.InputError, match=words):
+        compare_explanations(DATA / "catdog.k3export.onnx", network, picture(network), **wish)
+
+
 @pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_really_trained_networks_agree_with_their_files(name):
