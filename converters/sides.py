@@ -28,6 +28,8 @@ def network_inputs(
         given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         if len(given) != len(source.inputs) or not all(isinstance(x, Tensor) for x in given):
             raise InputError(f"the network takes {len(source.inputs)} tensors, not {len(given)}")
+        if any(x.ndim and not len(x) for x in given):
+            raise InputError("there is nothing to compare on: give at least one picture")
         return [x.detach().float().cpu() for x in given]
     if len(source.inputs) != 1:
         raise InputError(

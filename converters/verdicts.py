@@ -143,9 +143,10 @@ class Comparison:
         elif first.relative is None:
             head = f"{self.file}: the layer {first.name!r} ({first.type}) is {first.status}"
         else:
+            what = "differs" if first.status == "differs" else f"is only {first.status}"
             head = (
-                f"{self.file}: the first layer that differs is {first.name!r} ({first.type}), by "
-                f"{first.relative:.1e} of its largest value"
+                f"{self.file}: the first layer that {what} is {first.name!r} ({first.type}), by "
+                f"{first.relative:.1e} of its largest value{self._what_fails(first)}"
             )
         titles = _TITLES
         rows = [_cells(row) for row in (*self.layers, *self.outputs)]
@@ -164,6 +165,16 @@ class Comparison:
             if number in (0, len(self.layers)):
                 lines.append("─" * min(width, sum(widths) + 2 * (len(widths) - 1)))
         return "\n".join(lines)
+
+    def _what_fails(self, first: LayerComparison) -> str:
+        """Behind a layer that is nearly the same: whether one differs, and which."""
+        rows = (*self.layers, *self.outputs)
+        failing = next((row for row in rows if row.status in _FAILING), None)
+        if failing is first:
+            return ""
+        if failing is None:
+            return "; none differs"
+        return f"; {failing.name!r} {'' if failing.status == 'differs' else 'is '}{failing.status}"
 
     def _of_bounds(self) -> Iterator[str]:
         if self.bounds != SINGLE:

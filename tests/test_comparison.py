@@ -129,7 +129,27 @@ def test_between_the_bounds_is_said_and_passes():
     result = spoilt(lambda network: first_kernel(network, name).mul_(1 + 4e-4))
     assert result.first_difference.status == "nearly the same"
     assert result.passed
+    head = str(result).splitlines()[0]
+    assert f"the first layer that is only nearly the same is '{name}'" in head
+    assert head.endswith("; none differs")
     assert 1e-4 < result.worst < 1e-3
+
+
+def test_a_layer_that_is_nearly_the_same_does_not_hide_one_that_differs():
+    def change(network):
+        first_kernel(network, CONVOLUTIONS[0]).mul_(1 + 4e-4)
+        first_kernel(network, CONVOLUTIONS[1]).mul_(1.5)
+
+    head = str(spoilt(change)).splitlines()[0]
+    assert f"only nearly the same is '{CONVOLUTIONS[0]}'" in head
+    assert head.endswith(f"; '{CONVOLUTIONS[1]}' differs")
+
+
+def test_no_picture_proves_nothing():
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    none = torch.zeros((0, *network.source.input_size))
+    with pytest.raises(tvc.InputError, match="give at least one picture"):
+        converters.compare(DATA / "catdog.k3export.onnx", network=network, inputs=none)
 
 
 def sure_of_cats(path, logit):
