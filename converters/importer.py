@@ -350,7 +350,7 @@ def _listed_by_keras(graph: Graph, keras: KerasModel, matched: Matched | None) -
         return add_listed(graph, keras.names, keras.kinds, idle, called=keras.source)
     names, at = list(keras.names), 0
     for node in graph.nodes:
-        name = node.owner.path[0] if node.owner is not None else names[at]
+        name = node.owner.path[0] if node.owner is not None and node.owner.path else names[at]
         if name not in names:
             names.insert(at + 1, name)
         at = names.index(name)

@@ -303,6 +303,26 @@ def test_a_gate_made_of_features_does_not_tell_how_the_maps_before_it_lie(tmp_pa
     assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
 
 
+@pytest.mark.parametrize("ending", ["out", "turned"])
+def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(tmp_path, ending):
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net/conv2d/Conv2D", kernel_shape=[1, 1]),
+        node("Relu", "c:0", "r:0", "net/conv2d/Relu"),
+        node("Transpose", "r:0", ending, "Transpose__2", perm=[0, 2, 3, 1]),
+        node("Identity", ending, "out", "Identity"),
+    ]
+    constants = {"k": np.random.default_rng(3).normal(size=(2, 3, 1, 1))}
+    kept = nodes if ending == "turned" else nodes[:-1]
+    file = save(tmp_path / "n.onnx", kept, constants, {"img": [None, 4, 5, 3]}, ["out"])
+    for layout in ("NCHW", "as_exported"):
+        network = converters.load_onnx(file, input_layout=layout)
+        assert [record.name for record in network.source.layers] == ["conv2d"]
+        assert network.source.layers[0].output_shape == (2, 4, 5)
+        result = converters.compare(file, network=network)
+        assert [row.status for row in (*result.layers, *result.outputs)] == ["same", "same"]
+
+
 def test_a_shared_layer_has_a_row_for_each_call():
     result = converters.compare(DATA / "shared.k3export.onnx")
     names = [row.name for row in result.layers]
