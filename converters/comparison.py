@@ -14,13 +14,7 @@ from typing import Any
 import onnx
 from torch import Tensor
 
-from converters.file_tensors import (
-    FileTensor,
-    fixed_tensors,
-    members_of,
-    sigmoids,
-    tensor_axes,
-)
+from converters.file_tensors import Axes, FileTensor, fixed_tensors, members_of, sigmoids
 from converters.graph import Array
 from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
 from converters.kinds import kind_by_name
@@ -30,7 +24,6 @@ from converters.sides import (
     as_in_file,
     as_in_network,
     bounds_for,
-    inputs_left,
     network_inputs,
     places_of,
     run_network,
@@ -120,7 +113,7 @@ def compare(
         reference=f"onnxruntime {runtime().__version__}",
         images=len(given[0]),
         layers=tuple(rows),
-        outputs=tuple(_compare_outputs(network, model, results, found, bounds, saturating)),
+        outputs=tuple(_compare_outputs(network, results, found, bounds, saturating)),
         notes=tuple(source.notes),
         bounds=bounds,
     )
@@ -154,16 +147,16 @@ def _compare_layer(
 
 def _compare_outputs(
     network: ImportedNetwork,
-    model: onnx.ModelProto,
     results: Sequence[Tensor],
     found: Mapping[str, Array],
     bounds: Bounds,
     saturating: Container[str],
 ) -> list[LayerComparison]:
-    axes = tensor_axes(model, inputs_left(network))
+    turned = network.source.turned_outputs
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
-        theirs = as_in_network(network, found, FileTensor(name, axes[name]))
+        axes: Axes = "channels last" if name in turned else "channels first"
+        theirs = as_in_network(network, found, FileTensor(name, axes))
         ours = result.numpy()
         rows.append(
             beside(f"output {name}", "output", ours, theirs, bounds, sigmoid=name in saturating)

@@ -64,6 +64,7 @@ class Graph:
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
         learnt: constants that a layer learns, and that the file does not call so.
         batch: the only number of pictures that an operator can reshape; ``None`` for any number.
+        turned: places of outputs that come channels first, and in the file channels last.
     """
 
     nodes: list[Node]
@@ -78,6 +79,7 @@ class Graph:
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     learnt: set[str] = field(default_factory=set)
     batch: int | None = None
+    turned: list[int] = field(default_factory=list)
     _made: int = 0
 
     def fresh(self, stem: str) -> str:

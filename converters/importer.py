@@ -75,6 +75,7 @@ class Source:
         names_in_file: whether the file itself names its layers.
         turned: those of the inputs that the file is given as ``(N, H, W, C)`` and the network as
             ``(N, C, H, W)``.
+        turned_outputs: likewise, of the outputs.
     """
 
     file: str
@@ -88,6 +89,7 @@ class Source:
     notes: tuple[str, ...]
     names_in_file: bool = True
     turned: tuple[str, ...] = ()
+    turned_outputs: tuple[str, ...] = ()
 
 
 def load_onnx(
@@ -195,6 +197,7 @@ def load_onnx(
         notes=(*graph.notes, *([unused] if unused else [])),
         names_in_file=names.style != "nameless",
         turned=turned,
+        turned_outputs=tuple(model.graph.output[place].name for place in graph.turned),
     )
     return network.eval()
 

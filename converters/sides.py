@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from converters.file_tensors import FileTensor, output_tensors, tensor_axes
+from converters.file_tensors import FileTensor, output_tensors
 from converters.graph import Array
 from converters.verdicts import HALF, SINGLE, Bounds
 from converters.wiring import ImportedNetwork
@@ -62,16 +62,15 @@ def places_of(model: onnx.ModelProto, network: ImportedNetwork) -> dict[str, lis
     """For each layer the tensors that it puts out in the file, one for each call.
 
     A file without names has the importer's word for where its layers end, as far as their outputs
-    still bear the file's names.
+    still bear the file's names. What does lies as it does in the file: maps that were turned have
+    names of their own.
     """
-    left = inputs_left(network)
-    places = output_tensors(model, left)
+    places = output_tensors(model, inputs_left(network))
     if places:
         return places
-    axes = tensor_axes(model, left)
     made = {name for node in model.graph.node for name in node.output}
     return {
-        record.name: [FileTensor(record.tensor, axes[record.tensor])]
+        record.name: [FileTensor(record.tensor, "channels first")]
         for record in network.source.layers
         if record.tensor in made
     }

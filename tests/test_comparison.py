@@ -63,6 +63,44 @@ def test_layers_of_every_common_kind_are_the_same(file):
     assert len(compared) >= 2
 
 
+# onnxruntime cannot run what Keras' JAX back end writes.
+NAMELESS = sorted(
+    path.name for path in (DATA / "nameless").glob("*.onnx") if "jax" not in path.name
+)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+@pytest.mark.parametrize("file", NAMELESS)
+def test_layers_that_nobody_named_are_the_same(file, layout):
+    """Without a Keras file beside it, which would say that the maps are Keras'."""
+    result = converters.compare(DATA / "nameless" / file, input_layout=layout)
+    assert result.passed, result.first_difference
+    assert sum(row.relative is not None for row in result.layers) >= 2
+
+
+@pytest.mark.parametrize("ending", ["Transpose", "Reshape"])
+def test_maps_that_a_file_without_names_puts_out_are_the_same(tmp_path, ending):
+    """Channels last in the file; in the network only where a transpose says so."""
+    nodes = [
+        node("Transpose", "img", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c"),
+        node("Transpose", "c", "l", perm=[0, 2, 3, 1]),
+        node("Reshape", "l s", "v"),
+        node("Reshape", "v m", "out"),
+    ]
+    if ending == "Transpose":
+        nodes[2:] = [node("Transpose", "c", "out", perm=[0, 2, 3, 1])]
+    constants = {"k": np.random.default_rng(5).normal(size=(2, 3, 1, 1))}
+    constants |= {"s": [-1, 20, 2], "m": [-1, 4, 5, 2]} if ending == "Reshape" else {}
+    sizes = {"img": [None, 4, 5, 3]}
+    file = save(tmp_path / "n.onnx", nodes, constants, sizes, ["out"], producer="pytorch")
+    result = converters.compare(file)
+    assert result.passed, result.first_difference
+    (output,) = result.outputs
+    assert output.shape == ((2, 4, 5) if ending == "Transpose" else (4, 5, 2))
+    assert output.relative is not None
+
+
 def npz(file):
     """The numbers that belong to a file: ``x0``, ``x1``, … are its inputs as Keras takes them."""
     own = DATA / "keras" / file.replace(".onnx", ".npz")

@@ -387,6 +387,7 @@ def _drop_transposes_before_outputs(graph: Graph) -> None:
             continue
         if node.attributes["perm"] == TO_CHANNELS_LAST:
             graph.outputs[position] = node.inputs[0]
+            graph.turned.append(position)
             graph.notes.append(
                 "the network puts out maps: they come as (N, C, H, W), not (N, H, W, C) as in Keras"
             )
