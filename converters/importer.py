@@ -12,6 +12,7 @@ from onnx import version_converter
 
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
+from converters.by_onnx2torch import NEWEST_OPSET
 from converters.calls import idle_layers
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
@@ -28,9 +29,6 @@ from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
-
-# onnx2torch knows no later version of most operators.
-_NEWEST_OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def load_onnx(
     opset = opset_of(model)
     names = read_names(model)
     refuse_broken(model, names.claims, opset)
-    if opset > _NEWEST_OPSET:
+    if opset > NEWEST_OPSET:
         model = _older(model)
         names = read_names(model)
     table = read_table(model) if layer_names is None else None
@@ -252,7 +250,7 @@ def _older(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Whether each operator is known is found out when its module is built.
     """
-    for version in range(_NEWEST_OPSET, opset_of(model)):
+    for version in range(NEWEST_OPSET, opset_of(model)):
         try:
             return version_converter.convert_version(model, version)
         except (RuntimeError, ValueError):

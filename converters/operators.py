@@ -163,14 +163,18 @@ def _arithmetic(kind: type[nn.Module]) -> Callable[[Graph, Node], Built | None]:
 
 def _reduce(graph: Graph, node: Node) -> Built | None:
     axes = node.attributes.get("axes")
-    if axes is None or node.attributes.get("noop_with_empty_axes"):
+    if not axes and node.attributes.get("noop_with_empty_axes"):
+        return _one(nn.Identity(), node)
+    if axes is None:
         return None
     return _one(Reduce(node.op, axes, keepdim=bool(node.attributes.get("keepdims", 1))), node)
 
 
-def _reduce_product(graph: Graph, node: Node) -> None:
+def _reduce_otherwise(graph: Graph, node: Node) -> None:
     """Left to onnx2torch, with the axes counted from the first: it takes them away one by one."""
     axes, shape = node.attributes.get("axes"), graph.shapes.get(node.inputs[0])
+    if not axes and node.attributes.get("noop_with_empty_axes"):
+        raise unsupported(node, "(along no axis)")
     if axes and shape is not None:
         node.attributes["axes"] = sorted(axis % len(shape) for axis in axes)
 
@@ -357,7 +361,17 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "ReduceSum": _reduce,
     "ReduceMax": _reduce,
     "ReduceMin": _reduce,
-    "ReduceProd": _reduce_product,
+    **dict.fromkeys(
+        (
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceProd",
+            "ReduceSumSquare",
+        ),
+        _reduce_otherwise,
+    ),
     "CumSum": _sums_on_the_way,
     "Affine": _affine,
     "BatchNormalization": _batch_norm,

@@ -130,3 +130,38 @@ def test_a_border_of_numbers_that_the_picture_tells_is_refused(
     path = save(tmp_path / "n.onnx", nodes, widths, {"img": ["N", 8, 9, 3]}, ["out"])
     with pytest.raises(tvc.InputError, match=r"'zero_padding2d'.*fills the border"):
         load_onnx(path)
+
+
+@pytest.mark.parametrize("opset", [21, 22, 23])
+def test_one_operator_without_a_way_back_keeps_no_other_out(tmp_path: Path, opset: int) -> None:
+    """A file that onnx cannot write in an older version is read in its own."""
+    nodes = [
+        node("Conv", "x k b", "c", pads=[1, 1, 1, 1]),
+        node("Elu", "c", "e", alpha=0.5),
+        node("ConvTranspose", "e t", "u", strides=[2, 2]),
+        node("ReduceL2", "u one", "n", keepdims=1),
+        node("Div", "u n", "d"),
+        node("HardSwish", "d", "h"),
+        node("GlobalMaxPool", "h", "out"),
+    ]
+    constants = {"k": draw(4, 3, 3, 3), "b": draw(4), "t": draw(4, 2, 2, 2), "one": [1]}
+    sizes = {"x": ["N", *MAPS]}
+    path = save(
+        tmp_path / "n.onnx", nodes, constants, sizes, ["out"], producer="pytorch", opset=opset
+    )
+    x = draw(2, *MAPS, seed=4)
+    expected = by_onnxruntime(path, x)
+    found = load_onnx(path)(torch.from_numpy(x)).detach().numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("opset", [18, 22])
+def test_a_mean_along_no_axis_is_what_it_is_given(tmp_path: Path, opset: int) -> None:
+    mean = node("ReduceMean", "x", "out", noop_with_empty_axes=1)
+    path = file_of(tmp_path / "n.onnx", mean, {}, MAPS, opset)
+    x = draw(2, *MAPS, seed=4)
+    assert np.array_equal(load_onnx(path)(torch.from_numpy(x)).numpy(), by_onnxruntime(path, x))
+    length = node("ReduceL2", "x", "out", noop_with_empty_axes=1)
+    with pytest.raises(tvc.InputError, match=r"the operator ReduceL2.*along no axis"):
+        load_onnx(file_of(tmp_path / "n.onnx", length, {}, MAPS, opset))
