@@ -45,6 +45,7 @@ class LayerRecord:
             channels first here): Keras' output is ``output[:, permutation]``.
         tensor: what the file calls the output, at the first call; none of its names where it was
             rewritten on the way.
+        turned: whether the file has that channels last, and the module puts it out channels first.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerRecord:
     status: str
     permutation: tuple[int, ...] | None = None
     tensor: str | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -432,6 +434,7 @@ def _record(
     graph: Graph, made: Made, fused: Mapping[tuple[str, ...], tuple[str, ...]]
 ) -> LayerRecord:
     shape = graph.shapes.get(made.output)
+    tensor, perm = graph.in_file.get(made.output, (made.output, ()))
     status = "in the file"
     if made.path in fused:
         status = f"fused into {'.'.join(fused[made.path])}"
@@ -442,5 +445,6 @@ def _record(
         None if shape is None else shape[1:],
         status,
         graph.permuted.get(made.output),
-        made.output,
+        tensor if perm in ((), (0, 1, 2, 3), (0, 2, 3, 1)) else made.output,
+        perm == (0, 2, 3, 1),
     )

@@ -167,6 +167,7 @@ def _insert_alias(graph: Graph, node: Node, owner: Owner, index: int = 0) -> Nod
     """Something that does nothing, behind one output of ``node``, under a name of its own."""
     outer = node.outputs[index]
     inner = graph.fresh(outer.split("//")[0])
+    graph.stands_for(inner, outer)
     alias = Node("Alias", [inner], [outer], owner=owner)
     node.outputs[index] = inner
     if outer in graph.shapes:

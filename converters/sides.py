@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from converters.file_tensors import FileTensor, output_tensors
 from converters.graph import Array
@@ -61,19 +61,30 @@ def inputs_left(network: ImportedNetwork) -> tuple[str, ...]:
 def places_of(model: onnx.ModelProto, network: ImportedNetwork) -> dict[str, list[FileTensor]]:
     """For each layer the tensors that it puts out in the file, one for each call.
 
-    A file without names has the importer's word for where its layers end, as far as their outputs
-    still bear the file's names. What does lies as it does in the file: maps that were turned have
-    names of their own.
+    A file without names has the importer's word for where its layers end, and for what was turned
+    there, as far as their outputs have a name in the file.
     """
     places = output_tensors(model, inputs_left(network))
     if places:
         return places
     made = {name for node in model.graph.node for name in node.output}
     return {
-        record.name: [FileTensor(record.tensor, "channels first")]
+        record.name: [
+            FileTensor(record.tensor, "channels last" if record.turned else "channels first")
+        ]
         for record in network.source.layers
         if record.tensor in made
     }
+
+
+def calls_of(network: ImportedNetwork, module: str) -> int:
+    """How often a module runs, by its dotted name, in one run of the network."""
+    count = 1
+    around: nn.Module = network
+    for part in module.split("."):
+        count *= sum(step.part == part for step in around.steps)  # type: ignore[union-attr]
+        around = around.get_submodule(part)
+    return count
 
 
 def as_in_file(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Array]:

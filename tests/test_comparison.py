@@ -19,6 +19,7 @@ from converters.reference import Session
 from converters.trust import read_model
 from converters.verdicts import beside
 from tests.onnx_files import DATA, FLOAT, node, save
+from tests.test_matching import Described, stored
 
 pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
 
@@ -70,12 +71,17 @@ NAMELESS = sorted(
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("file", NAMELESS)
-def test_layers_that_nobody_named_are_the_same(file, layout):
-    """Without a Keras file beside it, which would say that the maps are Keras'."""
-    result = converters.compare(DATA / "nameless" / file, input_layout=layout)
-    assert result.passed, result.first_difference
-    assert sum(row.relative is not None for row in result.layers) >= 2
+def test_layers_that_the_file_does_not_name_are_the_same(file, named, layout):
+    """Every one of them is compared, whichever way its maps lie in the file."""
+    keras = Described(stored(file)) if named else None
+    network = converters.load_onnx(DATA / "nameless" / file, keras=keras, input_layout=layout)
+    result = converters.compare(DATA / "nameless" / file, network=network)
+    assert {row.status for row in (*result.layers, *result.outputs)} <= {"same", "not in the file"}
+    assert result.worst < 1e-5
+    left = {row.name for row in result.layers if row.relative is None}
+    assert left <= ({"img", "input_layer"} if named else {"pad_3"})
 
 
 @pytest.mark.parametrize("ending", ["Transpose", "Reshape"])

@@ -16,6 +16,7 @@ import torchviz_cnn as tvc
 from converters.slopes import FileScores, score_tensor
 from converters.trust import read_model
 from tests.onnx_files import DATA, node, save
+from tests.test_matching import Described, stored
 from torchviz_cnn.errors import NotApplicable
 from torchviz_cnn.parity import compare_explanations
 
@@ -317,6 +318,17 @@ def one_axis(path):
         {"img": [None, 16, 3]},
         ["out"],
     )
+
+
+def test_which_call_of_a_layer_nobody_named_is_meant_is_not_guessed():
+    file = DATA / "nameless" / "twins.dyn.onnx"
+    network = converters.load_onnx(file, keras=Described(stored(file.name)))
+    saliency, cam = compare_explanations(file, network, picture(network))
+    assert saliency.verdict == "agrees"
+    assert (cam.verdict, cam.layer) == ("not compared", "shared")
+    assert "called 2 times" in cam.reason
+    last = compare_explanations(file, network, picture(network), layer="base")[1]
+    assert (last.layer, last.verdict) == ("base", "agrees")
 
 
 def test_saliency_is_compared_where_grad_cam_has_no_maps(tmp_path):

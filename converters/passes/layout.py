@@ -244,6 +244,7 @@ def _transpose_after(wires: Wires, node: Node, perm: list[int]) -> None:
     graph = wires.graph
     old, inner = node.output, graph.fresh(node.output.split("//")[0])
     node.outputs = [inner]
+    graph.stands_for(inner, old, perm)
     shape = graph.shapes.get(old)
     if shape is not None:
         graph.shapes[inner] = _permute(shape, _inverse(perm))
@@ -273,6 +274,8 @@ def turn_remaining_maps(graph: Graph) -> None:
             continue
         inner, first = graph.fresh(name), graph.fresh(name)
         node.outputs[0] = inner
+        graph.stands_for(inner, name)
+        graph.stands_for(first, name, TO_CHANNELS_LAST)
         shape = graph.shapes[inner] = graph.shapes[name]
         graph.shapes[first] = _permute(shape, TO_CHANNELS_FIRST)
         turn = Node("Transpose", [inner], [first], {"perm": TO_CHANNELS_FIRST}, owner=node.owner)
