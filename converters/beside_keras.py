@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from converters.export import keras_of, load_keras
 from converters.importer import load_onnx
@@ -94,11 +94,21 @@ def compare_with_keras(
             ours = ours[:, list(record.permutation)]
         if name in first:
             theirs = np.moveaxis(theirs, -1, 1)
-        rows.append(beside(name, record.type, ours, _as_many_axes(theirs, ours), bounds))
+        sigmoid = record.module is not None and _ends_in_sigmoid(network, record.module)
+        theirs = _as_many_axes(theirs, ours)
+        rows.append(beside(name, record.type, ours, theirs, bounds, sigmoid=sigmoid))
     ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
+    last = {number: step.part for step in network.steps for number in step.outputs}
     outputs = [
-        beside(name, "output", result.numpy(), _as_many_axes(theirs, result.numpy()), bounds)
-        for name, result, theirs in zip(ends, results, whole, strict=True)
+        beside(
+            name,
+            "output",
+            result.numpy(),
+            _as_many_axes(theirs, result.numpy()),
+            bounds,
+            sigmoid=number in last and _ends_in_sigmoid(network, last[number]),
+        )
+        for name, result, theirs, number in zip(ends, results, whole, network.results, strict=True)
     ]
     return Comparison(
         file=Path(path).name,
@@ -109,6 +119,11 @@ def compare_with_keras(
         notes=tuple(network.source.notes),
         bounds=bounds,
     )
+
+
+def _ends_in_sigmoid(network: ImportedNetwork, name: str) -> bool:
+    """Whether the last part of a layer, or of a model used as one, is a sigmoid."""
+    return isinstance([*network.get_submodule(name).modules()][-1], nn.Sigmoid)
 
 
 def _with_keras_names(path: str | Path, model_or_path: Any) -> ImportedNetwork:

@@ -6,12 +6,14 @@ Each is told with the layer, the cause and the way to a good file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import onnx
+from onnx import numpy_helper
 
 from converters.graph import Graph
 from converters.names import Claim, clean
+from converters.trust.values import constant_of
 from torchviz_cnn.errors import InputError
 
 _AUGMENTATION = re.compile(
@@ -20,6 +22,12 @@ _AUGMENTATION = re.compile(
 )
 _CALLS = ("StatefulPartitionedCall", "PartitionedCall")
 _RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan", "If")
+_QUANTISED = frozenset(
+    [
+        *("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"),
+        *("QLinearConv", "QLinearMatMul", "QuantizeLinear"),
+    ]
+)
 
 
 def refuse_broken(model: onnx.ModelProto, claims: Sequence[Claim], opset: int) -> None:
@@ -28,10 +36,17 @@ def refuse_broken(model: onnx.ModelProto, claims: Sequence[Claim], opset: int) -
     Raises:
         InputError: one sentence that names the layer, the cause and how to export again.
     """
+    off = _switched_off(model)
     for node, claim in zip(model.graph.node, claims, strict=True):
         where = _where(node, claim)
         if sentence := _refusal(node, opset):
             raise InputError(f"{where} {sentence}")
+        if _is_in_training(node, off):
+            raise InputError(
+                f"{where} works as while training ({node.op_type}): what it puts out depends on "
+                "chance, or on the other pictures; export the network again for inference "
+                "(training=False)"
+            )
     _refuse_lost_constants(model, claims)
 
 
@@ -55,6 +70,11 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
             f"was left as a call into TensorFlow ({op}), as happens to a grouped convolution; "
             "export again with Keras' torch back end (KERAS_BACKEND=torch)"
         )
+    if op in _QUANTISED:
+        return (
+            f"is quantised ({op}), and a network of whole numbers is not imported; export it, or "
+            "take the file, from before it was quantised"
+        )
     if op in _RECURRENT:
         return f"is recurrent or branches ({op}), which is not imported; only plain networks are"
     if node.domain in ("", "ai.onnx") and not onnx.defs.has(op, max_inclusive_version=opset):
@@ -64,6 +84,33 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
             "(KERAS_BACKEND=torch)"
         )
     return None
+
+
+def _is_in_training(node: onnx.NodeProto, off: Container[str]) -> bool:
+    """Whether a node drops numbers, or normalises by those of the batch that it is given.
+
+    Before version 14 a batch norm does that where it is asked for what it has measured.
+    """
+    if node.op_type == "Dropout":
+        return len(node.input) > 2 and bool(node.input[2]) and node.input[2] not in off
+    if node.op_type != "BatchNormalization":
+        return False
+    mode = next((a.i for a in node.attribute if a.name == "training_mode"), 0)
+    return bool(mode) or any(node.output[1:])
+
+
+def _switched_off(model: onnx.ModelProto) -> set[str]:
+    """Constants that are ``False``."""
+    stored = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    for node in model.graph.node:
+        tensor = constant_of(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            stored.append((node.output[0], tensor))
+    return {
+        name
+        for name, tensor in stored
+        if tensor.data_type == onnx.TensorProto.BOOL and not numpy_helper.to_array(tensor).any()
+    }
 
 
 def _refuse_lost_constants(model: onnx.ModelProto, claims: Sequence[Claim]) -> None:

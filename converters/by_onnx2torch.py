@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, defs, helper, numpy_helper
 from onnx2torch.node_converters import get_converter
 from onnx2torch.onnx_graph import OnnxGraph
 from torch import nn
@@ -16,6 +16,9 @@ from converters.weights import check_trainable, tensor
 from torchviz_cnn.errors import InputError
 
 Built = tuple[nn.Module, list[str]]
+
+# onnx2torch knows no later version of most operators.
+NEWEST_OPSET = 17
 
 
 def unsupported(node: Node, why: str = "") -> InputError:
@@ -42,11 +45,28 @@ def by_onnx2torch(graph: Graph, node: Node) -> Built:
         if node.op in _WITH_WEIGHTS and name in graph.constants:
             check_trainable(node, graph.constants[name])
     try:
-        converter = get_converter(node.op, _known_version(graph, node))
+        converter = _converter(graph, node)
         module, mapping = converter(*_as_onnx(graph, node))
     except (NotImplementedError, KeyError, ValueError) as error:
         raise unsupported(node, f"({error})" if str(error) else "") from error
     return with_constants(graph, node, module, [name for name in mapping.inputs if name])
+
+
+def _converter(graph: Graph, node: Node) -> Any:
+    """What reads an operator; of a later version than is known, what reads the last known one.
+
+    Later versions take more kinds of numbers; what they can be set to besides is not known.
+    """
+    version = _known_version(graph, node)
+    try:
+        return get_converter(node.op, version)
+    except NotImplementedError:
+        if version <= NEWEST_OPSET or not defs.has(node.op, max_inclusive_version=NEWEST_OPSET):
+            raise
+        known = defs.get_schema(node.op, NEWEST_OPSET).attributes
+        if node.attributes.keys() - known.keys():
+            raise
+        return get_converter(node.op, NEWEST_OPSET)
 
 
 def _known_version(graph: Graph, node: Node) -> int:

@@ -7,19 +7,14 @@ fixed rule, never searched for, and nothing is sorted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from torch import Tensor
 
-from converters.file_tensors import (
-    FileTensor,
-    fixed_tensors,
-    members_of,
-    tensor_axes,
-)
+from converters.file_tensors import Axes, FileTensor, fixed_tensors, members_of, sigmoids
 from converters.graph import Array
 from converters.importer import InputLayout, LayerRecord, load_onnx, without_dead_nodes
 from converters.kinds import kind_by_name
@@ -29,7 +24,6 @@ from converters.sides import (
     as_in_file,
     as_in_network,
     bounds_for,
-    inputs_left,
     network_inputs,
     places_of,
     run_network,
@@ -101,6 +95,7 @@ def compare(
     found = run_reference(model, as_in_file(network, given), [*names, *wanted])
     bounds = bounds_for(network, found.values())
     seen, results = run_network(network, given)
+    saturating = sigmoids(model)
     position = {name: n for n, node in enumerate(model.graph.node) for name in node.output}
     lost = _lost_layers(model, source.layers, places)
     missing = set(lost)
@@ -111,14 +106,14 @@ def compare(
         while own and lost and position[places[lost[0]][0].tensor] < position[own[0].tensor]:
             rows.append(_lost_row(lost.pop(0)))
         if record.name not in missing:
-            rows += _compare_layer(network, record, own, seen, found, bounds)
+            rows += _compare_layer(network, record, own, seen, found, bounds, saturating)
     rows += map(_lost_row, lost)
     return Comparison(
         file=Path(path).name,
         reference=f"onnxruntime {runtime().__version__}",
         images=len(given[0]),
         layers=tuple(rows),
-        outputs=tuple(_compare_outputs(network, model, results, found, bounds)),
+        outputs=tuple(_compare_outputs(network, results, found, bounds, saturating)),
         notes=tuple(source.notes),
         bounds=bounds,
     )
@@ -131,6 +126,7 @@ def _compare_layer(
     seen: Mapping[str, Tensor],
     found: Mapping[str, Array],
     bounds: Bounds,
+    saturating: Container[str],
 ) -> list[LayerComparison]:
     if record.status != "in the file" or record.module is None:
         return [LayerComparison(record.name, record.type, None, record.status)]
@@ -144,22 +140,27 @@ def _compare_layer(
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
         theirs = as_in_network(network, found, place)
-        rows.append(beside(name, record.type, ours, theirs, bounds))
+        sigmoid = place.tensor in saturating
+        rows.append(beside(name, record.type, ours, theirs, bounds, sigmoid=sigmoid))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]
 
 
 def _compare_outputs(
     network: ImportedNetwork,
-    model: onnx.ModelProto,
     results: Sequence[Tensor],
     found: Mapping[str, Array],
     bounds: Bounds,
+    saturating: Container[str],
 ) -> list[LayerComparison]:
-    axes = tensor_axes(model, inputs_left(network))
+    turned = network.source.turned_outputs
     rows = []
     for name, result in zip(network.source.outputs, results, strict=True):
-        theirs = as_in_network(network, found, FileTensor(name, axes[name]))
-        rows.append(beside(f"output {name}", "output", result.numpy(), theirs, bounds))
+        axes: Axes = "channels last" if name in turned else "channels first"
+        theirs = as_in_network(network, found, FileTensor(name, axes))
+        ours = result.numpy()
+        rows.append(
+            beside(f"output {name}", "output", ours, theirs, bounds, sigmoid=name in saturating)
+        )
     return rows
 
 

@@ -28,7 +28,7 @@ from converters.finish import (
     merge_biases,
     put_in_weights,
 )
-from converters.keras_files import OLDEST_KERAS, check_keras_file
+from converters.keras_files import KERAS_SUFFIXES, OLDEST_KERAS, check_keras_file
 from converters.keras_trace import Call, original, refusals_told, trace
 from converters.metadata import (
     GONE,
@@ -116,6 +116,11 @@ def export_keras(
     target = Path(onnx_path)
     if target.is_dir():
         raise InputError(f"{str(target)!r} is a folder; name the ONNX file to write")
+    if target.suffix.lower() in KERAS_SUFFIXES:  # it may be the very model to export
+        raise InputError(
+            f"{str(target)!r} is called like a Keras file; name the ONNX file to write, "
+            f"{target.with_suffix('.onnx').name!r} for one"
+        )
     from_file = isinstance(model_or_path, (str, os.PathLike))
     keras = keras_of(model_or_path, "exporting")
     if from_file:

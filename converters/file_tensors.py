@@ -24,6 +24,10 @@ _SPATIAL = frozenset(
         *("GlobalMaxPool", "LpPool", "MaxPool", "SpaceToDepth"),
     ]
 )
+# They hand on the numbers that they are given.
+_PASSING = frozenset(
+    ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"]
+)
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,13 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
 
     What a convolution or pooling reads and puts out has them first; transposes move them; all else
     keeps them where they were. What none of these reach is as Keras has it: last; but ``first`` are
-    pictures that the file is given channels first, like the network (:func:`inputs_left`).
+    pictures that the file is given channels first, like the network (:func:`inputs_left`). Maps made
+    of a vector of features, which has no rows and columns, tell nothing of the maps it was made of.
     """
     known: dict[str, Axes] = {}
     shapes = infer_shapes(model)
     constants = fixed_tensors(model)
+    vectors = {name for name, shape in shapes.items() if len(shape) < 3}
     nodes = list(model.graph.node)
     for node in nodes:
         if node.op_type in _SPATIAL:
@@ -118,16 +124,28 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
         after = known.get(node.output[0]) if node.output else None
         if after is not None and node.op_type not in _SPATIAL:
             for name in node.input[: None if _is_pointwise(node) else 1]:
-                known.setdefault(name, _turned(node, after, shapes))
-    known = dict.fromkeys((n for n in first if len(shapes.get(n, ())) == 4), _FIRST) | known
+                if name not in vectors:
+                    known.setdefault(name, _turned(node, after, shapes))
+    pictures = [name for name in first if len(shapes.get(name, ())) == 4]
+    known = dict.fromkeys(pictures, _FIRST) | known
+    mute = constants | vectors
     for node in nodes:  # and on from what is known
-        sources = [known[name] for name in node.input if name in known and name not in constants]
+        sources = [known[name] for name in node.input if name in known and name not in mute]
         for name in node.output:
-            before: Axes = sources[0] if sources else "channels last"
+            before: Axes = sources[0] if sources else _FIRST if pictures else "channels last"
             known.setdefault(name, _turned(node, before, shapes))
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
     return known
+
+
+def sigmoids(model: onnx.ModelProto) -> set[str]:
+    """Tensors that hold what a sigmoid put out."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid" or (node.op_type in _PASSING and node.input[0] in found):
+            found.update(node.output)
+    return found
 
 
 def fixed_tensors(model: onnx.ModelProto) -> set[str]:

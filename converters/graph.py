@@ -64,6 +64,8 @@ class Graph:
         permuted: tensors whose features stand in another order than in Keras -> where Keras' lie.
         learnt: constants that a layer learns, and that the file does not call so.
         batch: the only number of pictures that an operator can reshape; ``None`` for any number.
+        turned: places of outputs that come channels first, and in the file channels last.
+        in_file: tensors that the file has under another name, and the axes to turn there from here.
     """
 
     nodes: list[Node]
@@ -78,12 +80,23 @@ class Graph:
     permuted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     learnt: set[str] = field(default_factory=set)
     batch: int | None = None
+    turned: list[int] = field(default_factory=list)
+    in_file: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     _made: int = 0
 
     def fresh(self, stem: str) -> str:
         """A tensor name nobody uses."""
         self._made += 1
         return f"{stem}//{self._made}"
+
+    def stands_for(self, new: str, old: str, perm: Sequence[int] | None = None) -> None:
+        """Remember that ``old`` is ``new``, turned by ``perm``; as it is, where that is left out."""
+        name, turn = self.in_file.get(old, (old, None))
+        if perm is None:
+            perm = turn or ()
+        elif turn:
+            perm = [perm[axis] for axis in turn]
+        self.in_file[new] = name, tuple(perm)
 
     def consumers(self) -> dict[str, list[Node]]:
         """Who reads each tensor; a node that reads it twice stands there twice."""

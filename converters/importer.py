@@ -12,6 +12,7 @@ from onnx import version_converter
 
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
+from converters.by_onnx2torch import NEWEST_OPSET
 from converters.calls import idle_layers
 from converters.graph import Graph, Shape, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
@@ -29,9 +30,6 @@ from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
 
-# onnx2torch knows no later version of most operators.
-_NEWEST_OPSET = 17
-
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -47,6 +45,7 @@ class LayerRecord:
             channels first here): Keras' output is ``output[:, permutation]``.
         tensor: what the file calls the output, at the first call; none of its names where it was
             rewritten on the way.
+        turned: whether the file has that channels last, and the module puts it out channels first.
     """
 
     name: str
@@ -56,6 +55,7 @@ class LayerRecord:
     status: str
     permutation: tuple[int, ...] | None = None
     tensor: str | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Source:
         names_in_file: whether the file itself names its layers.
         turned: those of the inputs that the file is given as ``(N, H, W, C)`` and the network as
             ``(N, C, H, W)``.
+        turned_outputs: likewise, of the outputs.
     """
 
     file: str
@@ -88,6 +89,7 @@ class Source:
     notes: tuple[str, ...]
     names_in_file: bool = True
     turned: tuple[str, ...] = ()
+    turned_outputs: tuple[str, ...] = ()
 
 
 def load_onnx(
@@ -162,7 +164,7 @@ def load_onnx(
     opset = opset_of(model)
     names = read_names(model)
     refuse_broken(model, names.claims, opset)
-    if opset > _NEWEST_OPSET:
+    if opset > NEWEST_OPSET:
         model = _older(model)
         names = read_names(model)
     table = read_table(model) if layer_names is None else None
@@ -195,6 +197,7 @@ def load_onnx(
         notes=(*graph.notes, *([unused] if unused else [])),
         names_in_file=names.style != "nameless",
         turned=turned,
+        turned_outputs=tuple(model.graph.output[place].name for place in graph.turned),
     )
     return network.eval()
 
@@ -249,7 +252,7 @@ def _older(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Whether each operator is known is found out when its module is built.
     """
-    for version in range(_NEWEST_OPSET, opset_of(model)):
+    for version in range(NEWEST_OPSET, opset_of(model)):
         try:
             return version_converter.convert_version(model, version)
         except (RuntimeError, ValueError):
@@ -350,7 +353,7 @@ def _listed_by_keras(graph: Graph, keras: KerasModel, matched: Matched | None) -
         return add_listed(graph, keras.names, keras.kinds, idle, called=keras.source)
     names, at = list(keras.names), 0
     for node in graph.nodes:
-        name = node.owner.path[0] if node.owner is not None else names[at]
+        name = node.owner.path[0] if node.owner is not None and node.owner.path else names[at]
         if name not in names:
             names.insert(at + 1, name)
         at = names.index(name)
@@ -431,6 +434,7 @@ def _record(
     graph: Graph, made: Made, fused: Mapping[tuple[str, ...], tuple[str, ...]]
 ) -> LayerRecord:
     shape = graph.shapes.get(made.output)
+    tensor, perm = graph.in_file.get(made.output, (made.output, ()))
     status = "in the file"
     if made.path in fused:
         status = f"fused into {'.'.join(fused[made.path])}"
@@ -441,5 +445,6 @@ def _record(
         None if shape is None else shape[1:],
         status,
         graph.permuted.get(made.output),
-        made.output,
+        tensor if perm in ((), (0, 1, 2, 3), (0, 2, 3, 1)) else made.output,
+        perm == (0, 2, 3, 1),
     )

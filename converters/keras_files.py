@@ -18,6 +18,7 @@ from typing import Any
 
 from torchviz_cnn.errors import InputError
 
+KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 OLDEST_KERAS = (3, 13, 2)  # earlier ones can be made to read other files (CVE-2026-1669)
 _RUN_CODE = frozenset(
     ["FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__"]
@@ -39,7 +40,7 @@ def check_keras_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"cannot read {str(path)!r}: there is no such file")
     suffix = path.suffix.lower()
-    if suffix not in (".keras", ".h5", ".hdf5"):
+    if suffix not in KERAS_SUFFIXES:
         raise InputError(
             f"{path.name!r} is no file of a Keras model: give one that ends in .keras or .h5"
         )

@@ -72,7 +72,10 @@ def _reshape(graph: Graph, node: Node) -> Built | None:
 
 
 def _flatten(graph: Graph, node: Node) -> Built | None:
-    return _one(nn.Flatten(), node) if node.attributes.get("axis", 1) == 1 else None
+    axis = node.attributes.get("axis", 1)
+    if axis == 0:
+        return _one(Reshape([1, -1]), node)
+    return _one(nn.Flatten(), node) if axis == 1 else None
 
 
 def _transpose(graph: Graph, node: Node) -> Built:
@@ -104,6 +107,8 @@ def _pad(graph: Graph, node: Node) -> Built:
     mode = node.attributes.get("mode", "constant")
     if pads is None or "axes" in node.attributes or mode not in ("constant", "reflect", "edge"):
         raise unsupported(node, "(with these settings)")
+    if any(name and name not in graph.constants for name in node.inputs[1:]):
+        raise unsupported(node, "(what it fills the border with depends on the picture)")
     value = node.attributes.get("value", 0.0)
     value = float(np.asarray(value).reshape(-1)[0]) if np.size(value) else 0.0
     widths = _torch_widths(pads)
@@ -158,13 +163,26 @@ def _arithmetic(kind: type[nn.Module]) -> Callable[[Graph, Node], Built | None]:
 
 def _reduce(graph: Graph, node: Node) -> Built | None:
     axes = node.attributes.get("axes")
-    if not axes:
-        known = axes is not None or len(node.inputs) == 1
-        if known and node.attributes.get("noop_with_empty_axes"):
-            return _one(nn.Identity(), node)
-        node.attributes.pop("axes", None)  # an empty list is as good as none
+    known = axes is not None or len(node.inputs) == 1
+    if not axes and known and node.attributes.get("noop_with_empty_axes"):
+        return _one(nn.Identity(), node)
+    if axes is None:
         return None
     return _one(Reduce(node.op, axes, keepdim=bool(node.attributes.get("keepdims", 1))), node)
+
+
+def _reduce_otherwise(graph: Graph, node: Node) -> None:
+    """Left to onnx2torch, with the axes counted from the first: it takes them away one by one."""
+    axes, shape = node.attributes.get("axes"), graph.shapes.get(node.inputs[0])
+    if not axes and node.attributes.get("noop_with_empty_axes"):
+        raise unsupported(node, "(along no axis)")
+    if axes and shape is not None:
+        node.attributes["axes"] = sorted(axis % len(shape) for axis in axes)
+
+
+def _sums_on_the_way(graph: Graph, node: Node) -> None:
+    """Left to onnx2torch, with the standard's default: its own is to begin at the end."""
+    node.attributes.setdefault("reverse", 0)
 
 
 def _affine(graph: Graph, node: Node) -> Built:
@@ -186,6 +204,9 @@ def _prelu(graph: Graph, node: Node) -> Built | None:
         return None
     full = (1,) * (len(shape) - slope.ndim) + slope.shape
     if slope.size > 1 and full[1:2] != (slope.size,):
+        # onnx2torch takes a first axis of the channels' length for theirs, though it be the last.
+        node.inputs[1] = f"{node.inputs[1]}//full"
+        graph.constants[node.inputs[1]] = slope.reshape(full)
         return None
     module = nn.PReLU(slope.size)
     module.weight = parameter(node, slope.reshape(-1))
@@ -224,6 +245,8 @@ def _windowed(graph: Graph, node: Node) -> Built | None:
     auto = node.attributes.get("auto_pad", "NOTSET")
     kernel, stride, dilation, pads = _window(node, len(node.attributes["kernel_shape"]))
     half = len(pads) // 2
+    if node.op == "AveragePool" and set(dilation) != {1}:
+        raise unsupported(node, "(with gaps in its window)")
     if auto == "NOTSET" and pads[:half] == pads[half:]:
         return None
     counted = node.attributes.get("count_include_pad", 0)
@@ -260,10 +283,13 @@ def _conv_transpose(graph: Graph, node: Node) -> Built:
 def _resize(graph: Graph, node: Node) -> Built:
     a = node.attributes
     scales, sizes = graph.static(node, 2), graph.static(node, 3)
-    if graph.opset < 11:
-        scales, sizes = graph.static(node, 1), None
-    mode = a.get("mode", "nearest")
     transform = a.get("coordinate_transformation_mode", "half_pixel")
+    rounding = a.get("nearest_mode", "round_prefer_floor")
+    if graph.opset < 11:  # there is no choice yet, and the scales may be an attribute
+        scales, sizes = graph.static(node, 1), None
+        scales = np.asarray(a["scales"]) if "scales" in a else scales
+        transform, rounding = "asymmetric", "floor"
+    mode = a.get("mode", "nearest")
     source = graph.shapes.get(node.inputs[0])
     scale = None if scales is None or not scales.size else [float(n) for n in scales]
     size = None if sizes is None or not sizes.size else [int(n) for n in sizes]
@@ -272,10 +298,13 @@ def _resize(graph: Graph, node: Node) -> Built:
         raise unsupported(node, "(it resizes by what is not fixed in the file)")
     if size and (source is None or size[1] != source[1]):
         raise unsupported(node, "(it resizes channels)")
+    if a.get("antialias") or a.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise unsupported(node, "(smoothed before, or with the picture's own proportions)")
+    if a.get("axes", [0, 1, 2, 3]) != [0, 1, 2, 3]:
+        raise unsupported(node, "(with axes in another order)")
     whole = scale is not None and all(n == int(n) for n in scale)
     if mode == "nearest" and (whole or _whole_factors(source, size)):
         # torch takes the cell that k // factor lies in. So do these with whole factors, no others.
-        rounding = a.get("nearest_mode", "round_prefer_floor")
         if (transform, rounding.removesuffix("_prefer_floor").removesuffix("_prefer_ceil")) not in (
             ("asymmetric", "floor"),
             ("tf_half_pixel_for_nn", "floor"),
@@ -283,11 +312,26 @@ def _resize(graph: Graph, node: Node) -> Built:
         ):
             raise unsupported(node, f"(nearest, {transform}, {rounding})")
         torch_mode = "nearest"
-    elif mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel"):
+    elif mode == "linear" and (
+        transform == "half_pixel"
+        or (transform == "pytorch_half_pixel" and not _to_one_cell(source, scale, size))
+    ):
         torch_mode = "bilinear"
     else:
         raise unsupported(node, f"({mode}, {transform})")
     return _one(Resize(torch_mode, scale=scale and scale[2:], size=size and size[2:]), node)
+
+
+def _to_one_cell(
+    source: Sequence[int | None] | None, scale: Sequence[float] | None, size: Sequence[int] | None
+) -> bool:
+    """Whether rows or columns become one, which the standard then takes from the first; torch from
+    the middle.
+    """
+    if size is not None:
+        return 1 in size[2:]
+    sides = (source or (None,) * 4)[2:]
+    return any(n is None or int(n * f) == 1 for n, f in zip(sides, (scale or ())[2:], strict=True))
 
 
 def _whole_factors(source: Sequence[int | None] | None, size: Sequence[int] | None) -> bool:
@@ -318,6 +362,18 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "ReduceSum": _reduce,
     "ReduceMax": _reduce,
     "ReduceMin": _reduce,
+    **dict.fromkeys(
+        (
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceProd",
+            "ReduceSumSquare",
+        ),
+        _reduce_otherwise,
+    ),
+    "CumSum": _sums_on_the_way,
     "Affine": _affine,
     "BatchNormalization": _batch_norm,
     "PRelu": _prelu,

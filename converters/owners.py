@@ -83,7 +83,9 @@ def give_owners(graph: Graph, reserved: Iterable[str] = ()) -> None:
     _give_to_users(graph)
     makers = graph.makers()
     for node in graph.nodes:
-        if node.owner is None:
+        if node.owner is None and node.op == "Transpose":
+            node.owner = Owner((), ())  # turned for whoever runs the network: no layer does that
+        elif node.owner is None:
             before = [makers[name].owner for name in node.inputs if name in makers]
             node.owner = next((owner for owner in before if owner is not None), None)
     name_nameless(graph, reserved=taken)
@@ -165,6 +167,7 @@ def _insert_alias(graph: Graph, node: Node, owner: Owner, index: int = 0) -> Nod
     """Something that does nothing, behind one output of ``node``, under a name of its own."""
     outer = node.outputs[index]
     inner = graph.fresh(outer.split("//")[0])
+    graph.stands_for(inner, outer)
     alias = Node("Alias", [inner], [outer], owner=owner)
     node.outputs[index] = inner
     if outer in graph.shapes:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from converters.file_tensors import FileTensor, output_tensors, tensor_axes
+from converters.file_tensors import FileTensor, output_tensors
 from converters.graph import Array
 from converters.verdicts import HALF, SINGLE, Bounds
 from converters.wiring import ImportedNetwork
@@ -28,6 +28,8 @@ def network_inputs(
         given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         if len(given) != len(source.inputs) or not all(isinstance(x, Tensor) for x in given):
             raise InputError(f"the network takes {len(source.inputs)} tensors, not {len(given)}")
+        if any(x.ndim and not len(x) for x in given):
+            raise InputError("there is nothing to compare on: give at least one picture")
         return [x.detach().float().cpu() for x in given]
     if len(source.inputs) != 1:
         raise InputError(
@@ -59,20 +61,30 @@ def inputs_left(network: ImportedNetwork) -> tuple[str, ...]:
 def places_of(model: onnx.ModelProto, network: ImportedNetwork) -> dict[str, list[FileTensor]]:
     """For each layer the tensors that it puts out in the file, one for each call.
 
-    A file without names has the importer's word for where its layers end, as far as their outputs
-    still bear the file's names.
+    A file without names has the importer's word for where its layers end, and for what was turned
+    there, as far as their outputs have a name in the file.
     """
-    left = inputs_left(network)
-    places = output_tensors(model, left)
+    places = output_tensors(model, inputs_left(network))
     if places:
         return places
-    axes = tensor_axes(model, left)
     made = {name for node in model.graph.node for name in node.output}
     return {
-        record.name: [FileTensor(record.tensor, axes[record.tensor])]
+        record.name: [
+            FileTensor(record.tensor, "channels last" if record.turned else "channels first")
+        ]
         for record in network.source.layers
         if record.tensor in made
     }
+
+
+def calls_of(network: ImportedNetwork, module: str) -> int:
+    """How often a module runs, by its dotted name, in one run of the network."""
+    count = 1
+    around: nn.Module = network
+    for part in module.split("."):
+        count *= sum(step.part == part for step in around.steps)  # type: ignore[union-attr]
+        around = around.get_submodule(part)
+    return count
 
 
 def as_in_file(network: ImportedNetwork, given: Sequence[Tensor]) -> dict[str, Array]:

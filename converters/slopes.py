@@ -19,7 +19,7 @@ from converters.file_tensors import fixed_tensors
 from converters.graph import infer_shapes, infer_types
 from converters.importer import without_dead_nodes
 from converters.reference import Session, batch_of
-from converters.sides import as_in_file, places_of
+from converters.sides import as_in_file, calls_of, places_of
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
 from converters.wiring import ImportedNetwork
@@ -90,6 +90,12 @@ class FileScores:
         places = places_of(self.model, self.network).get(layer)
         if not places:
             raise NotApplicable(f"the output of {layer!r} is not in the file by that name")
+        record = next((r for r in self.network.source.layers if r.name == layer), None)
+        calls = 1 if record is None or record.module is None else calls_of(self.network, record.module)  # fmt: skip
+        if calls != len(places):
+            raise NotApplicable(
+                f"{layer!r} is called {calls} times, and which of them is which the file does not say"
+            )
         return FromLayer(self, places[-1].tensor, places[-1].axes == "channels last")
 
 

@@ -26,6 +26,9 @@ class Bounds:
 # deep network; what is wrong (a transposed kernel, a forgotten epsilon) differs by far more.
 SINGLE = Bounds(1e-4, 1e-3)
 HALF = Bounds(1e-2, 5e-2)
+# A sigmoid is rounded as numbers beside 1 are, whatever it comes to: onnxruntime's is 0 from -18 on.
+# Smaller ones are measured against this, of which that rounding is just the same.
+LEAST_OF_SIGMOID = float(np.finfo(np.float32).eps) / SINGLE.same
 Verdict = Literal["same", "nearly the same", "differs"]
 NOT_RUN = "not run by the network"
 LOST = "not in the network"
@@ -46,7 +49,8 @@ class LayerComparison:
             lost, ``"not run by the network"`` for one, or a call of one, that never ran;
             ``"NaN on both sides"`` where there are no numbers to compare.
         max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
-        relative: the same over the reference's largest magnitude.
+        relative: the same over the reference's largest magnitude; over 0.0012 where a sigmoid's is
+            smaller, for it is rounded as numbers beside 1 are.
         cosine: of the angle between the two outputs as vectors.
         beside: the layer of another torch network it was compared with.
         weights: how far its weights are from that one's, relative to the largest.
@@ -139,9 +143,10 @@ class Comparison:
         elif first.relative is None:
             head = f"{self.file}: the layer {first.name!r} ({first.type}) is {first.status}"
         else:
+            what = "differs" if first.status == "differs" else f"is only {first.status}"
             head = (
-                f"{self.file}: the first layer that differs is {first.name!r} ({first.type}), by "
-                f"{first.relative:.1e} of its largest value"
+                f"{self.file}: the first layer that {what} is {first.name!r} ({first.type}), by "
+                f"{first.relative:.1e} of its largest value{self._what_fails(first)}"
             )
         titles = _TITLES
         rows = [_cells(row) for row in (*self.layers, *self.outputs)]
@@ -160,6 +165,16 @@ class Comparison:
             if number in (0, len(self.layers)):
                 lines.append("─" * min(width, sum(widths) + 2 * (len(widths) - 1)))
         return "\n".join(lines)
+
+    def _what_fails(self, first: LayerComparison) -> str:
+        """Behind a layer that is nearly the same: whether one differs, and which."""
+        rows = (*self.layers, *self.outputs)
+        failing = next((row for row in rows if row.status in _FAILING), None)
+        if failing is first:
+            return ""
+        if failing is None:
+            return "; none differs"
+        return f"; {failing.name!r} {'' if failing.status == 'differs' else 'is '}{failing.status}"
 
     def _of_bounds(self) -> Iterator[str]:
         if self.bounds != SINGLE:
@@ -198,9 +213,18 @@ def _cells(row: LayerComparison) -> tuple[str, ...]:
 
 
 def beside(
-    name: str, kind: str, ours: Array, theirs: Array, bounds: Bounds = SINGLE
+    name: str,
+    kind: str,
+    ours: Array,
+    theirs: Array,
+    bounds: Bounds = SINGLE,
+    *,
+    sigmoid: bool = False,
 ) -> LayerComparison:
-    """One row: how far ``ours`` is from ``theirs``, in double precision."""
+    """One row: how far ``ours`` is from ``theirs``, in double precision.
+
+    ``sigmoid`` says that they are what a sigmoid put out.
+    """
     if ours.shape != theirs.shape:
         return LayerComparison(name, kind, ours.shape[1:], "differs", np.inf, np.inf, 0.0)
     a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
@@ -209,7 +233,8 @@ def beside(
     with np.errstate(invalid="ignore"):  # of infinite numbers; it is looked at below
         gap = float(np.abs(a - b).max(initial=0.0))
     largest = float(np.abs(b).max(initial=0.0))
-    relative = gap / largest if largest else (0.0 if gap == 0 else np.inf)
+    measure = max(largest, LEAST_OF_SIGMOID) if sigmoid else largest
+    relative = gap / measure if measure else (0.0 if gap == 0 else np.inf)
     if not np.isfinite([gap, largest]).all():
         relative = 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))

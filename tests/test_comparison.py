@@ -19,6 +19,7 @@ from converters.reference import Session
 from converters.trust import read_model
 from converters.verdicts import beside
 from tests.onnx_files import DATA, FLOAT, node, save
+from tests.test_matching import Described, stored
 
 pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
 
@@ -61,6 +62,49 @@ def test_layers_of_every_common_kind_are_the_same(file):
     assert result.worst < 1e-5
     compared = [row for row in result.layers if row.relative is not None]
     assert len(compared) >= 2
+
+
+# onnxruntime cannot run what Keras' JAX back end writes.
+NAMELESS = sorted(
+    path.name for path in (DATA / "nameless").glob("*.onnx") if "jax" not in path.name
+)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("file", NAMELESS)
+def test_layers_that_the_file_does_not_name_are_the_same(file, named, layout):
+    """Every one of them is compared, whichever way its maps lie in the file."""
+    keras = Described(stored(file)) if named else None
+    network = converters.load_onnx(DATA / "nameless" / file, keras=keras, input_layout=layout)
+    result = converters.compare(DATA / "nameless" / file, network=network)
+    assert {row.status for row in (*result.layers, *result.outputs)} <= {"same", "not in the file"}
+    assert result.worst < 1e-5
+    left = {row.name for row in result.layers if row.relative is None}
+    assert left <= ({"img", "input_layer"} if named else {"pad_3"})
+
+
+@pytest.mark.parametrize("ending", ["Transpose", "Reshape"])
+def test_maps_that_a_file_without_names_puts_out_are_the_same(tmp_path, ending):
+    """Channels last in the file; in the network only where a transpose says so."""
+    nodes = [
+        node("Transpose", "img", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c"),
+        node("Transpose", "c", "l", perm=[0, 2, 3, 1]),
+        node("Reshape", "l s", "v"),
+        node("Reshape", "v m", "out"),
+    ]
+    if ending == "Transpose":
+        nodes[2:] = [node("Transpose", "c", "out", perm=[0, 2, 3, 1])]
+    constants = {"k": np.random.default_rng(5).normal(size=(2, 3, 1, 1))}
+    constants |= {"s": [-1, 20, 2], "m": [-1, 4, 5, 2]} if ending == "Reshape" else {}
+    sizes = {"img": [None, 4, 5, 3]}
+    file = save(tmp_path / "n.onnx", nodes, constants, sizes, ["out"], producer="pytorch")
+    result = converters.compare(file)
+    assert result.passed, result.first_difference
+    (output,) = result.outputs
+    assert output.shape == ((2, 4, 5) if ending == "Transpose" else (4, 5, 2))
+    assert output.relative is not None
 
 
 def npz(file):
@@ -129,7 +173,57 @@ def test_between_the_bounds_is_said_and_passes():
     result = spoilt(lambda network: first_kernel(network, name).mul_(1 + 4e-4))
     assert result.first_difference.status == "nearly the same"
     assert result.passed
+    head = str(result).splitlines()[0]
+    assert f"the first layer that is only nearly the same is '{name}'" in head
+    assert head.endswith("; none differs")
     assert 1e-4 < result.worst < 1e-3
+
+
+def test_a_layer_that_is_nearly_the_same_does_not_hide_one_that_differs():
+    def change(network):
+        first_kernel(network, CONVOLUTIONS[0]).mul_(1 + 4e-4)
+        first_kernel(network, CONVOLUTIONS[1]).mul_(1.5)
+
+    head = str(spoilt(change)).splitlines()[0]
+    assert f"only nearly the same is '{CONVOLUTIONS[0]}'" in head
+    assert head.endswith(f"; '{CONVOLUTIONS[1]}' differs")
+
+
+def test_no_picture_proves_nothing():
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    none = torch.zeros((0, *network.source.input_size))
+    with pytest.raises(tvc.InputError, match="give at least one picture"):
+        converters.compare(DATA / "catdog.k3export.onnx", network=network, inputs=none)
+
+
+def sure_of_cats(path, logit):
+    """A network that is so sure of a picture that its sigmoid is next to nothing."""
+    nodes = [
+        node("ReduceMean", "img", "m:0", "net/mean/Mean", axes=[1, 2], keepdims=0),
+        node("MatMul", "m:0 k", "p:0", "net/dense/MatMul"),
+        node("Add", "p:0 b", "s:0", "net/dense/BiasAdd"),
+        node("Sigmoid", "s:0", "y:0", "net/dense/Sigmoid"),
+        node("Identity", "y:0", "out", "Identity"),
+    ]
+    constants = {"k": np.full((3, 1), 0.3), "b": np.array([logit])}
+    return save(path, nodes, constants, {"img": [None, 4, 5, 3]}, ["out"])
+
+
+@pytest.mark.parametrize("logit", [-60.0, -20.0, -14.0, -12.0, -10.0, 9.0, 30.0])
+def test_a_sigmoid_that_rounds_to_nothing_is_the_same(tmp_path, logit):
+    """onnxruntime's is 0 where torch's is 1e-9: both are right to the last bit beside 1."""
+    result = converters.compare(sure_of_cats(tmp_path / "n.onnx", logit))
+    assert [row.status for row in (*result.layers, *result.outputs)] == ["same"] * 3
+
+
+@pytest.mark.parametrize(("logit", "off"), [(-8.0, 0.5), (-6.0, 0.1), (-1.0, 0.01)])
+def test_a_small_sigmoid_that_is_wrong_differs(tmp_path, logit, off):
+    file = sure_of_cats(tmp_path / "n.onnx", logit)
+    network = converters.load_onnx(file)
+    with torch.no_grad():
+        network.dense.dense.bias.add_(off)
+    result = converters.compare(file, network=network)
+    assert [row.status for row in (*result.layers, *result.outputs)] == ["same"] + ["differs"] * 2
 
 
 def test_the_numbers_are_those_of_the_definition():
@@ -244,6 +338,76 @@ def test_a_repetition_is_compared_where_it_ends_and_in_its_order_of_axes(tmp_pat
     row = next(each for each in result.layers if each.name == "up_sampling2d")
     assert (row.shape, row.status) == ((5, 8, 4), "same")
     assert result.passed
+
+
+@pytest.mark.parametrize("before", [3, 58, 59, 125])
+def test_so_it_is_wherever_in_the_file_the_layer_stands(tmp_path, before):
+    """A nested model, of which its fourth layer's output is read outside as well."""
+    chain = [f"net/act_{n}/Tanh" for n in range(before)]
+    chain += [f"net/base/inner_{n}/Sigmoid" for n in range(11)]
+    tensors = ["t", *(f"{name}:0" for name in chain)]
+    nodes = [node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2])]
+    nodes += [
+        node(name.rpartition("/")[2], given, made, name)
+        for name, given, made in zip(chain, tensors, tensors[1:], strict=False)
+    ]
+    last = "net/base/inner_10/Sigmoid:0"
+    nodes.append(node("Add", f"net/base/inner_3/Sigmoid:0 {last}", "out", "net/add/add"))
+    file = save(tmp_path / "n.onnx", nodes, {}, {"img": [None, 4, 5, 3]}, ["out"])
+    assert [call.tensor for call in output_tensors(read_model(file))["base"]] == [last]
+    assert converters.compare(file).passed
+
+
+@pytest.mark.parametrize("gate", ["dense", "convolution"])
+def test_a_gate_made_of_features_does_not_tell_how_the_maps_before_it_lie(tmp_path, gate):
+    """Squeeze and excite: means of maps (N, 3), reshaped to (N, 1, 1, 3) as Keras has them."""
+    rng = np.random.default_rng(2)
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net/conv2d/Conv2D", kernel_shape=[1, 1]),
+        node("Relu", "c:0", "r:0", "net/conv2d/Relu"),
+        node("ReduceMean", "r:0", "m:0", "net/mean/Mean", axes=[2, 3], keepdims=0),
+        node("MatMul", "m:0 d", "d:0", "net/dense/MatMul"),
+        node("Reshape", "d:0 s", "s:0", "net/reshape/Reshape"),
+        node("Transpose", "s:0", "u", "Transpose__2", perm=[0, 3, 1, 2]),
+        node("Conv", "u g", "g:0", "net/gate/Conv2D", kernel_shape=[1, 1]),
+        node("Mul", f"r:0 {'g:0' if gate == 'convolution' else 'u'}", "p:0", "net/multiply/mul"),
+        node("ReduceMean", "p:0", "out", "net/mean_1/Mean", axes=[2, 3], keepdims=0),
+    ]
+    if gate == "dense":
+        del nodes[7]
+    constants = {"k": rng.normal(size=(3, 2, 1, 1)), "d": rng.normal(size=(3, 3))}
+    constants |= {"g": rng.normal(size=(3, 3, 1, 1)), "s": [-1, 1, 1, 3]}
+    file = save(tmp_path / "n.onnx", nodes, constants, {"img": [None, 4, 5, 2]}, ["out"])
+    axes = tensor_axes(read_model(file))
+    assert {name: axes[name] for name in ("r:0", "s:0", "u", "p:0")} == {
+        "r:0": "channels first",
+        "s:0": "channels last",
+        "u": "channels first",
+        "p:0": "channels first",
+    }
+    result = converters.compare(file)
+    assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
+
+
+@pytest.mark.parametrize("ending", ["out", "turned"])
+def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(tmp_path, ending):
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net/conv2d/Conv2D", kernel_shape=[1, 1]),
+        node("Relu", "c:0", "r:0", "net/conv2d/Relu"),
+        node("Transpose", "r:0", ending, "Transpose__2", perm=[0, 2, 3, 1]),
+        node("Identity", ending, "out", "Identity"),
+    ]
+    constants = {"k": np.random.default_rng(3).normal(size=(2, 3, 1, 1))}
+    kept = nodes if ending == "turned" else nodes[:-1]
+    file = save(tmp_path / "n.onnx", kept, constants, {"img": [None, 4, 5, 3]}, ["out"])
+    for layout in ("NCHW", "as_exported"):
+        network = converters.load_onnx(file, input_layout=layout)
+        assert [record.name for record in network.source.layers] == ["conv2d"]
+        assert network.source.layers[0].output_shape == (2, 4, 5)
+        result = converters.compare(file, network=network)
+        assert [row.status for row in (*result.layers, *result.outputs)] == ["same", "same"]
 
 
 def test_a_shared_layer_has_a_row_for_each_call():

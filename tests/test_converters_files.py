@@ -401,12 +401,98 @@ def test_broken_exports_say_what_to_do(
     assert "\n" not in sentence
 
 
+def before_a(last: onnx.NodeProto, path: Path, opset: int, *, on: bool) -> Path:
+    """A convolution before an operator that may be given ``on``."""
+    constants = dict.fromkeys(["g", "b", "m", "v"], np.ones(4)) | {"half": np.float32(0.5)}
+    constants |= weights("net_1/conv2d_1", 3, 4)
+    nodes = [TURN, *conv("net_1/conv2d_1", "t", "a"), last]
+    save(path, nodes, constants, {"img": ["N", 8, 8, 3]}, ["out"], opset=opset)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(on), "on"))
+    onnx.save(model, path)
+    return path
+
+
+BATCH = "a g b m v"
+WHILE_TRAINING = {
+    "normalised by the batch": (
+        node("BatchNormalization", BATCH, "out mean var", "net_1/bn_1/Norm", training_mode=1), 15,
+    ),
+    "normalised by the batch, as it was before": (
+        node("BatchNormalization", BATCH, "out mean var sm sv", "net_1/bn_1/Norm"), 9,
+    ),
+    "dropped at random": (node("Dropout", "a half on", "out", "net_1/bn_1/dropout"), 15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHILE_TRAINING)
+def test_a_layer_that_works_as_while_training_is_refused(tmp_path: Path, name: str) -> None:
+    operator, opset = WHILE_TRAINING[name]
+    path = before_a(operator, tmp_path / "n.onnx", opset, on=True)
+    with pytest.raises(tvc.InputError, match=r"'bn' works as while training.*for inference"):
+        load_onnx(path)
+
+
+def test_a_dropout_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    operator, opset = WHILE_TRAINING["dropped at random"]
+    network = load_onnx(before_a(operator, tmp_path / "n.onnx", opset, on=False))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(network(x), tvc.activations(network, x, "conv2d")["conv2d"])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("QuantizeLinear", "a s z", "q", "net_1/quant_1/Quantize"),
+         node("DequantizeLinear", "q s z", "out", "net_1/quant_1/Dequantize")],
+        [node("DequantizeLinear", "w8 s z", "w", "net_1/quant_1/Dequantize"),
+         node("Conv", "a w", "out", "net_1/conv2d_1_2/convolution")],
+        [node("DynamicQuantizeLinear", "a", "q qs qz", "net_1/quant_1/Quantize"),
+         node("DequantizeLinear", "q qs qz", "out")],
+    ],
+)  # fmt: skip
+def test_a_quantised_file_is_refused(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = weights("net_1/conv2d_1", 3, 4) | {"s": np.float32(0.1)}
+    path = tmp_path / "n.onnx"
+    before = [TURN, *conv("net_1/conv2d_1", "t", "a")]
+    save(path, [*before, *nodes], constants, {"img": ["N", 8, 8, 3]}, ["out"])
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(128), "z"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 4, 1, 1), np.uint8), "w8"))
+    onnx.save(model, path)
+    with pytest.raises(tvc.InputError, match=r"'quant' is quantised.*before it was quantised"):
+        load_onnx(path)
+
+
 def test_normalization_that_lost_its_numbers(tmp_path: Path) -> None:
     lost = "net_1/normalization_1/Sub/y:0"
     middle = node("Sub", f"a {lost}", "out", "net_1/normalization_1/Sub")
     path = broken(tmp_path / "b.onnx", middle, inputs={lost: [1, 4, 1, 1]})
     with pytest.raises(tvc.InputError, match=r"'normalization' lost its numbers.*Rescaling\("):
         load_onnx(path)
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_length_that_some_exporters_write_for_an_open_one_is_open(
+    tmp_path: Path, length: int
+) -> None:
+    nodes = [TURN, *conv("net_1/conv2d_1", "t", "a", pads=[1, 1, 1, 1])]
+    nodes += [node("GlobalAveragePool", "a", "out", "net_1/pool_1/Mean")]
+    constants = weights("net_1/conv2d_1", 3, 4)
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", "H", "W", 3]}, ["out"])
+    wanted = load_onnx(path)
+    model = onnx.load(path)
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[:3]:
+        dim.dim_value = length
+    onnx.save(model, path)
+    network = load_onnx(path)
+    assert network.source.input_size == wanted.source.input_size == (3, None, None)
+    x = torch.from_numpy(draw(2, 3, 6, 7).astype(np.float32))
+    assert torch.equal(network(x), wanted(x))
+    assert network.fixed_batch is None
+    assert tvc.models.load(str(path)).input_size == (3, 224, 224)
+    pytest.importorskip("onnxruntime")
+    assert converters.compare(path).passed
 
 
 def test_inputs_nobody_reads_are_dropped(tmp_path: Path) -> None:
@@ -742,6 +828,44 @@ def test_a_cast_of_floats_to_floats_is_none(tmp_path: Path, kind: int) -> None:
     nodes = [layer("Relu", "x", "r"), layer("Cast", "r", "c", to=kind), layer("Exp", "c")]
     network = load_onnx(one(tmp_path / "n.onnx", nodes, {}, ["N", 2, 7, 8]))
     assert [name for name, _ in network.named_children()] == ["relu_1", "exp_1"]
+
+
+def mixed_precision(path: Path) -> Path:
+    """As Keras' ``mixed_float16``: convolutions in half precision, a batch norm in single."""
+    first, norm, second = (f"net_1/{name}_1" for name in ("conv2d", "bn", "conv2d_1"))
+    nodes = [
+        node("Cast", "img", "h", "net_1/cast_1/Cast", to=10),
+        node("Transpose", "h", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k1", "c", f"{first}/convolution", kernel_shape=[3, 3]),
+        node("Relu", "c", "r", f"{first}/Relu"),
+        node("Cast", "r", "rf", f"{norm}/Cast", to=1),
+        node("Mul", "rf s", "m", f"{norm}/batchnorm/mul_1"),
+        node("Add", "m o", "a", f"{norm}/batchnorm/add_1"),
+        node("Cast", "a", "ah", f"{norm}/Cast_1", to=10),
+        node("Conv", "ah k2", "d", f"{second}/convolution", kernel_shape=[1, 1]),
+        node("Cast", "d", "out", "net_1/cast_1_1/Cast", to=1),
+    ]
+    constants = {"k1": draw(4, 3, 3, 3), "k2": draw(2, 4, 1, 1, seed=1)}
+    constants |= {"s": draw(1, 4, 1, 1, seed=2), "o": draw(1, 4, 1, 1, seed=3)}
+    save(path, nodes, constants, {"img": ["N", 7, 8, 3]}, ["out"])
+    model = onnx.load(path)
+    for tensor in model.graph.initializer[:2]:
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_of_mixed_precision_is_a_network_of_one(tmp_path: Path) -> None:
+    path = mixed_precision(tmp_path / "n.onnx")
+    x, network, (expected,) = run(path, (2, 7, 8, 3), ["out"])
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert any("half and in single precision" in note for note in network.source.notes)
+    pictures = torch.from_numpy(x).movedim(-1, 1)
+    close(network(pictures), expected, 5e-3)
+    assert tvc.saliency(network, pictures, target=lambda y: y.sum((1, 2, 3))).values.any()
+    pytest.importorskip("onnxruntime")
+    assert converters.compare(path).passed
 
 
 def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple:

@@ -25,6 +25,15 @@ from torchviz_cnn import cli
 KEY = "torchviz_cnn.layers"
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "other.KERAS"])
+def test_a_keras_model_is_not_written_over(tmp_path: Path, name: str) -> None:
+    model = tmp_path / name
+    model.write_bytes(b"weights of a week")
+    with pytest.raises(tvc.InputError, match=r"called like a Keras file; .*\.onnx"):
+        export_keras(model, model)
+    assert model.read_bytes() == b"weights of a week"
+
+
 # ---------------------------------------------------------------- the layer table, without Keras
 
 

@@ -26,7 +26,7 @@ import torchviz_cnn as tvc
 from converters import load_onnx
 from converters.keras_files import check_keras_file
 from converters.keras_models import read_keras
-from tests.onnx_files import DATA
+from tests.onnx_files import DATA, evaluate, node, save
 
 NAMELESS = DATA / "nameless"
 FILES = sorted(path.name for path in NAMELESS.glob("*.onnx"))
@@ -129,7 +129,6 @@ def test_nested_and_shared_layers_and_twins_are_told_apart() -> None:
 
 def twin_branches(path: Path, *, equal: bool) -> tuple[Path, Any]:
     """Two convolutions side by side on one tensor, then their difference."""
-    from tests.onnx_files import node, save
 
     random = np.random.default_rng(0)
     kernels = [random.normal(size=(1, 1, 3, 2)).astype(np.float32) for _ in range(2)]
@@ -271,8 +270,8 @@ def test_a_batch_norm_merged_into_its_convolution_is_seen_through(tmp_path: Path
     del conv.input[1:]
     conv.input.extend(["merged", "shift"])
     turn.output[0] = add.output[0]
-    for node in (subtract, multiply, add):
-        model.graph.node.remove(node)
+    for each in (subtract, multiply, add):
+        model.graph.node.remove(each)
     onnx.save(model, tmp_path / "merged.onnx")
     network = load_onnx(tmp_path / "merged.onnx", keras=Described(keras))
     check(network, keras, gone={"a_c1"})
@@ -319,6 +318,37 @@ def described(*layers: tuple[str, str, tuple[str, ...]], **numbers: np.ndarray) 
     np.savez(buffer, description=np.array(text), **numbers)
     buffer.seek(0)
     return Described(np.load(buffer))
+
+
+def test_what_turns_pictures_before_a_shared_layer_is_no_layer(tmp_path: Path) -> None:
+    """As exported, a transpose stands before the first of its calls, and one behind the last."""
+    kernel = np.random.default_rng(4).normal(size=(3, 3, 3, 3))
+    nodes = [
+        node("Transpose", "img", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c", pads=[1, 1, 1, 1]),
+        node("Relu", "c", "r"),
+        node("Conv", "r k", "d", pads=[1, 1, 1, 1]),
+        node("Transpose", "d", "out", perm=[0, 2, 3, 1]),
+    ]
+    sizes = {"img": ["N", 6, 5, 3]}
+    path = save(tmp_path / "n.onnx", nodes, {"k": kernel}, sizes, ["out"], producer="pytorch")
+    keras = described(
+        ("InputLayer", "img", ()),
+        ("Conv2D", "conv", ("img",)),
+        ("ReLU", "relu", ("conv",)),
+        **{"weight:conv:0": kernel.transpose(2, 3, 1, 0).astype(np.float32)},
+    )
+    model = keras.description["config"]
+    model["layers"][1]["inbound_nodes"].append([["relu", 0, 0, {}]])
+    model["output_layers"] = [["conv", 1, 0]]
+    x = np.random.default_rng(5).normal(size=(2, 6, 5, 3)).astype(np.float32)
+    first, last, out = evaluate(path, {"img": x}, ["c", "d", "out"])
+    network = load_onnx(path, keras=keras, input_layout="as_exported")
+    assert [record.name for record in network.source.layers] == ["img", "conv", "relu"]
+    seen = tvc.activations(network, torch.from_numpy(x), ["conv", "conv@1"])
+    assert np.allclose(seen["conv"], first, atol=1e-5)
+    assert np.allclose(seen["conv@1"], last, atol=1e-5)
+    assert np.allclose(network(torch.from_numpy(x)).detach(), out, atol=1e-5)
 
 
 @pytest.mark.parametrize("before", ["conv_a", "conv_b"])
@@ -398,7 +428,6 @@ def test_lists_whose_classes_do_not_fit_in_order_are_refused(change: Any, senten
 def with_table(path: Path) -> Path:
     """A file as ``export_keras`` writes it."""
     from converters.metadata import INPUT, ExportedLayer, LayerTable, write_table
-    from tests.onnx_files import node, save
 
     nodes = [
         node("Transpose", "img", "t", "turn", perm=[0, 3, 1, 2]),

@@ -16,6 +16,7 @@ import torchviz_cnn as tvc
 from converters.slopes import FileScores, score_tensor
 from converters.trust import read_model
 from tests.onnx_files import DATA, node, save
+from tests.test_matching import Described, stored
 from torchviz_cnn.errors import NotApplicable
 from torchviz_cnn.parity import compare_explanations
 
@@ -114,6 +115,19 @@ def test_one_picture_is_asked_for():
     two = torch.rand((2, *network.source.input_size))
     with pytest.raises(tvc.InputError, match="on one picture, not on 2"):
         compare_explanations(DATA / "tiny.k3export.onnx", network, two)
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"directions": 0}, "directions must be a whole number of at least 1, not 0"),
+        ({"layer": "conv2d*"}, r"layer must name one layer, and 'conv2d\*' names \d"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence(wish, words):
+    network = converters.load_onnx(DATA / "catdog.k3export.onnx")
+    with pytest.raises(tvc.InputError, match=words):
+        compare_explanations(DATA / "catdog.k3export.onnx", network, picture(network), **wish)
 
 
 @pytest.mark.skipif(REAL is None, reason="TORCHVIZ_CNN_DATA names no folder of real networks")
@@ -304,6 +318,17 @@ def one_axis(path):
         {"img": [None, 16, 3]},
         ["out"],
     )
+
+
+def test_which_call_of_a_layer_nobody_named_is_meant_is_not_guessed():
+    file = DATA / "nameless" / "twins.dyn.onnx"
+    network = converters.load_onnx(file, keras=Described(stored(file.name)))
+    saliency, cam = compare_explanations(file, network, picture(network))
+    assert saliency.verdict == "agrees"
+    assert (cam.verdict, cam.layer) == ("not compared", "shared")
+    assert "called 2 times" in cam.reason
+    last = compare_explanations(file, network, picture(network), layer="base")[1]
+    assert (last.layer, last.verdict) == ("base", "agrees")
 
 
 def test_saliency_is_compared_where_grad_cam_has_no_maps(tmp_path):

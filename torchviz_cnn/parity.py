@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchviz_cnn.errors import InputError, NotApplicable
+from torchviz_cnn.errors import InputError, NotApplicable, check_counts
 from torchviz_cnn.methods import grad_cam, saliency
 from torchviz_cnn.naming import module_of
 from torchviz_cnn.observe import activations
@@ -137,12 +137,13 @@ def compare_explanations(
     Raises:
         NotApplicable: for a network with several inputs or outputs, without scores of classes, or
             in half precision.
-        InputError: for more than one picture, or where onnxruntime is missing.
+        InputError: for more than one picture or layer, or where onnxruntime is missing.
 
     Source: the definition of the derivative; Selvaraju et al. 2017, equations 1 and 2.
     """
     from converters.slopes import FileScores
 
+    check_counts(directions=directions)
     if len(inputs) != 1:
         raise InputError(f"explanations are compared on one picture, not on {len(inputs)}")
     module = module_of(model)
@@ -272,7 +273,10 @@ def _grad_cam_parity(
     Raises:
         NotApplicable: when the layer has no maps, or they are not in the file.
     """
-    found = activations(model, inputs, layer)[layer]
+    seen = activations(model, inputs, layer)
+    if len(seen) != 1:
+        raise InputError.about("layer", f"must name one layer, and {layer!r} names {len(seen)}")
+    ((layer, found),) = seen.items()
     if found.ndim != 4:
         raise NotApplicable(
             f"the layer {layer!r} puts out {tuple(found.shape)}, no maps of rows and columns"

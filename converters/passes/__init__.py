@@ -14,7 +14,12 @@ from converters.passes.borders import (
     resolve_transposed,
     separate_borders,
 )
-from converters.passes.constants import drop_no_ops, fold_constants, normalise_attributes
+from converters.passes.constants import (
+    drop_no_ops,
+    fold_constants,
+    normalise_attributes,
+    one_precision,
+)
 from converters.passes.gelu import merge_gelu
 from converters.passes.layers import (
     batch_norms,
@@ -50,6 +55,7 @@ def simplify(graph: Graph) -> None:
         normalise_attributes(graph)
     shape_arithmetic(graph)
     graph.prune()
+    one_precision(graph)
     repeats(graph)
     pooling_over_more_axes(graph)
     transposing_reshapes(graph)

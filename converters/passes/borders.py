@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from converters.graph import Graph, Node
@@ -93,10 +95,16 @@ def separate_borders(graph: Graph) -> None:
         if node.op not in ("Conv", "MaxPool") or "kernel_shape" not in node.attributes:
             continue
         rank = len(node.attributes["kernel_shape"])
-        pads = node.attributes.get("pads", [0] * 2 * rank)
         auto = node.attributes.pop("auto_pad", None)
+        pads = node.attributes.get("pads", [0] * 2 * rank)
         if auto is None and pads[:rank] == pads[rank:]:
             continue
+        if auto is None and node.attributes.get("ceil_mode"):
+            sides = graph.shapes.get(node.inputs[0], (None,) * (rank + 2))[2:]
+            if None in sides:
+                continue
+            pads = _rounded_up(node, [n or 0 for n in sides], pads)
+        node.attributes.pop("ceil_mode", None)
         value = -np.inf if node.op == "MaxPool" else 0.0
         if auto is None:
             begin, end = [0, 0, *pads[:rank]], [0, 0, *pads[rank:]]
@@ -112,3 +120,25 @@ def separate_borders(graph: Graph) -> None:
         node.inputs[0] = border.output
         node.attributes.pop("pads", None)
         graph.nodes.insert(graph.nodes.index(node), border)
+
+
+def _rounded_up(node: Node, sides: Sequence[int], pads: Sequence[int]) -> list[int]:
+    """The border with which the windows that ``ceil_mode`` adds are there without it.
+
+    The last window begins on the map, or on the border before it.
+    """
+    rank, ends = len(sides), list[int]()
+    ones = [1] * rank
+    for i, (kernel, stride, dilation) in enumerate(
+        zip(
+            node.attributes["kernel_shape"],
+            node.attributes.get("strides", ones),
+            node.attributes.get("dilations", ones),
+            strict=True,
+        )
+    ):
+        reach, begun = (kernel - 1) * dilation + 1, sides[i] + pads[i]
+        last = -(-(begun + pads[rank + i] - reach) // stride) * stride
+        last -= stride if last >= begun else 0
+        ends.append(last + reach - begun)
+    return [*pads[:rank], *ends]

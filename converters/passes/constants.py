@@ -45,6 +45,8 @@ _AS_INPUTS = {  # operator -> attributes that later versions of it take as input
 def normalise_attributes(graph: Graph) -> None:
     """Settings that are attributes or constant inputs, depending on the version: attributes."""
     for node in graph.nodes:
+        if node.op == "Upsample":  # what Resize was called before version 10
+            node.op = "Resize"
         names = _AS_INPUTS.get(node.op, ())
         order = {"Pad": ("pads", "value", "axes")}
         for position, name in enumerate(order.get(node.op, names), start=1):
@@ -107,6 +109,29 @@ def drop_no_ops(graph: Graph) -> None:
         else:
             kept.append(node)
     graph.nodes = kept
+
+
+def one_precision(graph: Graph) -> None:
+    """Where a file reckons in half and in single precision, the network does in single precision.
+
+    Keras' ``mixed_float16`` has convolutions in half and batch norms in single precision; without
+    the casts between (:func:`drop_no_ops`), their weights would not fit together.
+    """
+    reckoned = {name for node in graph.nodes if node.op != "Resize" for name in node.inputs}
+    kinds = {name: graph.constants[name].dtype for name in reckoned & graph.constants.keys()}
+    half = [name for name, kind in kinds.items() if kind == np.float16]
+    # A single number takes the precision of what it is reckoned with.
+    single = [n for n, kind in kinds.items() if kind == np.float32 and graph.constants[n].ndim]
+    if not half or not single:
+        return
+    for name in half:
+        graph.constants[name] = graph.constants[name].astype(np.float32)
+    for node in graph.nodes:
+        if node.op == "Cast" and node.attributes.get("to") == TensorProto.FLOAT16:
+            node.attributes["to"] = TensorProto.FLOAT
+    graph.notes.append(
+        "the file reckons in half and in single precision, the network in single precision alone"
+    )
 
 
 def fold_constants(graph: Graph) -> None:

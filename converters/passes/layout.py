@@ -179,7 +179,7 @@ def _push(wires: Wires, node: Node, user: Node) -> bool:
         inputs = [name for name in turned if name is not None]
         axis = user.attributes.get("axis", -1)
         user.attributes = {**user.attributes, "axis": perm[axis % len(perm)]}
-    elif user.op == "Pad" and "pads" in user.attributes and "axes" not in user.attributes:
+    elif user.op == "Pad" and "axes" not in user.attributes and len(user.inputs) == 1:
         pads, rank = user.attributes["pads"], len(perm)
         begin, end = pads[:rank], pads[rank:]
         where = _inverse(perm)
@@ -244,6 +244,7 @@ def _transpose_after(wires: Wires, node: Node, perm: list[int]) -> None:
     graph = wires.graph
     old, inner = node.output, graph.fresh(node.output.split("//")[0])
     node.outputs = [inner]
+    graph.stands_for(inner, old, perm)
     shape = graph.shapes.get(old)
     if shape is not None:
         graph.shapes[inner] = _permute(shape, _inverse(perm))
@@ -273,6 +274,8 @@ def turn_remaining_maps(graph: Graph) -> None:
             continue
         inner, first = graph.fresh(name), graph.fresh(name)
         node.outputs[0] = inner
+        graph.stands_for(inner, name)
+        graph.stands_for(first, name, TO_CHANNELS_LAST)
         shape = graph.shapes[inner] = graph.shapes[name]
         graph.shapes[first] = _permute(shape, TO_CHANNELS_FIRST)
         turn = Node("Transpose", [inner], [first], {"perm": TO_CHANNELS_FIRST}, owner=node.owner)
@@ -387,6 +390,7 @@ def _drop_transposes_before_outputs(graph: Graph) -> None:
             continue
         if node.attributes["perm"] == TO_CHANNELS_LAST:
             graph.outputs[position] = node.inputs[0]
+            graph.turned.append(position)
             graph.notes.append(
                 "the network puts out maps: they come as (N, C, H, W), not (N, H, W, C) as in Keras"
             )

@@ -21,7 +21,7 @@ from converters.trust.contents import bytes_of, parse
 from converters.trust.limits import USUAL, Limits
 from converters.trust.sizes import check_sizes
 from converters.trust.standard import opset, spell_out, unknown_operators
-from converters.trust.structure import check_known_nodes, check_model
+from converters.trust.structure import check_known_nodes, check_model, leave_open
 from converters.trust.weights import settle_weights
 from converters.trust.words import quoted
 from torchviz_cnn.errors import InputError
@@ -32,7 +32,8 @@ def read_model(
 ) -> ModelProto:
     """Read an ONNX file without trusting it.
 
-    ``Erfc``, which TensorFlow's exporter writes into files, is read as ``1 − Erf``. Other operators
+    ``Erfc``, which TensorFlow's exporter writes into files, is read as ``1 − Erf``, and a length of 0
+    or −1, which some exporters write for one that is open, as open. Other operators
     that the standard does not know are let through, for a reader of Keras files can say
     more about them than that they are unknown: ask `unknown_operators`.
 
@@ -60,6 +61,7 @@ def read_model(
         model = parse(data, limits)
         del data
         check_model(model, limits)
+        leave_open(model)
         spell_out(model)
         settle_weights(model, Path(path).parent, external_data, limits)
         check_known_nodes(model)

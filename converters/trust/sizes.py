@@ -232,8 +232,7 @@ def _picture(kind: TypeProto, ordinary: bool) -> TypeProto:
     shape = shape_of(kind)
     if shape is None:
         return kind
-    # Some exporters write 0 or -1 for a size that is open.
-    dims = [None if dim is None or dim < 1 else dim for dim in shape]
+    dims = list(shape)
     if ordinary:
         # A volume of 224 × 224 × 224 is no ordinary one.
         side = 224 if dims[1:].count(None) <= 2 else 64

@@ -105,6 +105,19 @@ def _check_inputs(model: ModelProto, limits: Limits) -> None:
         check_extent([1 if dim is None else dim for dim in shape or ()], where, limits)
 
 
+def leave_open(model: ModelProto) -> None:
+    """Lengths of 0 or -1, as some exporters write those that are open, become open ones.
+
+    Of what the network is given and puts out; what is in between follows.
+    """
+    graph = model.graph
+    for entry in (*graph.input, *graph.output, *graph.value_info):
+        if entry.type.HasField("tensor_type"):
+            for dim in entry.type.tensor_type.shape.dim:
+                if dim.HasField("dim_value") and dim.dim_value < 1:
+                    dim.ClearField("dim_value")
+
+
 def _check_order(model: ModelProto) -> None:
     """That every tensor is made once, and before it is used."""
     graph = model.graph

@@ -94,11 +94,21 @@ def read_state(path: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
         raise InputError(f"{path!r} holds {a(type(found).__name__)}, not a state dict of tensors")
     if not found:
         raise InputError(f"{path!r} holds an empty state dict")
-    return {key.removeprefix("module.").removeprefix("_orig_mod."): v for key, v in found.items()}
+    return _unwrapped(dict(found))
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what ``DataParallel`` and ``torch.compile``, one in the other, put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            return _unwrapped({key.removeprefix(prefix): v for key, v in state.items()})
+    return state
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
