@@ -30,6 +30,7 @@ from torch import nn
 import torchviz_cnn as tvc
 from torchviz_cnn import checkpoints, cli
 from torchviz_cnn.files import CannotWrite
+from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.training import Settings, accuracy, fit, outcome
 from torchviz_cnn.training.augment import Augmentation, warped
 from torchviz_cnn.training.ending import ending_of
@@ -1292,6 +1293,28 @@ def test_confusions_and_the_most_wrong():
     assert found.confusion().tolist() == [[1, 3], [0, 1]]
     assert found.worst(2) == [3, 1]
     assert found.accuracy == pytest.approx(0.4)
+
+
+def test_a_map_of_nothing_but_0_beside_a_wrong_picture_is_said_to_be_one():
+    """Brightness speaks against class 0 and for class 1; on a dark picture only 0's bias is left."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.fill_(0.1)
+        net[4].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        net[4].bias.copy_(torch.tensor([1.0, 0.0]))
+    model = tvc.models.Model(
+        net, Preprocess((8, 8), channels="L"), (1, 8, 8), ("dark", "bright"), "two lights"
+    )
+    pixels = torch.tensor([20, 240], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+    pictures = in_memory(pixels.contiguous(), torch.tensor([1, 0]), "light")
+    found = outcome.judge(model, pictures)
+    assert found.guesses.tolist() == [0, 1]
+    (plate,) = outcome._worst(model, found, pictures).plates
+    assert "Of bright, taken for dark (" in plate.caption
+    assert "nothing did: Grad-CAM's map is 0 everywhere" in plate.caption
+    assert "dark, taken for bright" not in plate.caption
 
 
 @pytest.mark.parametrize(("wrong", "said"), [(0, "100.0 %"), (1, ">99.9 %"), (999, "90.0 %")])

@@ -193,9 +193,15 @@ def _worst(model: Model, found: Judgement, pictures: Labelled) -> Section:
     for first in range(0, len(chosen), 6):
         part = slice(first, first + 6)
         sheet = render.sheet([views[part], overlays[part]], titles[part], cell=CELL)
-        plates.append(
-            Plate(f"wrong_{first // 6 + 1}.png", sheet, "What spoke for the wrong class.")
-        )
+        told = "What spoke for the wrong class."
+        mute = [
+            title
+            for title, found in zip(titles[part], maps.values[part], strict=True)
+            if not found.any()
+        ]
+        if mute:
+            told += f" Of {', and of '.join(mute)} nothing did: Grad-CAM's map is 0 everywhere."
+        plates.append(Plate(f"wrong_{first // 6 + 1}.png", sheet, told))
     listing = "\n".join(
         f"{title:40} {pictures.names[index]}" for title, index in zip(titles, chosen, strict=True)
     )
