@@ -304,7 +304,8 @@ def _find_default_layer(module: nn.Module, trace: Trace) -> Run:
             continue
         _check_is_late(trace, index)
         if run.shape[0] != trace.pictures:
-            raise NotApplicable(maps_of_parts(run.name, run.shape[0], trace.pictures))
+            name = display_name(module, run.name)
+            raise NotApplicable(maps_of_parts(name, run.shape[0], trace.pictures))
         return run
     raise NotApplicable(
         "the last convolution of this network belongs to no named module; name a layer"
