@@ -21,6 +21,7 @@ from torchviz_cnn.head import of_both_classes, probabilities
 from torchviz_cnn.resample import at_places, spread, upsample
 from torchviz_cnn.targets import class_label
 from torchviz_cnn.version import __version__
+from torchviz_cnn.words import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,7 +159,7 @@ class Attribution:
         what = "" if self.target is None else f"class {self.label(index, target)}, "
         score = float(self._pick(self.score, index, target))
         kind = self.parameters.get("score", "logit")
-        return f"{self.method}{where}: {what}{kind} {score:.3g}"
+        return f"{self.method}{where}: {what}{kind} {brief(score)}"
 
     def manifest(self) -> dict[str, Any]:
         """How this was made, as plain data: method, layer, target, score, options, versions."""

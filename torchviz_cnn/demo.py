@@ -19,11 +19,11 @@ from torchviz_cnn.methods.registry import summary
 from torchviz_cnn.models import Model
 from torchviz_cnn.pictures import Picture
 from torchviz_cnn.plates import sparsity_words
-from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section, write_page
 from torchviz_cnn.summary import layers
 from torchviz_cnn.training import accuracy, digits_model
 from torchviz_cnn.walking import walk
+from torchviz_cnn.words import percent
 
 # A digit's stroke is about three pixels wide: smaller windows hide too little of it.
 WINDOWS = {"window": 6, "stride": 2}

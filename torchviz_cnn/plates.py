@@ -17,9 +17,9 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.files import file_name, write_atomically
 from torchviz_cnn.render.bars import MOST_BARS
 from torchviz_cnn.render.grids import Scale
-from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section, page, write_page, write_picture
 from torchviz_cnn.steps import Step, Walk, same
+from torchviz_cnn.words import brief, percent
 
 MOST_SCORES = 20
 _RANKS = ("mean", "max", "variance", "weight")
@@ -269,7 +269,7 @@ def _shape_words(step: Step) -> str:
 
 def _spread(values: Tensor) -> str:
     mean, spread = float(values.double().mean()), float(values.double().std(correction=0))
-    return f"{mean:.2g} ± {spread:.2g}"
+    return f"{brief(mean, 2)} ± {brief(spread, 2)}"
 
 
 def _zeros(step: Step) -> str:
@@ -287,7 +287,7 @@ def as_table(walk: Walk) -> str:
                 "×".join(map(str, step.output.shape)) + (" last" if step.channels_last else ""),
                 percent(step.zeros, 1),
                 "" if step.silenced is None else percent(step.silenced, 1),
-                f"{float(values.min()):.3g} … {float(values.max()):.3g}",
+                f"{brief(float(values.min()))} … {brief(float(values.max()))}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]

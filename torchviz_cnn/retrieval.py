@@ -21,6 +21,7 @@ from torchviz_cnn.naming import module_of, resolve_one
 from torchviz_cnn.objectives import channel_of
 from torchviz_cnn.observe import activations
 from torchviz_cnn.pictures import read_picture
+from torchviz_cnn.words import brief
 
 if TYPE_CHECKING:
     from torchviz_cnn.models import Model
@@ -88,7 +89,7 @@ class Patches:
         names = self.names()
         width = max(map(len, names))
         return "\n".join(
-            f"  {patch.value:10.4g}  {name:{width}}  unit {patch.cell}, "
+            f"  {brief(patch.value, 4):>10}  {name:{width}}  unit {patch.cell}, "
             f"rows {patch.box[0]}–{patch.box[2] - 1}, columns {patch.box[1]}–{patch.box[3] - 1}"
             for name, patch in zip(names, self.found, strict=True)
         )

@@ -16,6 +16,7 @@ from torchviz_cnn.observe import LayerChoice, activations
 from torchviz_cnn.passage import kind_of
 from torchviz_cnn.summary import is_row
 from torchviz_cnn.tracing import remembered
+from torchviz_cnn.words import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,7 +158,7 @@ class StyleComparison:
             self.relative[index].tolist(),
             strict=True,
         ):
-            lines.append(f"{layer:{name}}  {shape:{size}}  {d:10.4g}  {r:8.3f}")
+            lines.append(f"{layer:{name}}  {shape:{size}}  {brief(d, 4):>10}  {r:8.3f}")
         mean = float(self.relative[index].mean())
         lines.append(f"{'mean':{name}}  {'':{size}}  {'':10}  {mean:8.3f}")
         return "\n".join(lines)

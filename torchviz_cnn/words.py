@@ -51,3 +51,30 @@ def one_line(error: BaseException) -> str:
     """
     said = textwrap.shorten(str(error), 400, placeholder=" …")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def brief(value: float, digits: int = 3) -> str:
+    """A number short enough for a colour bar; a power of ten only where it is very large or small.
+
+    >>> brief(0.0), brief(12.345), brief(-0.00123), brief(4231.7), brief(-98765.4, 4)
+    ('0', '12.3', '-0.00123', '4230', '-98770')
+    >>> brief(1.5e6), brief(4.7e-5)
+    ('1.5e+06', '4.7e-05')
+    """
+    short = f"{value:.{digits}g}"
+    return f"{float(short):.0f}" if "e+" in short and abs(value) < 1e6 else short
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share from 0 to 1 in per cent; 0 and 100 only where it is just that.
+
+    >>> percent(0.426), percent(1.0), percent(0.998), percent(1e-5), percent(0.9999, 1)
+    ('43 %', '100 %', '>99 %', '<1 %', '>99.9 %')
+    """
+    words = f"{100 * share:.{digits}f}"
+    step = 10.0**-digits
+    if float(words) == 100 and share < 1:
+        words = f">{100 - step:.{digits}f}"
+    elif float(words) == 0 and share > 0:
+        words = f"<{step:.{digits}f}"
+    return f"{words} %"

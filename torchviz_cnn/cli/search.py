@@ -30,6 +30,7 @@ from torchviz_cnn.pictures import read_picture
 from torchviz_cnn.report import write_picture
 from torchviz_cnn.retrieval import patches, pictures_in
 from torchviz_cnn.texture import style_distance
+from torchviz_cnn.words import brief
 
 
 def maximize_command(
@@ -134,7 +135,7 @@ def maximize_command(
         for index, (name, image) in enumerate(zip(names, result.images, strict=True)):
             write_picture(staging, f"maximize_{name}.png", image)
             first, last = float(result.history[index, 0]), float(result.value[index])
-            tell(f"{result.labels[index]}: from {first:.4g} to {last:.4g}")
+            tell(f"{result.labels[index]}: from {brief(first, 4)} to {brief(last, 4)}")
             if guesses is not None:
                 tell(album.predictions_table(guesses[index]))
         sheet = render.figure_picture(result.figure())

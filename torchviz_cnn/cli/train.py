@@ -11,7 +11,6 @@ import typer
 from torchviz_cnn import models
 from torchviz_cnn.cli.options import Device, InputSize, size_of
 from torchviz_cnn.pictures import read_picture
-from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import write_page
 from torchviz_cnn.training import outcome
 from torchviz_cnn.training.augment import Augmentation
@@ -19,6 +18,7 @@ from torchviz_cnn.training.fit import check_network, check_run, fit, is_first
 from torchviz_cnn.training.start import start
 from torchviz_cnn.training.tasks import TASKS, pictures
 from torchviz_cnn.training.watch import Watch
+from torchviz_cnn.words import percent
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import write_atomically
+from torchviz_cnn.words import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +84,7 @@ class Maximization:
         from torchviz_cnn import render
 
         words = [
-            f"{label}\n{value:.4g}"
+            f"{label}\n{brief(value, 4)}"
             for label, value in zip(self.labels, self.value.tolist(), strict=True)
         ]
         return render.contact_sheet(self.images, words, columns=columns, cell=cell)

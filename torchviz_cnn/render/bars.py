@@ -13,7 +13,8 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import colorize
 from torchviz_cnn.render.lost import LOST, lost, told
 from torchviz_cnn.render.paper import framed
-from torchviz_cnn.render.text import PAPER, fit, number, text_width, write
+from torchviz_cnn.render.text import PAPER, fit, text_width, write
+from torchviz_cnn.words import brief
 
 MOST_BARS = 40
 
@@ -60,7 +61,7 @@ def units(
         words = "; ".join(["length is the unit's output", *gone])
         return framed(_bars(array, beside), title, words)[0]
     body, columns = _strip(array, colormap, low, high)
-    first = ", ".join(f"{fit(beside[i], 180, 11)} ({number(array[i])})" for i in order[:5])
+    first = ", ".join(f"{fit(beside[i], 180, 11)} ({brief(array[i])})" for i in order[:5])
     words = f"{len(array)} units, {columns} in a row; strongest: {first}"
     return framed(body, title, "; ".join([words, *gone]), (low, high, colormap))[0]
 
@@ -190,11 +191,11 @@ def _bars(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
         y = index * row
         write(draw, (0, y + 2), fit(name, left - 8, 11), 11)
         if not math.isfinite(value):
-            write(draw, (zero + 5, y + 2), number(value), 11, LOST)
+            write(draw, (zero + 5, y + 2), brief(value), 11, LOST)
             continue
         end = zero + round(value / span * length)
         color = (49, 104, 142) if value >= 0 else (178, 60, 60)
         draw.rectangle((min(zero, end), y + 2, max(zero, end), y + row - 4), fill=color)
-        words = number(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
+        words = brief(value) if abs(value) >= 1e-3 * span or not value else "≈ 0"
         write(draw, (max(zero, end) + 5, y + 2), words, 11)
     return np.asarray(canvas)

@@ -17,7 +17,8 @@ from torchviz_cnn.render.colormaps import check_colormap, colorize, colormap_for
 from torchviz_cnn.render.enlarge import fitted
 from torchviz_cnn.render.glyphs import lettered
 from torchviz_cnn.render.overlays import overlay
-from torchviz_cnn.render.text import INK, PAPER, elide, inches, number, text_width, wrap, write
+from torchviz_cnn.render.text import INK, PAPER, elide, inches, text_width, wrap, write
+from torchviz_cnn.words import brief
 
 
 def attribution_figure(
@@ -52,7 +53,7 @@ def attribution_figure(
     name = colormap_for(values, colormap, signed=signed)
     check_colormap(name)
     nothing = span is None and float(np.ptp(values)) == 0
-    only = number(float(values.flat[0]))
+    only = brief(float(values.flat[0]))
     values = np.zeros_like(values) if nothing else values
     panels = 1 if picture is None else 3
     height, width = values.shape
@@ -140,10 +141,10 @@ def color_scale(
     ramp = colorize(shades[None].repeat(bar, 0), colormap, low, high)
     canvas.paste(Image.fromarray(ramp), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    marks = [(0.0, number(low)), (1.0, number(high))] + ([(0.5, "0")] if low == -high else [])
+    marks = [(0.0, brief(low)), (1.0, brief(high))] + ([(0.5, "0")] if low == -high else [])
     if everywhere is not None:
         draw.rectangle((0, 0, width - 1, bar - 1), outline=INK)  # which may be white
-        marks = [(0.0, f"{number(everywhere)} everywhere")]
+        marks = [(0.0, f"{brief(everywhere)} everywhere")]
     for share, text in marks:
         left = round(share * (width - text_width(text, 11)))
         write(draw, (left, bar + 2), text, 11)

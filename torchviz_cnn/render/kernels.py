@@ -14,7 +14,8 @@ from torchviz_cnn.errors import InputError, check_counts
 from torchviz_cnn.render.colormaps import DIVERGING, colorize
 from torchviz_cnn.render.grids import enlarged, grid
 from torchviz_cnn.render.paper import framed
-from torchviz_cnn.render.text import PAPER, number, text_width, write
+from torchviz_cnn.render.text import PAPER, text_width, write
+from torchviz_cnn.words import brief
 
 KernelScale = Literal["filter", "layer"]
 
@@ -97,7 +98,7 @@ def filters(
         top = np.full_like(top, top.max())
     unit = kernels / np.where(top > 0, top, 1.0)  # −1…1 around 0
 
-    labels = [f"{row}  ‖{number(norm)}‖" for row, norm in zip(rows, norms, strict=True)]
+    labels = [f"{row}  ‖{brief(norm)}‖" for row, norm in zip(rows, norms, strict=True)]
     if in_colour:
         colors = np.rint((unit.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
         body = grid(_enlarged(colors, _SIDE), labels, columns)[0]
@@ -142,7 +143,7 @@ def _words(
     if scale == "filter":
         words.append(f"each filter from −max|w| to max|w| of its own; {zero}")
     else:
-        words.append(f"one scale for all filters, ±{number(limit)}; {zero}")
+        words.append(f"one scale for all filters, ±{brief(limit)}; {zero}")
     return "; ".join(words)
 
 

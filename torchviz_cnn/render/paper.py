@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from torchviz_cnn.render.colormaps import table
-from torchviz_cnn.render.text import INK, PAPER, number, text_width, wrap, write
+from torchviz_cnn.render.text import INK, PAPER, text_width, wrap, write
+from torchviz_cnn.words import brief
 
 MARGIN = 10
 
@@ -52,7 +53,7 @@ def framed(
         canvas.paste(
             Image.fromarray(np.broadcast_to(ramp, (10, length, 3)).copy()), (MARGIN, y + 2)
         )
-        left, right = f"{number(low)}{' everywhere' if flat else ''}", "" if flat else number(high)
+        left, right = f"{brief(low)}{' everywhere' if flat else ''}", "" if flat else brief(high)
         write(draw, (MARGIN, y + 15), left, 11)
         write(draw, (MARGIN + length - text_width(right, 11), y + 15), right, 11)
         if low < 0 < high:

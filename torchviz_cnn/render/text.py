@@ -101,27 +101,3 @@ def _pieces(word: str, width: int, size: int) -> list[str]:
         pieces.append(word[:end])
         word = word[end:]
     return [*pieces, word]
-
-
-def number(value: float) -> str:
-    """A number short enough for a colour bar.
-
-    >>> number(0.0), number(12.345), number(-0.00123)
-    ('0', '12.3', '-0.00123')
-    """
-    return f"{value:.3g}"
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share from 0 to 1 in per cent; 0 and 100 only where it is just that.
-
-    >>> percent(0.426), percent(1.0), percent(0.998), percent(1e-5), percent(0.9999, 1)
-    ('43 %', '100 %', '>99 %', '<1 %', '>99.9 %')
-    """
-    words = f"{100 * share:.{digits}f}"
-    step = 10.0**-digits
-    if float(words) == 100 and share < 1:
-        words = f">{100 - step:.{digits}f}"
-    elif float(words) == 0 and share > 0:
-        words = f"<{step:.{digits}f}"
-    return f"{words} %"

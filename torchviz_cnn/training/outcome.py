@@ -18,11 +18,11 @@ from torchviz_cnn.models import Model
 from torchviz_cnn.naming import module_of
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.render.figures import figure_picture
-from torchviz_cnn.render.text import percent
 from torchviz_cnn.report import Plate, Section
 from torchviz_cnn.training.fit import Run
 from torchviz_cnn.training.sets import Labelled
 from torchviz_cnn.training.watch import STRIP, shown_columns
+from torchviz_cnn.words import percent
 
 WORST = 12
 CELL = 168
