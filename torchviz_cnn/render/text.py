@@ -106,10 +106,10 @@ def _pieces(word: str, width: int, size: int) -> list[str]:
 def number(value: float) -> str:
     """A number short enough for a colour bar.
 
-    >>> number(0.0), number(12.345), number(-0.00123)
+    >>> number(-0.0), number(12.345), number(-0.00123)
     ('0', '12.3', '-0.00123')
     """
-    return f"{value:.3g}"
+    return f"{value + 0.0:.3g}"  # -0.0 + 0.0 is 0.0
 
 
 def percent(share: float, digits: int = 0) -> str:
