@@ -398,6 +398,17 @@ def test_a_picture_that_the_network_saw_squashed_is_shown_as_it_is(size):
         assert tuple(panels[name].images[0].get_extent()) == (0, 150, 150, 0)
 
 
+def test_a_figure_stands_upright_whatever_matplotlib_is_told_elsewhere():
+    """Astronomers have their pictures begin below."""
+    values = np.zeros((8, 8))
+    values[0, 0] = 1.0
+    picture = Image.new("RGB", (80, 80))
+    usual = render.figure_picture(render.attribution_figure(values, picture=picture))
+    with matplotlib.rc_context({"image.origin": "lower"}):
+        told = render.figure_picture(render.attribution_figure(values, picture=picture))
+    assert np.array_equal(np.asarray(usual), np.asarray(told))
+
+
 @pytest.mark.parametrize("ratio", [0.41, 0.6, 0.9])
 def test_a_long_unit_is_whole_beside_a_low_map(ratio):
     unit = "largest |gradient of the score| over channels"

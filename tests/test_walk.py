@@ -932,6 +932,20 @@ def test_filters_are_those_of_the_weights_that_were_loaded_last(way):
     torch.testing.assert_close(found.flatten(1) @ x.flatten(), wanted)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("b.jpeg", "JPEG")]
+)
+def test_filters_are_saved_as_what_their_name_says(tmp_path, name, kind):
+    kernels = tvc.filters(randomised(plain()), "conv1")
+    path = kernels.save(tmp_path / name)
+    with Image.open(path) as image:
+        assert image.format == kind
+        assert image.size == kernels.picture().size
+    with pytest.raises(InputError, match=r"'a\.gif': the name must end in \.png or \.jpg"):
+        kernels.save(tmp_path / "a.gif")
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
 def test_which_layers_have_filters():
     model = tvc.models.load("cat_dog_small")
     assert tvc.filters(model, "conv2d_1").layer == "conv2d_1"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchviz_cnn import render
 from torchviz_cnn.errors import InputError, check_counts
+from torchviz_cnn.files import write_atomically
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.naming import (
     display_name,
@@ -124,14 +125,23 @@ class Filters:
         return max(1, MOST_KERNELS // max(1, columns))
 
     def save(self, path: str | Path, **options: Any) -> Path:
-        """Write the picture as PNG; never half-written.
+        """Write the picture as PNG or JPEG; never half-written.
 
         Args:
-            path: the file.
+            path: the file, which ends in ``.png`` or ``.jpg``.
             options: as for :meth:`picture`.
+
+        Raises:
+            InputError: for another suffix.
+            OSError: when it cannot be written.
         """
         path = Path(path)
-        return write_picture(path.parent, path.name, self.picture(**options))
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise InputError(f"cannot save {path.name!r}: the name must end in .png or .jpg")
+        image = self.picture(**options)
+        if path.suffix.lower() == ".png":
+            return write_picture(path.parent, path.name, image)
+        return write_atomically(path, lambda file: image.save(file, format="JPEG", quality=95))
 
 
 def filters(model: nn.Module | Model, layer: str | nn.Module) -> Filters:

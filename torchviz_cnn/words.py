@@ -56,12 +56,12 @@ def one_line(error: BaseException) -> str:
 def brief(value: float, digits: int = 3) -> str:
     """A number short enough for a colour bar; a power of ten only where it is very large or small.
 
-    >>> brief(0.0), brief(12.345), brief(-0.00123), brief(4231.7), brief(-98765.4, 4)
+    >>> brief(-0.0), brief(12.345), brief(-0.00123), brief(4231.7), brief(-98765.4, 4)
     ('0', '12.3', '-0.00123', '4230', '-98770')
     >>> brief(1.5e6), brief(4.7e-5)
     ('1.5e+06', '4.7e-05')
     """
-    short = f"{value:.{digits}g}"
+    short = f"{value + 0.0:.{digits}g}"  # -0.0 + 0.0 is 0.0
     return f"{float(short):.0f}" if "e+" in short and abs(value) < 1e6 else short
 
 

@@ -80,6 +80,7 @@ def attribution_figure(
     frame: dict[str, Any] = {
         "extent": (0.0, float(width), float(height), 0.0),
         "aspect": ratio * width / height,
+        "origin": "upper",  # whatever the user's matplotlib does otherwise
     }
     # Of one number there is no scale to invent: one colour.
     colors: Any = ListedColormap(colorize(np.zeros(1), name, low, high) / 255) if nothing else name
