@@ -509,6 +509,12 @@ def test_a_walk_is_written_with_a_page_of_every_picture(digit, tmp_path):
     assert "random weights" in html
     assert "&quot;" not in html.split("<pre>")[1].split("</pre>")[0]
     assert "pool_1 (MaxPooling2D)" in html
+    # A line of the table leads to the picture of its layer.
+    place = re.search(r'<a href="#([^"]+)">pool_1 \(MaxPooling2D\)</a>  +64×12×12 ', html)[1]
+    assert re.search(rf'<figure id="{place}"><a href="004_pool_1.png">', html)
+    assert len(re.findall(r"<figure id=", html)) == len(
+        set(re.findall(r'<figure id="[^"]+"', html))
+    )
     # Whoever cannot see the picture is told which layer it is of.
     told = re.search(r'src="004_pool_1.png" alt="([^"]+)"', html)
     assert told[1].startswith("pool_1, MaxPooling2D: 64 channels of 12×12, pooled from 24×24.")

@@ -276,6 +276,10 @@ def _zeros(step: Step) -> str:
     return f"{percent(step.zeros)} of the values are exactly 0."
 
 
+def _title(step: Step) -> str:
+    return f"{step.name} ({step.type})"
+
+
 def as_table(walk: Walk) -> str:
     """A walk as text: a line for each step."""
     rows = [("step (type)", "output", "zeros", "silenced", "from … to")]
@@ -283,7 +287,7 @@ def as_table(walk: Walk) -> str:
         values = step.output.double()
         rows.append(
             (
-                f"{step.name} ({step.type})",
+                _title(step),
                 "×".join(map(str, step.output.shape)) + (" last" if step.channels_last else ""),
                 percent(step.zeros, 1),
                 "" if step.silenced is None else percent(step.silenced, 1),
@@ -349,17 +353,17 @@ def sparsity_words(walk: Walk) -> str:
 def sections(walk: Walk, drawing: Drawing, prefix: str = "") -> list[Section]:
     """A page of a walk: the input, every step, sparsity over depth; files begin with ``prefix``."""
     size = "×".join(map(str, walk.input.shape))
-    steps = [
-        Plate(f"{prefix}{name}.png", image, text)
-        for name, image, text in _with_a_bar(of_walk(walk, drawing))
-    ]
+    steps, links = [], dict[str, str]()
+    for name, image, text in _with_a_bar(of_walk(walk, drawing)):
+        steps.append(Plate(f"{prefix}{name}.png", image, text))
+        links.setdefault(_title(walk[int(name.partition("_")[0])]), steps[-1].file)
     parts = [
         Section(
             "What the network is shown",
             f"The input, {size}, and its channels on one scale.",
             [Plate(f"{prefix}input.png", input_picture(walk), f"The input, {size}.")],
         ),
-        Section("Layer by layer", " ".join(walk.left_out()), steps, str(walk)),
+        Section("Layer by layer", " ".join(walk.left_out()), steps, str(walk), links),
     ]
     if (plot := sparsity_picture(walk)) is not None:
         plate = Plate(f"{prefix}sparsity.png", plot, f"{sparsity_words(walk)}.")

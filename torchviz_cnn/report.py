@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -49,12 +49,17 @@ class Plate:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two, preformatted text, and pictures."""
+    """A heading, a sentence or two, preformatted text, and pictures.
+
+    Lines of the preformatted text that begin with one of ``links``, followed by two spaces, lead to
+    the picture whose file that names.
+    """
 
     title: str
     text: str
     plates: Sequence[Plate] = field(default_factory=tuple)
     listing: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_picture(folder: str | Path, file: str, image: Image.Image) -> Path:
@@ -83,14 +88,14 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
         body.append(f'<section id="s{number}"><h2>{escape(section.title)}</h2>')
         body.append(f"<p>{escape(section.text)}</p>")
         if section.listing:
-            body.append(f"<pre>{escape(section.listing)}</pre>")
+            body.append(f"<pre>{_linked(section, number)}</pre>")
         body.append('<div class="row">')
         body += [
-            f'<figure><a href="{address(plate)}">'
+            f'<figure id="s{number}-{index}"><a href="{address(plate)}">'
             f'<img src="{address(plate)}" alt="{escape(plate.caption, quote=True)}"'
             f' width="{plate.image.width}" height="{plate.image.height}" loading="lazy"></a>'
             f"<figcaption>{escape(plate.caption)}</figcaption></figure>"
-            for plate in section.plates
+            for index, plate in enumerate(section.plates)
         ]
         body.append("</div></section>")
     html = (
@@ -102,6 +107,18 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
         + f"<footer>made by torchviz_cnn {escape(__version__)}</footer></body></html>\n"
     )
     return html.encode(errors="replace")
+
+
+def _linked(section: Section, number: int) -> str:
+    """The preformatted text of a section, its lines leading to their pictures."""
+    there = {plate.file: f"#s{number}-{index}" for index, plate in enumerate(section.plates)}
+    lines = []
+    for line in section.listing.split("\n"):
+        name, gap, rest = line.partition("  ")
+        place = there.get(section.links.get(name, ""))
+        shown = escape(name) if place is None else f'<a href="{place}">{escape(name)}</a>'
+        lines.append(f"{shown}{gap}{escape(rest)}")
+    return "\n".join(lines)
 
 
 def write_page(folder: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
