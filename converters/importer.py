@@ -43,8 +43,7 @@ class LayerRecord:
         status: ``"in the file"``, ``"fused into X"`` or ``"not in the file"``.
         permutation: where the features stand in another order than in Keras (a flattened map is
             channels first here): Keras' output is ``output[:, permutation]``.
-        tensor: what the file calls the output, at the first call; none of its names where it was
-            rewritten on the way.
+        tensor: what the file calls that, at the first call; no name of its where it was rewritten.
         turned: whether the file has that channels last, and the module puts it out channels first.
     """
 

@@ -36,7 +36,10 @@ PreprocessMode = Annotated[
     ),
 ]
 ClassFile = Annotated[
-    Path | None, typer.Option("--classes", help="Class names: one a line, or a JSON list.")
+    Path | None,
+    typer.Option(
+        "--classes", help="Class names: one a line, a JSON list, or Keras' class_indices as JSON."
+    ),
 ]
 KerasFile = Annotated[
     Path | None,
