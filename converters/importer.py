@@ -14,7 +14,7 @@ from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.by_onnx2torch import NEWEST_OPSET
 from converters.calls import idle_layers
-from converters.graph import Graph, Shape, opset_of, read_graph
+from converters.graph import Graph, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
 from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
@@ -29,6 +29,8 @@ from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
+
+_TO_LAST = ((0, 2, 3, 1), (0, 2, 1))  # of maps, and of a row of cells
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def load_onnx(
         inputs=tuple(graph.inputs),
         outputs=tuple(value.name for value in model.graph.output),
         input_layout=input_layout,
-        input_size=_input_size(graph),
+        input_size=next(iter(graph.inputs.values()), ())[1:],
         layers=_records(graph, builder, fused, listed, kinds),
         notes=(*graph.notes, *([unused] if unused else [])),
         names_in_file=names.style != "nameless",
@@ -375,11 +377,6 @@ def _kinds_of(layer_names: Sequence[str] | Mapping[str, str] | None) -> dict[str
     return dict(layer_names) if isinstance(layer_names, Mapping) else {}
 
 
-def _input_size(graph: Graph) -> tuple[int | None, ...]:
-    shape: Shape = next(iter(graph.inputs.values()), ())
-    return shape[1:]
-
-
 def _describe(
     network: ImportedNetwork,
     builder: Builder,
@@ -444,6 +441,6 @@ def _record(
         None if shape is None else shape[1:],
         status,
         graph.permuted.get(made.output),
-        tensor if perm in ((), (0, 1, 2, 3), (0, 2, 3, 1)) else made.output,
-        perm == (0, 2, 3, 1),
+        tensor if perm in (*_TO_LAST, tuple(range(len(perm)))) else made.output,
+        perm in _TO_LAST,
     )

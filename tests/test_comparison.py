@@ -367,6 +367,28 @@ def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(
         assert [row.status for row in (*result.layers, *result.outputs)] == ["same", "same"]
 
 
+@pytest.mark.parametrize("producer", ["tf2onnx", "pytorch"])
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_rows_of_cells_are_compared_however_they_lie(tmp_path, layout, producer):
+    """A Conv1D between transposes of three axes, which the network may do without."""
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 2, 1]),
+        node("Conv", "t k", "c:0", "net/conv1d/Conv1D", kernel_shape=[3], pads=[1, 1]),
+        node("Transpose", "c:0", "l", "Transpose__2", perm=[0, 2, 1]),
+        node("Add", "l b", "a:0", "net/conv1d/BiasAdd"),
+        node("Relu", "a:0", "r:0", "net/conv1d/Relu"),
+        node("Transpose", "r:0", "u", "Transpose__3", perm=[0, 2, 1]),
+        node("MaxPool", "u", "p:0", "net/pool/MaxPool", kernel_shape=[2], strides=[2]),
+        node("ReduceMean", "p:0", "out", "net/mean/Mean", axes=[2], keepdims=0),
+    ]
+    rng = np.random.default_rng(7)
+    constants = {"k": rng.normal(size=(4, 5, 3)), "b": rng.normal(size=4)}
+    sizes = {"img": [None, 4, 5]}
+    file = save(tmp_path / "n.onnx", nodes, constants, sizes, ["out"], producer=producer)
+    result = converters.compare(file, input_layout=layout)
+    assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
+
+
 def test_a_shared_layer_has_a_row_for_each_call():
     result = converters.compare(DATA / "shared.k3export.onnx")
     names = [row.name for row in result.layers]
