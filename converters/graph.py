@@ -298,6 +298,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
 
 
+def is_whole(kind: int) -> bool:
+    """Whether the standard's number of a data type is one of whole numbers."""
+    return kind > 0 and helper.tensor_dtype_to_np_dtype(kind).kind in "iu"
+
+
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
     return _shapes(_infer(model))

@@ -14,7 +14,7 @@ from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.by_onnx2torch import NEWEST_OPSET
 from converters.calls import idle_layers
-from converters.graph import Graph, opset_of, read_graph
+from converters.graph import Graph, is_whole, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
 from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
@@ -77,6 +77,7 @@ class Source:
         turned: those of the inputs that the file is given as ``(N, H, W, C)`` and the network as
             ``(N, C, H, W)``.
         turned_outputs: likewise, of the outputs.
+        whole: those of the inputs that the file takes as whole numbers, 0 to 255 for pictures.
     """
 
     file: str
@@ -91,6 +92,7 @@ class Source:
     names_in_file: bool = True
     turned: tuple[str, ...] = ()
     turned_outputs: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 def load_onnx(
@@ -199,6 +201,7 @@ def load_onnx(
         names_in_file=names.style != "nameless",
         turned=turned,
         turned_outputs=tuple(model.graph.output[place].name for place in graph.turned),
+        whole=tuple(name for name in graph.inputs if is_whole(graph.types.get(name, 0))),
     )
     return network.eval()
 
