@@ -48,7 +48,9 @@ def by_onnx2torch(graph: Graph, node: Node) -> Built:
         converter = _converter(graph, node)
         module, mapping = converter(*_as_onnx(graph, node))
     except (NotImplementedError, KeyError, ValueError) as error:
-        raise unsupported(node, f"({error})" if str(error) else "") from error
+        # That an operator is not known is told without naming the library it is not known to.
+        known = str(error) and "OperationDescription" not in str(error)
+        raise unsupported(node, f"({error})" if known else "") from error
     return with_constants(graph, node, module, [name for name in mapping.inputs if name])
 
 

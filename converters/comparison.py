@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import Tensor
 
@@ -140,6 +141,8 @@ def _compare_layer(
         if record.permutation is not None:
             ours = ours[:, list(record.permutation)]
         theirs = as_in_network(network, found, place)
+        if record.turned and theirs.ndim == 3:  # rows of cells, which no rule for maps is about
+            theirs = np.moveaxis(theirs, -1, 1)
         sigmoid = place.tensor in saturating
         rows.append(beside(name, record.type, ours, theirs, bounds, sigmoid=sigmoid))
     return rows or [LayerComparison(record.name, record.type, None, "not in the file")]

@@ -298,6 +298,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
 
 
+def is_whole(kind: int) -> bool:
+    """Whether the standard's number of a data type is one of whole numbers."""
+    return kind > 0 and helper.tensor_dtype_to_np_dtype(kind).kind in "iu"
+
+
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every tensor, as far as it follows from the inputs'."""
     return _shapes(_infer(model))
@@ -361,7 +366,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = model.graph.name
     graph.node.extend(model.graph.node)
     graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
+    fixed = not _leaves_batch_open(model)
+    graph.value_info.extend(v for v in model.graph.value_info if fixed or not _is_of_so_many(v))
     weights = {tensor.name for tensor in model.graph.initializer}
     graph.input.extend(value for value in model.graph.input if value.name not in weights)
     for tensor in model.graph.initializer:
@@ -371,6 +377,21 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             graph.input.append(info)
     return small
+
+
+def _leaves_batch_open(model: onnx.ModelProto) -> bool:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    given = (_shape(value) for value in model.graph.input if value.name not in weights)
+    return any(shape is not None and shape[:1] == (None,) for shape in given)
+
+
+def _is_of_so_many(value: onnx.ValueInfoProto) -> bool:
+    """Whether a file says of a tensor inside that its first axis has one length.
+
+    Who opens the batch axis of a file, at its inputs, mostly leaves the old length inside.
+    """
+    shape = _shape(value)
+    return shape is not None and len(shape) > 1 and shape[0] is not None
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

@@ -14,7 +14,7 @@ from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
 from converters.by_onnx2torch import NEWEST_OPSET
 from converters.calls import idle_layers
-from converters.graph import Graph, Shape, opset_of, read_graph
+from converters.graph import Graph, is_whole, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
 from converters.matching import Matched, match_layers
 from converters.metadata import LayerTable, read_table
@@ -30,6 +30,8 @@ from torchviz_cnn.errors import InputError
 
 InputLayout = Literal["NCHW", "as_exported"]
 
+_TO_LAST = ((0, 2, 3, 1), (0, 2, 1))  # of maps, and of a row of cells
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -43,8 +45,7 @@ class LayerRecord:
         status: ``"in the file"``, ``"fused into X"`` or ``"not in the file"``.
         permutation: where the features stand in another order than in Keras (a flattened map is
             channels first here): Keras' output is ``output[:, permutation]``.
-        tensor: what the file calls the output, at the first call; none of its names where it was
-            rewritten on the way.
+        tensor: what the file calls that, at the first call; no name of its where it was rewritten.
         turned: whether the file has that channels last, and the module puts it out channels first.
     """
 
@@ -76,6 +77,7 @@ class Source:
         turned: those of the inputs that the file is given as ``(N, H, W, C)`` and the network as
             ``(N, C, H, W)``.
         turned_outputs: likewise, of the outputs.
+        whole: those of the inputs that the file takes as whole numbers, 0 to 255 for pictures.
     """
 
     file: str
@@ -90,6 +92,7 @@ class Source:
     names_in_file: bool = True
     turned: tuple[str, ...] = ()
     turned_outputs: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 def load_onnx(
@@ -192,12 +195,13 @@ def load_onnx(
         inputs=tuple(graph.inputs),
         outputs=tuple(value.name for value in model.graph.output),
         input_layout=input_layout,
-        input_size=_input_size(graph),
+        input_size=next(iter(graph.inputs.values()), ())[1:],
         layers=_records(graph, builder, fused, listed, kinds),
         notes=(*graph.notes, *([unused] if unused else [])),
         names_in_file=names.style != "nameless",
         turned=turned,
         turned_outputs=tuple(model.graph.output[place].name for place in graph.turned),
+        whole=tuple(name for name in graph.inputs if is_whole(graph.types.get(name, 0))),
     )
     return network.eval()
 
@@ -376,11 +380,6 @@ def _kinds_of(layer_names: Sequence[str] | Mapping[str, str] | None) -> dict[str
     return dict(layer_names) if isinstance(layer_names, Mapping) else {}
 
 
-def _input_size(graph: Graph) -> tuple[int | None, ...]:
-    shape: Shape = next(iter(graph.inputs.values()), ())
-    return shape[1:]
-
-
 def _describe(
     network: ImportedNetwork,
     builder: Builder,
@@ -445,6 +444,6 @@ def _record(
         None if shape is None else shape[1:],
         status,
         graph.permuted.get(made.output),
-        tensor if perm in ((), (0, 1, 2, 3), (0, 2, 3, 1)) else made.output,
-        perm == (0, 2, 3, 1),
+        tensor if perm in (*_TO_LAST, tuple(range(len(perm)))) else made.output,
+        perm in _TO_LAST,
     )

@@ -80,10 +80,11 @@ class Session:
         return found
 
     def _declared(self, name: str, array: Array) -> Array:
-        """In the declared precision; what is no number with a point is onnxruntime's to judge."""
+        """In the declared precision, whole numbers as such; all else is onnxruntime's to judge."""
         wanted = self._types.get(name, array.dtype)
-        both = array.dtype.kind == "f" and wanted.kind == "f"
-        return array.astype(wanted, copy=False) if both else array
+        whole = wanted.kind in "iu" and np.array_equal(array, array.astype(wanted))
+        fits = array.dtype.kind == "f" and (wanted.kind == "f" or whole)
+        return array.astype(wanted, copy=False) if fits else array
 
 
 def _first_of(array: Array, pictures: int, batch: int) -> Array:

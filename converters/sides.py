@@ -30,7 +30,9 @@ def network_inputs(
             raise InputError(f"the network takes {len(source.inputs)} tensors, not {len(given)}")
         if any(x.ndim and not len(x) for x in given):
             raise InputError("there is nothing to compare on: give at least one picture")
-        return [x.detach().float().cpu() for x in given]
+        plain = [x.detach().float().cpu() for x in given]
+        _check_whole(network, plain)
+        return plain
     if len(source.inputs) != 1:
         raise InputError(
             f"the network takes {len(source.inputs)} inputs ({', '.join(source.inputs)}): give a "
@@ -41,7 +43,20 @@ def network_inputs(
         _side(n, axis, len(source.input_size), last) for axis, n in enumerate(source.input_size)
     ]
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand((network.fixed_batch or 2, *size), generator=generator)]
+    noise = torch.rand((network.fixed_batch or 2, *size), generator=generator)
+    return [(noise * 255).round() if source.whole else noise]
+
+
+def _check_whole(network: ImportedNetwork, given: Sequence[Tensor]) -> None:
+    """Refuse fractions for a file that takes whole numbers: it would be given others."""
+    for name, x in zip(network.source.inputs, given, strict=True):
+        if name in network.source.whole and not torch.equal(x, x.round()):
+            fault = (
+                f"the file takes whole numbers for {name!r}, 0 to 255 for a picture: prepare it "
+            )
+            raise InputError(
+                f"{fault}with preprocess='none'", typed=f"{fault}with --preprocess none"
+            )
 
 
 def _side(known: int | None, axis: int, rank: int, last: bool) -> int:

@@ -41,8 +41,8 @@ class FileScores:
         external_data, limits: as for :func:`~converters.load_onnx`.
 
     Raises:
-        NotApplicable: for a file with several inputs or outputs, one without scores of classes, or
-            one in half precision.
+        NotApplicable: for a file with several inputs or outputs, one without scores of classes, one
+            that takes whole numbers, or one in half precision.
         InputError: where onnxruntime is not installed or cannot run the file.
     """
 
@@ -67,6 +67,10 @@ class FileScores:
             raise NotApplicable(
                 f"the file puts out {'×'.join('N' if n is None else str(n) for n in shape)}, no "
                 "scores of classes (N×classes)"
+            )
+        if network.source.whole:
+            raise NotApplicable(
+                "the file takes whole numbers, between which there are no slopes to measure"
             )
         if _reckons_in_half(self.model):
             raise NotApplicable(

@@ -20,6 +20,7 @@ from converters.trust import read_model
 from converters.verdicts import beside
 from tests.onnx_files import DATA, FLOAT, node, save
 from tests.test_matching import Described, stored
+from torchviz_cnn import cli
 
 pytest.importorskip("onnxruntime", reason="the comparison runs the file in onnxruntime")
 
@@ -187,6 +188,30 @@ def test_a_layer_that_is_nearly_the_same_does_not_hide_one_that_differs():
     head = str(spoilt(change)).splitlines()[0]
     assert f"only nearly the same is '{CONVOLUTIONS[0]}'" in head
     assert head.endswith(f"; '{CONVOLUTIONS[1]}' differs")
+
+
+@pytest.mark.parametrize("kind", ["UINT8", "INT32"])
+def test_a_file_that_takes_whole_numbers_is_given_them(tmp_path, kind, capsys):
+    nodes = [
+        node("Cast", "img", "f", "net/rescaling/Cast", to=FLOAT),
+        node("Mul", "f s", "m", "net/rescaling/mul"),
+        node("Transpose", "m", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c", "net/conv2d/Conv2D", kernel_shape=[3, 3]),
+        node("ReduceMean", "c", "out", "net/pool/Mean", axes=[2, 3], keepdims=0),
+    ]
+    constants = {"s": np.float32(1 / 255), "k": np.random.default_rng(8).normal(size=(2, 3, 3, 3))}
+    file = save(tmp_path / "n.onnx", nodes, constants, {"img": [None, 6, 7, 3]}, ["out"])
+    model = onnx.load(file)
+    model.graph.input[0].type.tensor_type.elem_type = getattr(onnx.TensorProto, kind)
+    onnx.save(model, file)
+    pictures = torch.randint(0, 256, (2, 3, 6, 7), generator=torch.Generator().manual_seed(1))
+    for inputs in (None, pictures, pictures.float()):
+        result = converters.compare(file, inputs=inputs)
+        assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
+    with pytest.raises(tvc.InputError, match=r"whole numbers for 'img'.*preprocess='none'"):
+        converters.compare(file, inputs=pictures / 255)
+    cli.app(["compare", str(file)], standalone_mode=False)
+    assert "explanations are not compared: the file takes whole numbers" in capsys.readouterr().err
 
 
 def test_no_picture_proves_nothing():
@@ -408,6 +433,28 @@ def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(
         assert network.source.layers[0].output_shape == (2, 4, 5)
         result = converters.compare(file, network=network)
         assert [row.status for row in (*result.layers, *result.outputs)] == ["same", "same"]
+
+
+@pytest.mark.parametrize("producer", ["tf2onnx", "pytorch"])
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_rows_of_cells_are_compared_however_they_lie(tmp_path, layout, producer):
+    """A Conv1D between transposes of three axes, which the network may do without."""
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 2, 1]),
+        node("Conv", "t k", "c:0", "net/conv1d/Conv1D", kernel_shape=[3], pads=[1, 1]),
+        node("Transpose", "c:0", "l", "Transpose__2", perm=[0, 2, 1]),
+        node("Add", "l b", "a:0", "net/conv1d/BiasAdd"),
+        node("Relu", "a:0", "r:0", "net/conv1d/Relu"),
+        node("Transpose", "r:0", "u", "Transpose__3", perm=[0, 2, 1]),
+        node("MaxPool", "u", "p:0", "net/pool/MaxPool", kernel_shape=[2], strides=[2]),
+        node("ReduceMean", "p:0", "out", "net/mean/Mean", axes=[2], keepdims=0),
+    ]
+    rng = np.random.default_rng(7)
+    constants = {"k": rng.normal(size=(4, 5, 3)), "b": rng.normal(size=4)}
+    sizes = {"img": [None, 4, 5]}
+    file = save(tmp_path / "n.onnx", nodes, constants, sizes, ["out"], producer=producer)
+    result = converters.compare(file, input_layout=layout)
+    assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
 
 
 def test_a_shared_layer_has_a_row_for_each_call():

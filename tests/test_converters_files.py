@@ -762,6 +762,34 @@ def test_a_fixed_batch_is_set_free(tmp_path: Path, name: str) -> None:
         close(network(torch.from_numpy(x[:count])), expected[:count])
 
 
+def test_a_batch_axis_opened_afterwards_is_open(tmp_path: Path) -> None:
+    """Its inputs say that any number may come; what was inferred before is still in the file."""
+    nodes = [
+        TURN,
+        *conv("net_1/conv2d_1", "t", "a"),
+        node("Shape", "a", "s", "net_1/flatten_1/Shape"),
+        node("Slice", "s zero one zero", "n", "net_1/flatten_1/strided_slice"),
+        node("Concat", "n rest", "r", "net_1/flatten_1/stack", axis=0),
+        node("Reshape", "a r", "out", "net_1/flatten_1/Reshape"),
+    ]
+    constants = weights("net_1/conv2d_1", 3, 4) | {"zero": [0], "one": [1], "rest": [-1]}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": [1, 6, 7, 3]}, ["out"])
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    assert any(v.name == "a" for v in model.graph.value_info)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(model, path)
+    x, network, (expected,) = run(path, (3, 6, 7, 3), ["out"])
+    close(network(torch.from_numpy(x).movedim(-1, 1)), expected)
+
+
+def test_an_operator_nobody_knows_is_named_without_ado(tmp_path: Path) -> None:
+    operator = node("Hardmax", "x", "out", "/Hardmax")
+    path = one(tmp_path / "n.onnx", [operator], {}, ["N", 4])
+    with pytest.raises(tvc.InputError, match=r"'hardmax_1' is not supported; export"):
+        load_onnx(path)
+
+
 def test_a_fixed_batch_that_cannot_be_set_free_is_said(tmp_path: Path) -> None:
     """The batch stands last when it is reshaped: what is first there is not known to be it."""
     nodes = [

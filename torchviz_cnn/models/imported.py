@@ -35,11 +35,14 @@ def _converters(path: str) -> Any:
 def noise(model: Model, seed: int = 0) -> Tensor:
     """Two pictures of uniform noise from 0 to 1, as the network takes them, on the CPU.
 
-    As many as it takes where its file has fixed that.
+    As many as it takes where its file has fixed that; of whole numbers from 0 to 255 where its file
+    takes those.
     """
     generator = torch.Generator().manual_seed(seed)
     count = getattr(model.module, "fixed_batch", None) or 2
-    return torch.rand((count, *model.input_size), generator=generator)
+    pictures = torch.rand((count, *model.input_size), generator=generator)
+    whole = getattr(getattr(model.module, "source", None), "whole", ())
+    return (pictures * 255).round() if whole else pictures
 
 
 def compare_file(
