@@ -11,6 +11,7 @@ from collections.abc import Container, Sequence
 import onnx
 from onnx import numpy_helper
 
+from converters.by_onnx2torch import EXPORT_AGAIN
 from converters.graph import Graph
 from converters.names import Claim, clean
 from converters.trust.values import constant_of
@@ -62,13 +63,14 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
     if _AUGMENTATION.fullmatch(op):
         return (
             f"draws random numbers ({op}): it augments pictures while training and was exported in "
-            "training mode; build the network anew without its augmentation layers, give it the "
-            "trained weights and export that"
+            "training mode; export the Keras model with torchviz-cnn export-keras, which leaves it "
+            "out, or build the network anew without such layers, give it the trained weights and "
+            "export that"
         )
     if op in _CALLS:
         return (
             f"was left as a call into TensorFlow ({op}), as happens to a grouped convolution; "
-            "export again with Keras' torch back end (KERAS_BACKEND=torch)"
+            + EXPORT_AGAIN
         )
     if op in _QUANTISED:
         return (
@@ -80,8 +82,7 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str | None:
     if node.domain in ("", "ai.onnx") and not onnx.defs.has(op, max_inclusive_version=opset):
         return (
             f"uses {op}, which is no operator of ONNX {opset}: the exporter could not translate "
-            "it; replace that layer, or export again with Keras' torch back end "
-            "(KERAS_BACKEND=torch)"
+            f"it; replace that layer, or {EXPORT_AGAIN}"
         )
     return None
 

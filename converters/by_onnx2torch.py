@@ -21,12 +21,18 @@ Built = tuple[nn.Module, list[str]]
 NEWEST_OPSET = 17
 
 
+EXPORT_AGAIN = (
+    "export the Keras model with torchviz-cnn export-keras (converters.export_keras), or with Keras' "
+    "torch back end (KERAS_BACKEND=torch)"
+)
+
+
 def unsupported(node: Node, why: str = "") -> InputError:
     """What to say of an operator that has no module."""
     layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
     return InputError(
         f"the operator {node.op}{layer} is not supported{f' {why}' if why else ''}; "
-        "export the network without that layer, or with Keras' torch back end (KERAS_BACKEND=torch)"
+        f"leave that layer out, or {EXPORT_AGAIN}"
     )
 
 

@@ -361,7 +361,7 @@ def broken(path: Path, middle: onnx.NodeProto, **more: object) -> Path:
             ),
             "random_flip",
             "augments pictures while training",
-            "without its augmentation layers",
+            "torchviz-cnn export-keras, which leaves it out",
         ),
         (
             node(
@@ -372,7 +372,7 @@ def broken(path: Path, middle: onnx.NodeProto, **more: object) -> Path:
             ),
             "random_rotation",
             "augments pictures while training",
-            "without its augmentation layers",
+            "torchviz-cnn export-keras, which leaves it out",
         ),
         (
             node("StatefulPartitionedCall", "a", "out", "net_1/conv2d_1_2/StatefulPartitionedCall"),
@@ -786,7 +786,10 @@ def test_a_batch_axis_opened_afterwards_is_open(tmp_path: Path) -> None:
 def test_an_operator_nobody_knows_is_named_without_ado(tmp_path: Path) -> None:
     operator = node("Hardmax", "x", "out", "/Hardmax")
     path = one(tmp_path / "n.onnx", [operator], {}, ["N", 4])
-    with pytest.raises(tvc.InputError, match=r"'hardmax_1' is not supported; export"):
+    with pytest.raises(
+        tvc.InputError,
+        match=r"'hardmax_1' is not supported; leave that layer out, or export the Keras model",
+    ):
         load_onnx(path)
 
 
