@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from converters.export import keras_of, load_keras
+from converters.file_tensors import FIRST, output_tensors, tensor_axes
 from converters.importer import load_onnx
 from converters.keras_files import check_keras_file
-from converters.sides import bounds_for, network_inputs, places_of, run_network
+from converters.sides import bounds_for, inputs_left, network_inputs, run_network
 from converters.trust import read_model
 from converters.verdicts import Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
@@ -81,7 +82,7 @@ def compare_with_keras(
             "is this the model it was exported from?"
         )
     rows = []
-    first = _channels_first_in_file(path, network, wanted.values())
+    first = _channels_first_here(path, network, wanted.values())
     for name, theirs in wanted.items():
         record = known.get(name)
         if record is None or record.status != "in the file":
@@ -152,19 +153,21 @@ def _channels_first(array: Array) -> Array:
     return np.moveaxis(array, -1, 1) if array.ndim == 4 else array
 
 
-def _channels_first_in_file(
+def _channels_first_here(
     path: str | Path, network: ImportedNetwork, arrays: Iterable[Array]
 ) -> set[str]:
-    """Layers of rows or volumes, which the network leaves as the file has them: channels first."""
+    """Layers of rows or volumes whose channels the network has first, as the file has or turned."""
     if all(array.ndim not in (3, 5) for array in arrays):
         return set()
-    places = places_of(read_model(path), network)
-    return {
-        record.name
-        for record in network.source.layers
-        if len(record.output_shape or ()) in (2, 4)
-        and [place.axes for place in places.get(record.name, ())][:1] == ["channels first"]
-    }
+    model, left = read_model(path), inputs_left(network)
+    axes, named = tensor_axes(model, left), output_tensors(model, left)
+    found = set()
+    for record in network.source.layers:
+        own = [place.axes for place in named.get(record.name, ())]
+        first = own[0] if own else axes.get(record.tensor or "")
+        if len(record.output_shape or ()) in (2, 4) and (record.turned or first == FIRST):
+            found.add(record.name)
+    return found
 
 
 def _as_many_axes(theirs: Array, ours: Array) -> Array:

@@ -16,7 +16,7 @@ from converters.names import Owner, read_names
 from converters.network import call_number
 
 Axes = Literal["channels first", "channels last"]
-_FIRST: Axes = "channels first"
+FIRST: Axes = "channels first"
 # They know no other order of axes than batch, channels, rows, columns.
 _SPATIAL = frozenset(
     [
@@ -127,12 +127,12 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
                 if name not in vectors:
                     known.setdefault(name, _turned(node, after, shapes))
     pictures = [name for name in first if len(shapes.get(name, ())) == 4]
-    known = dict.fromkeys(pictures, _FIRST) | known
+    known = dict.fromkeys(pictures, FIRST) | known
     mute = constants | vectors
     for node in nodes:  # and on from what is known
         sources = [known[name] for name in node.input if name in known and name not in mute]
         for name in node.output:
-            before: Axes = sources[0] if sources else _FIRST if pictures else "channels last"
+            before: Axes = sources[0] if sources else FIRST if pictures else "channels last"
             known.setdefault(name, _turned(node, before, shapes))
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
