@@ -5,13 +5,16 @@ Tables, and a little arithmetic; which operator of a file is which layer's is to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from converters.graph import Array, Node
 from converters.keras_models import KerasLayer, Weight
+
+AffinePair = tuple[Array, Array]
 
 # Exporters store weights as they are; what they fold into one another keeps about six digits.
 EXACT, FOLDED = 1e-6, 1e-5
@@ -133,14 +136,16 @@ def bias_of(layer: KerasLayer, weights: Sequence[Weight]) -> Array | None:
     return weights[count].read().astype(np.float64) if len(weights) > count else None
 
 
-def affine_of(layer: KerasLayer, weights: Sequence[Weight]) -> tuple[Array, Array] | None:
-    """Factor and summand of a batch norm outside training, or of a ``Rescaling``."""
+def affine_of(layer: KerasLayer, weights: Sequence[Weight]) -> AffinePair | None:
+    """Factor and summand of a batch norm outside training, a ``Normalization``, a ``Rescaling``."""
     config = layer.config
     if layer.type == "Rescaling":
         pair = config.get("scale", 1.0), config.get("offset", 0.0)
         if all(isinstance(number, (int, float)) for number in pair):
             return np.asarray(pair[0], float), np.asarray(pair[1], float)
         return None
+    if layer.type == "Normalization":
+        return _normalization(config, weights)
     if layer.type != "BatchNormalization":
         return None
     own = bool(config.get("scale", True)) + bool(config.get("center", True))
@@ -155,6 +160,21 @@ def affine_of(layer: KerasLayer, weights: Sequence[Weight]) -> tuple[Array, Arra
         scale = scale * stored[0]
     shift = -mean * scale
     return scale, shift + stored[own - 1] if config.get("center", True) else shift
+
+
+def _normalization(config: Mapping[str, Any], weights: Sequence[Weight]) -> AffinePair | None:
+    """By the numbers it was made with, or those it has measured."""
+    given: list[Any] = [config.get("mean"), config.get("variance")]
+    if None in given:
+        given = [weight.read() for weight in weights[:2]]
+    try:
+        mean, variance = (np.asarray(each, np.float64).reshape(-1) for each in given)
+    except (TypeError, ValueError):
+        return None
+    if mean.size != variance.size or not mean.size:
+        return None
+    spread = np.maximum(np.sqrt(variance), 1e-7)  # Keras' epsilon
+    return (spread, mean) if config.get("invert") else (1 / spread, -mean / spread)
 
 
 def close(found: Array, wanted: Array, tolerance: float) -> bool:
@@ -180,7 +200,9 @@ def does_nothing(layer: KerasLayer) -> bool:
 def activation_of(layer: KerasLayer) -> str | None:
     """The name of a layer's activation; ``None`` for one that is not Keras' own."""
     if layer.type == "ReLU":
-        highest = layer.config.get("max_value")
+        highest, slope = layer.config.get("max_value"), layer.config.get("negative_slope")
+        if layer.config.get("threshold") or (slope and highest is not None):
+            return None  # several operators, which no other activation has
         return "relu6" if highest is not None else "relu"
     if layer.type in AS_ACTIVATION:
         return AS_ACTIVATION[layer.type]

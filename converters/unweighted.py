@@ -47,6 +47,8 @@ class Unweighted:
             return given  # merged into the convolution before
         if (pair := affine_of(layer, weights)) is not None:
             return self._affine(pair, owner, given)
+        if layer.type == "Normalization":
+            return None  # its first operator alone is not it
         if layer.type in ("Activation", *AS_ACTIVATION):
             return self.activation(activation_of(layer), owner, given)
         chains = SINGLE.get(layer.type)

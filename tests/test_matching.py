@@ -351,6 +351,89 @@ def test_what_turns_pictures_before_a_shared_layer_is_no_layer(tmp_path: Path) -
     assert np.allclose(network(torch.from_numpy(x)).detach(), out, atol=1e-5)
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_normalization_is_both_its_operators(stated: bool, tmp_path: Path) -> None:
+    """A difference and a quotient, by the numbers it was made with or measured; nothing less."""
+    mean, variance = np.array([0.3, -0.2, 0.5]), np.array([0.25, 4.0, 0.81])
+    kernel = np.random.default_rng(4).normal(size=(2, 3, 1, 1))
+    nodes = [
+        node("Sub", "img m", "s", "/Sub"),
+        node("Div", "s d", "n", "/Div"),
+        node("Conv", "n k", "out", "/Conv"),
+    ]
+    numbers = {"m": mean.reshape(3, 1, 1), "d": np.sqrt(variance).reshape(3, 1, 1), "k": kernel}
+    sizes = {"img": ["N", 3, 4, 4]}
+    path = save(tmp_path / "n.onnx", nodes, numbers, sizes, ["out"], producer="pytorch")
+    weights = {"weight:conv:0": kernel.transpose(2, 3, 1, 0).astype(np.float32)}
+    if not stated:
+        weights |= {
+            "weight:scale:0": mean,
+            "weight:scale:1": variance,
+            "weight:scale:2": np.array(9),
+        }
+    layers = [("InputLayer", "img", ()), ("Normalization", "scale", ("img",))]
+    keras = described(*layers, ("Conv2D", "conv", ("scale",)), **weights)
+    config = keras.description["config"]["layers"][1]["config"]
+    config |= {"mean": mean.tolist(), "variance": variance.tolist()} if stated else {"mean": None}
+    network = load_onnx(path, keras=keras)
+    x = torch.rand(2, 3, 4, 4)
+    found = tvc.activations(network, x, "scale")["scale"].double().numpy()
+    wanted = (x.double().numpy() - mean[:, None, None]) / np.sqrt(variance)[:, None, None]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    kept = {"weight:conv:0": weights["weight:conv:0"]}
+    for otherwise in ({"mean": [1.0, 2.0, 3.0], "variance": [1.0, 1.0, 1.0]}, {"mean": None}):
+        other = described(*layers, ("Conv2D", "conv", ("scale",)), **kept)
+        other.description["config"]["layers"][1]["config"] |= otherwise
+        names = [r.name for r in load_onnx(path, keras=other).source.layers if r.module]
+        assert "conv" in names
+        assert "scale" not in names
+
+
+@pytest.mark.parametrize("rest", [{"max_value": 2.0, "negative_slope": 0.25}, {"threshold": 0.5}])
+def test_a_relu_of_several_operators_is_all_of_them(rest: dict[str, float], tmp_path: Path) -> None:
+    kernel = np.random.default_rng(4).normal(size=(2, 3, 1, 1))
+    if "threshold" in rest:
+        nodes = [
+            node("Greater", "c t", "g", "/Greater"),
+            node("Where", "g c z", "r", "/Where"),
+        ]
+    else:
+        nodes = [
+            node("Clip", "c z t", "p", "/Clip"),
+            node("Neg", "c", "n", "/Neg"),
+            node("Relu", "n", "q", "/Relu"),
+            node("Mul", "q a", "m", "/Mul"),
+            node("Sub", "p m", "r", "/Sub"),
+        ]
+    nodes = [node("Conv", "img k", "c", "/Conv"), *nodes, node("Conv", "r l", "out", "/Conv_1")]
+    second = np.random.default_rng(5).normal(size=(4, 2, 1, 1))
+    most = np.array(rest.get("threshold", rest.get("max_value")))
+    numbers = {"k": kernel, "l": second, "z": np.array(0.0), "t": most, "a": np.array(0.25)}
+    sizes = {"img": ["N", 3, 4, 4]}
+    path = save(tmp_path / "n.onnx", nodes, numbers, sizes, ["out"], producer="pytorch")
+    keras = described(
+        ("InputLayer", "img", ()),
+        ("Conv2D", "first", ("img",)),
+        ("ReLU", "relu", ("first",)),
+        ("Conv2D", "second", ("relu",)),
+        **{
+            "weight:first:0": kernel.transpose(2, 3, 1, 0).astype(np.float32),
+            "weight:second:0": second.transpose(2, 3, 1, 0).astype(np.float32),
+        },
+    )
+    keras.description["config"]["layers"][2]["config"] |= rest
+    network = load_onnx(path, keras=keras)
+    x = 3 * torch.randn(2, 3, 4, 4)
+    seen = tvc.activations(network, x, ["first", "relu"])
+    c = seen["first"]
+    wanted = (
+        torch.where(c > 0.5, c, 0.0)
+        if "threshold" in rest
+        else c.clamp(0, 2) + 0.25 * c.clamp(max=0)
+    )
+    torch.testing.assert_close(seen["relu"], wanted)
+
+
 @pytest.mark.parametrize("before", ["conv_a", "conv_b"])
 def test_the_description_tells_where_an_idle_layer_stands(before: str, tmp_path: Path) -> None:
     """Its connections do; the order of the layers is the same in both models."""
