@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -90,6 +94,48 @@ def test_a_network_that_two_threads_hold_comes_back_as_it_was() -> None:
     assert all(part.training for part in net.modules())
     assert {name: id(buffer) for name, buffer in net.named_buffers()} == buffers
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_process_that_was_forked_meanwhile_waits_for_nobody(inside: bool) -> None:
+    """As a data loader's workers are: the thread whose turn it was is not among them."""
+    net = randomised(plain())
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with undisturbed(net):
+            held.set()
+            leave.wait(20)
+
+    with ExitStack() as stack:
+        if inside:  # by the very thread whose turn it is, and which is the new process's
+            stack.enter_context(undisturbed(net))
+        else:
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            stack.callback(leave.set)
+            pool.submit(hold)
+            assert held.wait(20)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with undisturbed(net):
+                    pass
+                if inside:
+                    stack.close()
+                code = 0
+            finally:
+                os._exit(code)
+        done, end = (0, 0), time.monotonic() + 10
+        while done[0] == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+            done = os.waitpid(child, os.WNOHANG)
+        if done[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert done == (child, 0)
 
 
 class Read(nn.Module):

@@ -5,6 +5,7 @@ Every function of this package that runs somebody's network runs it inside :func
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -231,6 +232,19 @@ def _restored_flags(modules: list[nn.Module], parameters: list[nn.Parameter]) ->
 # Hooks, modes and buffers are the network's; the random state, the compiler's stance and what
 # torch.fx exchanges while it reads a network are the whole process's.
 _TURN = threading.RLock()
+
+
+def _end_turns_of_others() -> None:
+    """In a process that was forked no other thread is left to end its turn."""
+    global _TURN
+    if _TURN.acquire(blocking=False):  # nobody's, or that of the thread that forked
+        _TURN.release()
+    else:
+        _TURN = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_turns_of_others)
 
 
 @contextmanager
