@@ -203,6 +203,21 @@ def test_the_sheet_has_names_and_values(folder):
     assert "unit" in lines[0]
 
 
+def test_values_of_thousands_are_written_out(folder, monkeypatch):
+    model = detector()
+    with torch.no_grad():
+        model.module.conv.weight.mul_(98765.4)
+    found = tvc.patches(model, folder, "conv", 0, count=2)
+    assert found.table().split()[0] == f"{float(f'{found.values[0]:.4g}'):.0f}"
+    written = []
+    monkeypatch.setattr(render, "contact_sheet", lambda _, words, **__: written.extend(words))
+    found.sheet()
+    assert [words.split("\n")[0] for words in written] == [
+        line.split()[0] for line in found.table().splitlines()
+    ]
+    assert not any("e+" in words for words in written)
+
+
 def test_files_of_one_name_are_told_apart_by_their_folders(folder, monkeypatch):
     """Pictures are often numbered anew in the folder of every class."""
     for name in ("2", "4"):

@@ -888,6 +888,10 @@ def test_filters_are_the_weights_and_their_norms():
     wanted = np.sqrt((net.conv2.weight.detach().numpy() ** 2).sum((1, 2, 3)))
     np.testing.assert_allclose(found.norms.numpy(), wanted)
     assert f"norms from {wanted.min():.3g} to {wanted.max():.3g}" in str(found)
+    with torch.no_grad():
+        net.conv2.weight[:] = 0
+        net.conv2.weight[1:, 0, 0, 0] = 4231.7
+    assert str(tvc.filters(net, "conv2")).endswith("norms from 0 to 4230")
 
 
 @pytest.mark.parametrize(("groups", "given", "made"), [(1, 4, 6), (2, 4, 6), (4, 4, 4)])

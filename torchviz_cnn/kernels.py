@@ -24,7 +24,7 @@ from torchviz_cnn.naming import (
 )
 from torchviz_cnn.render.kernels import picked
 from torchviz_cnn.report import write_picture
-from torchviz_cnn.words import counted, some
+from torchviz_cnn.words import brief, counted, some
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,7 +71,7 @@ class Filters:
         scaled = f"; scaled by the batch norm {self.scaled_by!r} that was merged into it"
         return (
             f"{self.layer}: {counted(count, 'filter')} over {counted(channels, 'input channel')}"
-            f"{of_group}, {height}×{width}; norms from {low:.3g} to {high:.3g}"
+            f"{of_group}, {height}×{width}; norms from {brief(low)} to {brief(high)}"
             f"{scaled if self.scaled_by else ''}"
         )
 

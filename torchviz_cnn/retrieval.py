@@ -104,9 +104,10 @@ class Patches:
         from torchviz_cnn import render
 
         most = f"{len(self)} patch{'es' * (len(self) != 1)}"
+        named = zip(self.values, self.names(), strict=True)
         return render.contact_sheet(
             self.crops(),
-            [f"{value:.4g}\n{name}" for value, name in zip(self.values, self.names(), strict=True)],
+            [f"{brief(value, 4)}\n{name}" for value, name in named],
             columns=columns,
             cell=cell,
             title=f"{self.layer} {self.channel}: the {most} of {self.pictures} pictures that "
