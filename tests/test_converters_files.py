@@ -812,6 +812,32 @@ def test_a_fixed_batch_that_cannot_be_set_free_is_said(tmp_path: Path) -> None:
         network(torch.from_numpy(x[:1]))
 
 
+def test_pictures_of_a_fixed_batch_are_explained_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large pictures go a few at a time through other networks; this one takes six or none."""
+    monkeypatch.setattr("torchviz_cnn.methods.passes._KEPT", 1)
+    nodes = [
+        node("Conv", "x k", "c"),
+        node("Transpose", "c", "a", perm=[1, 2, 3, 0]),
+        node("Transpose", "a", "b", perm=[3, 0, 1, 2]),
+        node("Transpose", "b", "d", perm=[1, 0, 2, 3]),
+        node("Transpose", "d", "e", perm=[1, 0, 2, 3]),
+        node("Tanh", "e", "f"),
+        node("Reshape", "f t", "r"),
+        node("MatMul", "r w", "out"),
+    ]
+    constants = {"k": draw(2, 3, 3, 3), "t": [6, 24], "w": draw(24, 5, seed=1)}
+    network = load_onnx(one(tmp_path / "n.onnx", nodes, constants, [6, 3, 5, 6]))
+    assert network.fixed_batch == 6
+    x = torch.from_numpy(draw(6, 3, 5, 6, seed=2).astype(np.float32)).requires_grad_()
+    (wanted,) = torch.autograd.grad(network(x)[:, 1].sum(), x)
+    found = tvc.explain(network, x.detach(), 1, methods=["saliency", "input_x_gradient"])
+    close(found["saliency"].values, wanted.numpy())
+    close(found["input_x_gradient"].values, (wanted * x).detach().numpy())
+    close(tvc.saliency(network, x.detach(), 1).values, wanted.numpy())
+
+
 def test_a_batch_that_cannot_be_found_again_is_refused(tmp_path: Path) -> None:
     """How many numbers a picture has after the product does not follow from shapes alone."""
     nodes = [
