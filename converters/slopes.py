@@ -94,8 +94,9 @@ class FileScores:
         places = places_of(self.model, self.network).get(layer)
         if not places:
             raise NotApplicable(f"the output of {layer!r} is not in the file by that name")
-        record = next((r for r in self.network.source.layers if r.name == layer), None)
-        calls = 1 if record is None or record.module is None else calls_of(self.network, record.module)  # fmt: skip
+        modules = {each.name: each.module for each in self.network.source.layers}
+        module = modules.get(layer)
+        calls = 1 if module is None else calls_of(self.network, module)
         if calls != len(places):
             raise NotApplicable(
                 f"{layer!r} is called {calls} times, and which of them is which the file does not say"

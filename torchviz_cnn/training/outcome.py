@@ -196,8 +196,8 @@ def _worst(model: Model, found: Judgement, pictures: Labelled) -> Section:
         told = "What spoke for the wrong class."
         mute = [
             title
-            for title, found in zip(titles[part], maps.values[part], strict=True)
-            if not found.any()
+            for title, cells in zip(titles[part], maps.values[part], strict=True)
+            if not cells.any()
         ]
         if mute:
             told += f" Of {', and of '.join(mute)} nothing did: Grad-CAM's map is 0 everywhere."
