@@ -282,9 +282,6 @@ def test_class_names_from_every_kind_of_file(tmp_path):
     (tmp_path / "lines.txt").write_text("cat\ndog\n\n")
     (tmp_path / "list.json").write_text('["cat", "dog"]')
     (tmp_path / "keras.json").write_text('{"1": ["n2", "dog"], "0": ["n1", "cat"]}')
-    (tmp_path / "folders.json").write_text('{"dog": 1, "cat": 0}')
-    (tmp_path / "windows.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
-    (tmp_path / "windows.json").write_text('["cat", "dog"]', encoding="utf-8-sig")
     for file in tmp_path.iterdir():
         assert read_classes(file) == ["cat", "dog"]
     (tmp_path / "bad.json").write_text("[1, 2")
