@@ -6,7 +6,7 @@ onnxruntime can only tell what is in the file; what the exporter got wrong, only
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from converters.export import keras_of, load_keras
 from converters.file_tensors import FIRST, output_tensors, tensor_axes
-from converters.importer import load_onnx
+from converters.importer import LayerRecord, load_onnx
 from converters.keras_files import check_keras_file
 from converters.sides import bounds_for, inputs_left, network_inputs, run_network
 from converters.trust import read_model
-from converters.verdicts import Comparison, LayerComparison, beside
+from converters.verdicts import Bounds, Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
@@ -81,8 +81,8 @@ def compare_with_keras(
             f"{Path(path).name} puts out {len(results)} tensors and the Keras model {len(whole)}; "
             "is this the model it was exported from?"
         )
-    rows = []
     first = _channels_first_here(path, network, wanted.values())
+    rows = []
     for name, theirs in wanted.items():
         record = known.get(name)
         if record is None or record.status != "in the file":
@@ -90,36 +90,42 @@ def compare_with_keras(
             kind = type(model.get_layer(name)).__name__
             rows.append(LayerComparison(name, kind, None, status))
             continue
-        ours = seen[name].numpy()
-        if record.permutation is not None:
-            ours = ours[:, list(record.permutation)]
         if name in first:
             theirs = np.moveaxis(theirs, -1, 1)
-        sigmoid = record.module is not None and _ends_in_sigmoid(network, record.module)
-        theirs = _as_many_axes(theirs, ours)
-        rows.append(beside(name, record.type, ours, theirs, bounds, sigmoid=sigmoid))
-    ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
-    last = {number: step.part for step in network.steps for number in step.outputs}
-    outputs = [
-        beside(
-            name,
-            "output",
-            result.numpy(),
-            _as_many_axes(theirs, result.numpy()),
-            bounds,
-            sigmoid=number in last and _ends_in_sigmoid(network, last[number]),
-        )
-        for name, result, theirs, number in zip(ends, results, whole, network.results, strict=True)
-    ]
+        rows.append(_compare_layer(network, record, seen[name].numpy(), theirs, bounds))
     return Comparison(
         file=Path(path).name,
         reference=f"{keras.__name__} {keras.__version__}",
         images=len(given),
         layers=tuple(rows),
-        outputs=tuple(outputs),
+        outputs=tuple(_compare_outputs(network, results, whole, bounds)),
         notes=tuple(network.source.notes),
         bounds=bounds,
     )
+
+
+def _compare_layer(
+    network: ImportedNetwork, record: LayerRecord, ours: Array, theirs: Array, bounds: Bounds
+) -> LayerComparison:
+    if record.permutation is not None:
+        ours = ours[:, list(record.permutation)]
+    sigmoid = record.module is not None and _ends_in_sigmoid(network, record.module)
+    theirs = _as_many_axes(theirs, ours)
+    return beside(record.name, record.type, ours, theirs, bounds, sigmoid=sigmoid)
+
+
+def _compare_outputs(
+    network: ImportedNetwork, results: Sequence[Tensor], whole: Sequence[Array], bounds: Bounds
+) -> list[LayerComparison]:
+    ends = ["output"] if len(results) == 1 else [f"output {n}" for n in network.source.outputs]
+    last = {number: step.part for step in network.steps for number in step.outputs}
+    rows = []
+    for name, result, theirs, number in zip(ends, results, whole, network.results, strict=True):
+        ours = result.numpy()
+        sigmoid = number in last and _ends_in_sigmoid(network, last[number])
+        theirs = _as_many_axes(theirs, ours)
+        rows.append(beside(name, "output", ours, theirs, bounds, sigmoid=sigmoid))
+    return rows
 
 
 def _ends_in_sigmoid(network: ImportedNetwork, name: str) -> bool:

@@ -217,9 +217,7 @@ def load_keras(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
         ) from error
 
 
-def _sizes(
-    keras: Any, model: Any, input_shape: Sequence[int | None] | None
-) -> list[tuple[Size, str, str]]:
+def _sizes(model: Any, input_shape: Sequence[int | None] | None) -> list[tuple[Size, str, str]]:
     """Shape, type and name of each input."""
     known = list(getattr(model, "inputs", None) or []) if model.built else []
     if not known and input_shape is None:
@@ -258,7 +256,7 @@ def _call_once(model: Any, sizes: Sequence[tuple[Size, str, str]]) -> None:
 def _convert(
     keras: Any, model: Any, every_layer: bool, input_shape: Sequence[int | None] | None
 ) -> tuple[onnx.ModelProto, LayerTable]:
-    sizes = _sizes(keras, model, input_shape)
+    sizes = _sizes(model, input_shape)
     if not model.built or not getattr(model, "inputs", None):
         _call_once(model, sizes)
     traced = trace(keras, model, sizes)

@@ -186,7 +186,7 @@ def load_onnx(
         listed = _listed(graph, layer_names, table)
     builder = Builder(graph, kinds)
     network = builder.network()
-    _describe(network, builder, fused, listed, kinds)
+    _describe(network, builder, fused, listed)
     network.fixed_batch = graph.batch
     network.source = Source(
         file=Path(path).name,
@@ -385,7 +385,6 @@ def _describe(
     builder: Builder,
     fused: Mapping[tuple[str, ...], tuple[str, ...]],
     listed: Listed | None,
-    kinds: Mapping[str, str],
 ) -> None:
     """What the library must know to find layers by Keras' names, and to refuse some."""
     network.layer_names = {

@@ -143,7 +143,7 @@ class Unweighted:
             following = [
                 (way, node, step)
                 for way, node in self.ways.ahead(at, (*_WITH_CONSTANT, "BatchNormalization"))
-                if (step := self._step(node, at)) is not None
+                if (step := self._step(node)) is not None
             ]
             right = [
                 found
@@ -162,7 +162,7 @@ class Unweighted:
                 end = at
         return end
 
-    def _step(self, node: Node, at: str) -> tuple[Array, Array] | None:
+    def _step(self, node: Node) -> tuple[Array, Array] | None:
         """What an operator with constants does to each channel."""
         constants = [self.ways.graph.constants.get(name) for name in node.inputs]
         if node.op == "BatchNormalization":

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.overrides import TorchFunctionMode
 
 from torchviz_cnn.dispatch import OperatorMode
+from torchviz_cnn.endings import known_as
 from torchviz_cnn.errors import NotApplicable, levels_to_the_caller
 
 Rule = Literal["guided", "deconvnet", "redirected"]
@@ -127,7 +128,7 @@ class clamps_as_relus(TorchFunctionMode):  # noqa: N801 - reads as the context i
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        in_place = _CLAMPS.get(getattr(func, "_overloadpacket", func))
+        in_place = _CLAMPS.get(known_as(func))
         if in_place is not None:
             low, high = _bounds(*args, **kwargs)
             values = args[0] if args else kwargs.get("input", kwargs.get("self"))

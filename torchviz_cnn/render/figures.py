@@ -59,22 +59,8 @@ def attribution_figure(
     height, width = values.shape
     # The network may have seen the picture squashed; it is shown as it is.
     ratio = height / width if picture is None else picture.height / picture.width
-    stacked = panels > 1 and ratio < 0.4
-    if stacked:
-        size = (9.0, panels * (0.4 + max(0.5, 8.0 * ratio)) + 0.5)
-    else:
-        size = (4.0 * panels + 0.9, 3.6 * min(2.0, max(0.1, ratio)) + 1.0)
-    figure = Figure(figsize=size)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, wrap=True)
-    grid = (panels, 1) if stacked else (1, panels)
-    axes = figure.subplots(*grid, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-        # Not drawn, but laid out all the same while there are any: half the time of a figure.
-        axis.set(xticks=[], yticks=[])
+    figure = _empty_figure(panels, ratio, title)
+    axes = figure.axes
     middle = axes[0 if picture is None else 1]
     # One frame for all panels, so that a place is at the same height in each.
     frame: dict[str, Any] = {
@@ -88,9 +74,9 @@ def attribution_figure(
         values, cmap=colors, vmin=low, vmax=high, interpolation="nearest", **frame
     )
     where: dict[str, Any] = {"fraction": min(0.2, 0.046 * max(1.0, ratio))}
-    room = size[1] - 0.35  # inches along the bar, below a title
+    room = figure.get_figheight() - 0.35  # inches along the bar, below a title
     if ratio < 0.4:  # a bar beside it would be too short for its numbers
-        where, room = {"location": "bottom", "aspect": 40}, size[0]
+        where, room = {"location": "bottom", "aspect": 40}, figure.get_figwidth()
     lines = wrap(unit, round(room * 720), 100)  # of matplotlib's usual 10 points
     bar = figure.colorbar(drawn, ax=middle, label="\n".join(lines), **where)
     if nothing:
@@ -107,6 +93,26 @@ def attribution_figure(
         for axis, words in zip(axes, ("picture", name_of_map, "overlay"), strict=True):
             axis.set_title(words, fontsize=9)
     return lettered(figure)
+
+
+def _empty_figure(panels: int, ratio: float, title: str) -> Figure:
+    """With room for so many panels of one ratio of height to width, side by side or one below the other."""
+    stacked = panels > 1 and ratio < 0.4
+    if stacked:
+        size = (9.0, panels * (0.4 + max(0.5, 8.0 * ratio)) + 0.5)
+    else:
+        size = (4.0 * panels + 0.9, 3.6 * min(2.0, max(0.1, ratio)) + 1.0)
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, wrap=True)
+    grid = (panels, 1) if stacked else (1, panels)
+    for axis in figure.subplots(*grid, squeeze=False).ravel():
+        axis.set_axis_off()
+        # Not drawn, but laid out all the same while there are any: half the time of a figure.
+        axis.set(xticks=[], yticks=[])
+    return figure
 
 
 def color_scale(
