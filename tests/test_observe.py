@@ -869,6 +869,9 @@ def test_whether_a_layer_was_seen_can_be_asked_as_of_any_mapping():
     ]
     assert seen.get("aux") is None
     assert seen.get("conv") is seen["edges"]
+    assert not any(each in seen for each in (net.conv, 0, None))
+    with pytest.raises(tvc.InputError, match="named by a string here, not by 0"):
+        seen[0]
     assert "conv" not in seen.gradients
     with tvc.capture(net, "conv") as seen:
         net(pictures()).sum().backward()

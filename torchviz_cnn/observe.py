@@ -100,6 +100,8 @@ class Observation(Mapping[str, Tensor]):
         return original_name(self._module, base), call
 
     def _find(self, name: str) -> _Kept:
+        if not isinstance(name, str):
+            raise NotSeen(f"a layer is named by a string here, not by {name!r}")
         if name in self._kept:
             return self._kept[name]
         try:
