@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import itertools
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -658,7 +659,13 @@ def test_a_run_that_was_stopped_says_so(tmp_path):
         ("README.md", False),
     ],
 )
-def test_code_that_was_changed_is_marked_what_measures_included(tmp_path, changed, marked):
+def test_code_that_was_changed_is_marked_what_measures_included(
+    tmp_path, monkeypatch, changed, marked
+):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook of git's names its own repository there
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     for name in ("torchviz_cnn/a.py", "converters/b.py", "benchmarks/clock.py", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
