@@ -741,14 +741,16 @@ def test_pictures_of_other_classes_are_refused(tmp_path, classes, labels, senten
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
-        ({"epochs": 1.5}, "epochs must be a whole number, 1 or more, not 1.5"),
-        ({"steps": "3"}, "steps must be a whole number, 1 or more, not '3'"),
-        ({"batch_size": 0}, "batch size must be a whole number, 1 or more, not 0"),
-        ({"patience": True}, "patience must be a whole number, 1 or more, not True"),
-        ({"seed": 0.5}, "seed must be a whole number, 0 or more, not 0.5"),
-        ({"workers": -1}, "workers must be a whole number, 0 or more, not -1"),
-        ({"learning_rate": float("nan")}, "the learning rate must be above 0, not nan"),
-        ({"learning_rate": "fast"}, "the learning rate must be above 0, not 'fast'"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, not 1.5"),
+        ({"epochs": None}, "epochs must be a whole number of at least 1, not None"),
+        ({"steps": "3"}, "steps must be a whole number of at least 1, not '3'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+        ({"devices": None}, "devices must be a whole number of at least 1, not None"),
+        ({"patience": True}, "patience must be a whole number of at least 1, not True"),
+        ({"seed": 0.5}, "seed must be a whole number of at least 0, not 0.5"),
+        ({"workers": -1}, "workers must be a whole number of at least 0, not -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, not nan"),
+        ({"learning_rate": "fast"}, "learning_rate must be above 0, not 'fast'"),
     ],
 )
 def test_settings_that_are_none(wish, sentence):

@@ -38,8 +38,8 @@ class InputError(ValueError):
 
         The command line names its own option in place of it.
 
-        >>> InputError.about("steps", "must be a whole number from 1, not 0")
-        InputError('steps must be a whole number from 1, not 0')
+        >>> InputError.about("steps", "must be a whole number of at least 1, not 0")
+        InputError('steps must be a whole number of at least 1, not 0')
         """
         error = cls(f"{keyword} {fault}")
         error.keyword = keyword

@@ -97,7 +97,9 @@ class Recipe:
             InputError: for the first thing that is.
         """
         if not (is_whole(self.steps) and self.steps >= 1):
-            raise InputError.about("steps", f"must be a whole number from 1, not {self.steps!r}")
+            raise InputError.about(
+                "steps", f"must be a whole number of at least 1, not {self.steps!r}"
+            )
         if not (is_real(self.learning_rate) and self.learning_rate > 0):
             raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")
         if not (is_real(self.decay) and 0 <= self.decay <= 4):

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from torchviz_cnn import checkpoints
-from torchviz_cnn.errors import InputError, closest, is_real, is_whole
+from torchviz_cnn.errors import InputError, check_counts, closest, is_real, is_whole
 from torchviz_cnn.training.augment import Augmentation
 from torchviz_cnn.training.sets import Labelled
 from torchviz_cnn.training.start import Start
@@ -59,17 +59,16 @@ class Settings:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps", "validation_steps", "patience", "devices"):
+        for name in ("steps", "validation_steps", "patience"):
+            check_counts(**{name: getattr(self, name)})  # None is for no end
+        least = {"epochs": 1, "batch_size": 1, "devices": 1, "workers": 0, "seed": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and not (is_whole(value) and value >= 1):
-                said = f"{name.replace('_', ' ')} must be a whole number, 1 or more"
-                raise InputError(f"{said}, not {value!r}")
-        for name in ("workers", "seed"):
-            value = getattr(self, name)
-            if not (is_whole(value) and value >= 0):
-                raise InputError(f"{name} must be a whole number, 0 or more, not {value!r}")
+            if not (is_whole(value) and value >= lowest):
+                fault = f"must be a whole number of at least {lowest}, not {value!r}"
+                raise InputError.about(name, fault)
         if not (is_real(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"the learning rate must be above 0, not {self.learning_rate!r}")
+            raise InputError.about("learning_rate", f"must be above 0, not {self.learning_rate!r}")
         if self.precision not in get_args(Precision):
             raise InputError(
                 f"there is no precision {self.precision!r}; choose {', '.join(get_args(Precision))}"
