@@ -77,15 +77,34 @@ class _CostMode(OperatorMode):
                 return parts
         out = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet in flop_registry:
+        packed = _packed_weight(packet, args)
+        if packed is not None:
+            macs = out.numel() * packed[0].numel()
+        elif packet in flop_registry:
             # Two floating-point operations, one multiplication and one addition, make a MAC.
             macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
-            for run in self.running:
-                run.macs += macs
-        if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
+        else:
+            macs = 0
+        for run in self.running:
+            run.macs += macs
+        if isinstance(out, Tensor) and (
+            packet is torch.ops.aten.convolution or (packed is not None and packed.ndim > 2)
+        ):
             self.trace.convolutions.append(tuple(out.shape))
         follow(func, args, kwargs, out)
         return out
+
+
+def _packed_weight(packet: Any, args: tuple[Any, ...]) -> Tensor | None:
+    """The weight of a quantised convolution or linear layer, one row of it for each channel put out.
+
+    ``None`` for every other operator.
+    """
+    name = str(packet)
+    if not name.startswith(("quantized.conv", "quantized.linear")) or "transpose" in name:
+        return None
+    weight: Tensor | None = args[1].unpack()[0] if hasattr(args[1], "unpack") else None
+    return weight
 
 
 @contextmanager
