@@ -961,6 +961,27 @@ def test_rows_add_up_to_the_totals(tables):
     assert table["layer1"].macs == sum(r.macs for r in table if r.name.startswith("layer1."))
 
 
+def test_a_table_tells_what_is_in_none_of_its_rows():
+    """A module with parts has no row; its own parameters and products are in the totals alone."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6, 1, 1))
+            self.mix = nn.Conv2d(6, 6, 1, bias=False)  # its weight is used, and it does not run
+
+        def forward(self, x):
+            return self.scale * nn.functional.conv2d(x, self.mix.weight)
+
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Scaled())
+    table = tvc.layers(net, (3, 5, 7))
+    said = "In none of these rows, but in modules that hold them: "
+    assert table.format().splitlines()[-1] == said + "6 params, 1.26 k multiply-adds"
+    assert tvc.layers(net).format().splitlines()[-1] == said + "6 params"
+    for told in (tvc.layers(net, (3, 5, 7), nested=True), tvc.layers(net[0:1], (3, 5, 7))):
+        assert said not in told.format()
+
+
 def test_a_row_counts_what_its_layer_computes():
     net = randomised(Repeated())
     table = tvc.layers(net, (3, 9, 12))
