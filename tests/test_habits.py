@@ -425,3 +425,83 @@ def test_a_network_of_sounds_has_no_class_activation_map() -> None:
         tvc.grad_cam(net.eval(), x, 1)
     with pytest.warns(UserWarning, match="grad_cam, .* are left out: the last convolution"):
         assert {"saliency", "guided_backprop"} <= set(tvc.explain(net, x, 1, methods="all"))
+
+
+# ---- quantised networks ----------------------------------------------------------------------------
+
+quantising = pytest.mark.filterwarnings("ignore:.*quantiz.*deprecated:UserWarning")
+
+
+class Quantised(nn.Module):
+    """A convolution, a ReLU and a linear layer on whole numbers, as quantised networks have them."""
+
+    class Convolution(nn.Module):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            one, none = [1, 1], [0, 0]
+            self.packed = torch.ops.quantized.conv2d_prepack(
+                torch.quantize_per_tensor(weight, 0.5, 0, torch.qint8), None, one, none, one, 1
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.quantized.conv2d_relu(x, self.packed, 0.125, 0)
+
+    class Dense(nn.Module):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            weight = torch.quantize_per_tensor(weight, 0.5, 0, torch.qint8)
+            self.packed = torch.ops.quantized.linear_prepack(weight, None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.quantized.linear(x, self.packed, 0.5, 128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.weight = torch.randint(-3, 4, (4, 3, 3, 3)) / 2.0
+        self.dense_weight = torch.randint(-3, 4, (5, 4)) / 2.0
+        self.convolution = self.Convolution(self.weight)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dense = self.Dense(self.dense_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.quantize_per_tensor(x, 0.25, 0, torch.quint8)
+        return self.dense(self.flatten(self.pool(self.convolution(x)))).dequantize()
+
+
+def whole_numbers() -> Tensor:
+    """A picture of 3×6×7 that quantising leaves as it is."""
+    torch.manual_seed(4)
+    return torch.randint(0, 5, (1, 3, 6, 7)) / 4.0
+
+
+@quantising
+def test_a_walk_through_a_quantised_network_shows_the_numbers_that_are_meant():
+    net, x = Quantised(), whole_numbers()
+    seen = tvc.walk(net, x)
+    maps = nn.functional.conv2d(x, net.weight)[0].relu()  # multiples of 1/8 below 32: exact
+    torch.testing.assert_close(seen["convolution"].output, maps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen["pool"].before, maps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen["dense"].output, net(x)[0])
+    assert seen["dense"].answer == "score"
+    assert f"0 … {maps.max():.3g}" in str(seen)
+
+
+@quantising
+def test_the_multiply_adds_of_quantised_layers_are_counted():
+    table = tvc.layers(Quantised(), (3, 6, 7))
+    convolution = 4 * 5 * 4 * 3 * 3 * 3  # cells, made and given channels, kernel
+    assert table["convolution"].macs == convolution
+    assert table["dense"].macs == 4 * 5
+    assert table.macs == convolution + 4 * 5
+
+
+@quantising
+def test_a_quantised_network_is_refused_by_what_differentiates_for_being_one():
+    net, x = Quantised(), whole_numbers()
+    assert tvc.default_layer(net, x) == "convolution"  # there is a map; it cannot be weighed
+    with pytest.raises(tvc.InputError, match=r"'convolution' puts out torch\.quint8 numbers"):
+        tvc.grad_cam(net, x)
+    with pytest.raises(tvc.InputError, match="computes it in whole numbers, as quantised"):
+        tvc.saliency(net, x)

@@ -964,6 +964,27 @@ def test_rows_add_up_to_the_totals(tables):
     assert table["layer1"].macs == sum(r.macs for r in table if r.name.startswith("layer1."))
 
 
+def test_a_table_tells_what_is_in_none_of_its_rows():
+    """A module with parts has no row; its own parameters and products are in the totals alone."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6, 1, 1))
+            self.mix = nn.Conv2d(6, 6, 1, bias=False)  # its weight is used, and it does not run
+
+        def forward(self, x):
+            return self.scale * nn.functional.conv2d(x, self.mix.weight)
+
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Scaled())
+    table = tvc.layers(net, (3, 5, 7))
+    said = "In none of these rows, but in modules that hold them: "
+    assert table.format().splitlines()[-1] == said + "6 params, 1.26 k multiply-adds"
+    assert tvc.layers(net).format().splitlines()[-1] == said + "6 params"
+    for told in (tvc.layers(net, (3, 5, 7), nested=True), tvc.layers(net[0:1], (3, 5, 7))):
+        assert said not in told.format()
+
+
 def test_a_row_counts_what_its_layer_computes():
     net = randomised(Repeated())
     table = tvc.layers(net, (3, 9, 12))
@@ -980,6 +1001,49 @@ def test_a_row_counts_what_its_layer_computes():
     assert table.names == ["stem", "conv", "relu", "fc"]
     assert (table[0], table[-1], len(table)) == (table["stem"], table["fc"], 4)
     assert table[1:3] == (table["conv"], table["relu"])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_is_counted_whichever_way_torch_computes_it(batch_first):
+    """Without a graph torch computes a whole self-attention in one operator of its own."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 2, stride=2)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2)
+            tokens = tokens.permute(0, 2, 1) if batch_first else tokens.permute(2, 0, 1)
+            return self.attention(tokens, tokens, tokens)[0]
+
+    table = tvc.layers(Attending(), (3, 6, 10))
+    tokens, width = 3 * 5, 8
+    projections = 4 * tokens * width * width  # query, key, value and what is put out
+    meetings = 2 * tokens * tokens * width  # every query with every key, every weight with a value
+    assert table["attention"].macs == projections + meetings
+    assert table.macs == projections + meetings + tokens * width * 3 * 2 * 2
+
+
+def test_recurrent_layers_are_counted():
+    class Reading(nn.Module):
+        """The columns of a map are read from both sides, as where a line of text is recognised."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 6, 3)
+            self.reader = nn.LSTM(6, 4, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x):
+            return self.reader(self.conv(x).mean(2).permute(0, 2, 1))[0]
+
+    columns = 9
+    gates = 4 * 4
+    first, second = gates * (6 + 4), gates * (2 * 4 + 4)  # of the input, and of the state
+    assert tvc.layers(Reading(), (1, 5, columns + 2))["reader"].macs == columns * 2 * (
+        first + second
+    )
 
 
 def test_operations_without_a_module_are_counted_where_they_run():

@@ -204,6 +204,39 @@ def test_a_stage_of_a_deep_network_is_followed_by_the_activation_it_ends_with():
     assert len(seen.sparsity) == 17  # every ReLU of the network, in the stages too
 
 
+def test_a_stage_that_puts_out_a_dictionary_is_walked_through_by_its_parts():
+    """As the backbones of segmentation and detection networks do: there is no drawing it whole."""
+
+    class Backbone(nn.ModuleDict):
+        def forward(self, x):
+            found = {}
+            for name, stage in self.items():
+                x = found[name] = stage(x)
+            return found
+
+    class Segmenter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            stages = [(3, 4), (4, 5), (5, 6)]
+            self.backbone = Backbone({f"stage{k}": self.stage(*s) for k, s in enumerate(stages)})
+            self.head = self.stage(6, 2)  # so many convolutions that the backbone is no trunk
+
+        def stage(self, given, made):
+            first = nn.Conv2d(given, made, 3, padding=1)
+            rest = (nn.Conv2d(made, made, 3, padding=1) for _ in range(10))
+            return nn.Sequential(first, *rest)
+
+        def forward(self, x):
+            return self.head(self.backbone(x)["stage2"])
+
+    net, x = randomised(Segmenter()), pictures(1, height=8, width=9)
+    seen = tvc.walk(net, x)
+    assert seen.names == [*(f"backbone.stage{k}" for k in range(3)), "head"]
+    with torch.no_grad():
+        wanted = net.backbone.stage1(net.backbone.stage0(x))[0]
+    torch.testing.assert_close(seen["backbone.stage1"].output, wanted)
+
+
 def test_an_activation_inside_a_layer_is_not_taken_for_its_end():
     class Block(nn.Sequential):
         is_layer = True

@@ -147,7 +147,7 @@ class Passage(OperatorMode):
         for layer in self.by_module.get(module, ()):
             if layer.call in (None, call):
                 frame.wanted = layer.key(call)
-        given = first_tensor(inputs)
+        given = _numbers(first_tensor(inputs))
         if given is not None and frame.wanted is not None and _looks_back(kind_of(module)):
             frame.before = given.detach().clone()
         self.running.append(frame)
@@ -162,7 +162,7 @@ class Passage(OperatorMode):
             self.done(frame, output)
 
     def done(self, frame: _Frame, output: object) -> None:
-        tensor = first_tensor(output)
+        tensor = _numbers(first_tensor(output))
         wanted = [
             layer for layer in self.by_module[frame.module] if layer.call in (None, frame.call)
         ]
@@ -274,7 +274,7 @@ class Passage(OperatorMode):
         """The network ran to its end and put this out."""
         self.at_the_end = True
         self.unseen += self.uncounted
-        tensor = first_tensor(output)
+        tensor = _numbers(first_tensor(output))
         if tensor is None:
             return
         tensor, event = tensor.detach().flatten(), self.last
@@ -301,6 +301,11 @@ class Passage(OperatorMode):
         if units is None:
             return None
         return next((kind for each, kind in self.answers if _same(each, units)), None)
+
+
+def _numbers(tensor: Tensor | None) -> Tensor | None:
+    """What a layer of a quantised network puts out, as the numbers that are meant."""
+    return tensor.dequantize() if tensor is not None and tensor.is_quantized else tensor
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

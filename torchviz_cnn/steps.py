@@ -39,7 +39,8 @@ class Step:
             code what it is and where (``relu after conv1``).
         type: class of the layer, or name of the function.
         kind: what it does.
-        output: what it put out for the picture, without the batch axis, as the network has it.
+        output: what it put out for the picture, without the batch axis, as the network has it; of a
+            quantised network the numbers that are meant.
         before: what reached it, likewise, of activations, poolings, normalisations, dropout and
             flattening; ``None`` of the others.
         channels_last: the output is ``(h, w, C)``, as in Swin transformers.

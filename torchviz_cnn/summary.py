@@ -50,7 +50,8 @@ class LayerTable(Sequence[LayerInfo]):
 
     ``table[0]`` is the first row, ``table["layer4"]`` any module by name or alias, ``table.names``
     the names of the rows; ``table.parameters``, ``.trainable`` and ``.macs`` are the network's
-    totals (shared parameters once).
+    totals (shared parameters once). They are more than the rows' sums where modules that hold
+    others have parameters or operations of their own, as attention has; a last line tells of it.
     """
 
     network: str
@@ -139,7 +140,18 @@ class LayerTable(Sequence[LayerInfo]):
         lines.append(f"Non-trainable params: {self.parameters - self.trainable:,}")
         if self.macs is not None:
             lines.append(f"Multiply-adds for one image: {human(self.macs)}")
+        lines += self._beside_the_rows()
         return "\n".join(lines)
+
+    def _beside_the_rows(self) -> list[str]:
+        """What belongs to modules that have parts, and so no row: an attention, a layer's scale."""
+        parameters = self.parameters - sum(row.parameters for row in self.rows)
+        macs = (self.macs or 0) - sum(row.macs or 0 for row in self.rows)
+        found = [f"{parameters:,} params"] if parameters > 0 else []
+        found += [f"{human(macs)} multiply-adds"] if macs > 0 else []
+        if not found:
+            return []
+        return [f"In none of these rows, but in modules that hold them: {', '.join(found)}"]
 
 
 _NARROWEST = 12  # columns a name needs to be told from others

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -77,15 +77,56 @@ class _CostMode(OperatorMode):
                 return parts
         out = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet in flop_registry:
+        packed = _packed_weight(packet, args)
+        if packed is not None:
+            macs = out.numel() * packed[0].numel()
+        elif packet in _FUSED:
+            macs = _FUSED[packet](*args)
+        elif packet in flop_registry:
             # Two floating-point operations, one multiplication and one addition, make a MAC.
             macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
-            for run in self.running:
-                run.macs += macs
-        if packet is torch.ops.aten.convolution and isinstance(out, Tensor):
+        else:
+            macs = 0
+        for run in self.running:
+            run.macs += macs
+        if isinstance(out, Tensor) and (
+            packet is torch.ops.aten.convolution or (packed is not None and packed.ndim > 2)
+        ):
             self.trace.convolutions.append(tuple(out.shape))
         follow(func, args, kwargs, out)
         return out
+
+
+def _attention_macs(query: Tensor, _key: Tensor, _value: Tensor, width: int, *_: object) -> int:
+    """Of self-attention: each token is projected four times, and meets every token twice."""
+    if query.is_nested:  # sequences of several lengths: no shape
+        return 0
+    sequences, tokens = query.shape[:2]
+    return sequences * tokens * width * (4 * width + 2 * tokens)
+
+
+def _recurrent_macs(inputs: Tensor, of_input: Tensor, of_state: Tensor, *_: object) -> int:
+    """Of a recurrent layer: both its weights are needed at every step of every sequence."""
+    return inputs.shape[0] * inputs.shape[1] * (of_input.numel() + of_state.numel())
+
+
+# What torch takes for several operators where there is no graph, and its counter does not know.
+_FUSED: dict[object, Callable[..., int]] = {
+    torch.ops.aten._native_multi_head_attention: _attention_macs,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_macs,
+}
+
+
+def _packed_weight(packet: Any, args: tuple[Any, ...]) -> Tensor | None:
+    """The weight of a quantised convolution or linear layer, one row of it for each channel put out.
+
+    ``None`` for every other operator.
+    """
+    name = str(packet)
+    if not name.startswith(("quantized.conv", "quantized.linear")) or "transpose" in name:
+        return None
+    weight: Tensor | None = args[1].unpack()[0] if hasattr(args[1], "unpack") else None
+    return weight
 
 
 @contextmanager

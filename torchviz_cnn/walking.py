@@ -197,8 +197,8 @@ def layers_to_walk(model: nn.Module | Model, input_size: Sequence[int] | None = 
     """The layers worth a picture each: all of a small network, the stages of a deep one.
 
     The stages are the network's own children; where one of them holds nine tenths of the
-    convolutions (``features``, ``backbone``), or does not run itself (``nn.ModuleList``), its
-    children, and so on.
+    convolutions (``features``, ``backbone``), does not run itself (``nn.ModuleList``) or puts out
+    no tensor but several by name (the backbone of a segmentation network), its children, and so on.
 
     Args:
         model: any network.
@@ -217,9 +217,10 @@ def layers_to_walk(model: nn.Module | Model, input_size: Sequence[int] | None = 
         part = module.get_submodule(name)
         children = [f"{name}.{child}" for child, _ in part.named_children()]
         held = convolutions & set(part.modules())
-        # A list of modules does not run itself: its modules do.
-        if children and (not table[name].calls or len(held) >= 0.9 * max(len(convolutions), 1)):
+        # A list of modules does not run itself, and there is no drawing a dictionary: its modules do.
+        drawn = table[name].calls and table[name].output_shape is not None
+        if children and (not drawn or len(held) >= 0.9 * max(len(convolutions), 1)):
             waiting = children + waiting
-        elif table[name].calls:
+        elif drawn:
             stages.append(name)
     return [table[name].name for name in stages]

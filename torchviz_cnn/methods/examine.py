@@ -175,7 +175,8 @@ def no_gradient(of: str, fault: type[InputError]) -> InputError:
     """What to raise where a score has no gradient at something."""
     return fault(
         f"the score does not depend on {of} in a way that can be differentiated: nothing of it "
-        "reaches the score, or the network detaches it or runs that part under no_grad"
+        "reaches the score, or the network detaches it, runs that part under no_grad, or computes it "
+        "in whole numbers, as quantised networks do"
     )
 
 
