@@ -6,7 +6,7 @@ onnxruntime can only tell what is in the file; what the exporter got wrong, only
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def compare_with_keras(
         seed: of the noise.
 
     Returns:
-        A row for each of the Keras model's own layers, in Keras' order.
+        A row for each of the Keras model's own layers that put out one tensor, in Keras' order; a
+        model used as a layer is one of them.
 
     Raises:
         NotInstalled: where Keras is missing or too old.
@@ -63,7 +64,14 @@ def compare_with_keras(
         check_keras_file(Path(model_or_path))
         keras, model = load_keras(keras, Path(model_or_path))
     network = network or _with_keras_names(path, model_or_path)
-    if len(network.source.inputs) != 1 or len(model.inputs) != 1:
+    inputs_there = getattr(model, "inputs", None)
+    if not inputs_there:
+        raise InputError(
+            f"the Keras model {model.name!r} does not say how its layers hang together (a subclass of "
+            "Model, or not yet built): only a Sequential or functional model that knows its inputs "
+            "can be compared layer by layer; compare the file with onnxruntime, without Keras, instead"
+        )
+    if len(network.source.inputs) != 1 or len(inputs_there) != 1:
         raise InputError("a network of one input can be compared with Keras, not one of several")
     (given,) = network_inputs(network, inputs, seed)
     wanted, whole = _keras_outputs(keras, model, given, turned=bool(network.source.turned))
@@ -143,16 +151,57 @@ def _keras_outputs(
     keras: Any, model: Any, given: Tensor, *, turned: bool
 ) -> tuple[dict[str, Array], list[Array]]:
     """What Keras says each of its layers puts out, channels first, and the model's outputs."""
-    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
-    probe = keras.Model(model.inputs, [*(layer.output for layer in layers), *model.outputs])
+    made = _own_outputs(model)
+    probe = keras.Model(model.inputs, [*made.values(), *model.outputs])
     pictures = given.numpy()
     if turned and pictures.ndim == 4:
         pictures = np.ascontiguousarray(np.moveaxis(pictures, 1, -1))
     if pictures.ndim == len(model.inputs[0].shape) - 1:  # gray, and the network has no axis for it
         pictures = pictures[..., None]
-    arrays = [_channels_first(np.asarray(each)) for each in probe.predict_on_batch(pictures)]
-    names = [layer.name for layer in layers]
-    return dict(zip(names, arrays, strict=False)), arrays[len(names) :]
+    arrays = [np.asarray(each) for each in probe.predict_on_batch(pictures)]
+    usual = _usual_format(model)
+    formats = [getattr(model.get_layer(name), "data_format", usual) for name in made]
+    formats += [usual] * len(model.outputs)
+    arrays = [
+        _channels_first(array) if form != "channels_first" else array
+        for array, form in zip(arrays, formats, strict=True)
+    ]
+    return dict(zip(made, arrays, strict=False)), arrays[len(made) :]
+
+
+def _own_outputs(model: Any) -> dict[str, Any]:
+    """What each layer puts out at its first call in this model, where that is one tensor.
+
+    ``layer.output`` is of its first call anywhere: of a model used as a layer its own, before it
+    was, and of a layer that two models share perhaps the other's.
+    """
+    graph = getattr(model, "_functional", None) or model  # a Sequential of Keras 3 has it inside
+    here = {id(node) for nodes in graph._nodes_by_depth.values() for node in nodes}
+    found = {}
+    for layer in model.layers:
+        node = next((each for each in layer._inbound_nodes if id(each) in here), None)
+        if node is None or type(layer).__name__ == "InputLayer":
+            continue
+        made = node.output_tensors if hasattr(node, "output_tensors") else node.outputs  # Keras 2
+        made = made if isinstance(made, (list, tuple)) else [made]
+        if len(made) == 1:
+            found[layer.name] = made[0]
+    return found
+
+
+def _usual_format(model: Any) -> str:
+    """Where maps have their channels whose layer does not say: first if all that say it do."""
+    formats = {layer.data_format for layer in _spatial_layers(model)}
+    return "channels_first" if formats == {"channels_first"} else "channels_last"
+
+
+def _spatial_layers(model: Any) -> Iterator[Any]:
+    """Layers that filter or pool maps, those of models inside too."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _spatial_layers(layer)
+        elif hasattr(layer, "data_format") and type(layer).__name__.endswith("2D"):
+            yield layer
 
 
 def _channels_first(array: Array) -> Array:

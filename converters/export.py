@@ -28,7 +28,13 @@ from converters.finish import (
     merge_biases,
     put_in_weights,
 )
-from converters.keras_files import KERAS_SUFFIXES, OLDEST_KERAS, check_keras_file
+from converters.keras_files import (
+    KERAS_SUFFIXES,
+    OF_KERAS_2,
+    OLDEST_KERAS,
+    check_keras_file,
+    is_of_keras_2,
+)
 from converters.keras_trace import Call, original, refusals_told, trace
 from converters.metadata import (
     GONE,
@@ -200,6 +206,8 @@ def load_keras(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
         return keras, keras.saving.load_model(path, compile=False, safe_mode=True)
     except _CANNOT_READ as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if path.suffix.lower() == ".keras" and is_of_keras_2(path):
+            raise InputError(f"cannot read {str(path)!r}: {OF_KERAS_2}") from error
         if path.suffix.lower() == ".keras":
             raise InputError(f"Keras cannot read {str(path)!r}: {reason}") from error
     try:

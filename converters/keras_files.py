@@ -20,6 +20,10 @@ from torchviz_cnn.errors import InputError
 
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 OLDEST_KERAS = (3, 13, 2)  # earlier ones can be made to read other files (CVE-2026-1669)
+OF_KERAS_2 = (
+    "it is of Keras 2, and Keras 3 cannot read it; load it with tf_keras "
+    "(tf_keras.models.load_model) and pass the model to export_keras, or save it there as .h5"
+)
 _RUN_CODE = frozenset(
     ["FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__"]
 )
@@ -66,6 +70,16 @@ def _check_archive(path: Path) -> None:
                 check_container(weights)
     except DAMAGED_ARCHIVE as error:
         raise InputError(f"it is no .keras file, or a damaged one ({error})") from None
+
+
+def is_of_keras_2(path: Path) -> bool:
+    """Whether a ``.keras`` file says that Keras 2 wrote it."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("metadata.json") as metadata:
+            said = json.loads(metadata.read(2**16))
+    except (*DAMAGED_ARCHIVE, KeyError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and str(said.get("keras_version")).startswith("2.")
 
 
 def check_sizes(members: Iterable[zipfile.ZipInfo]) -> None:
@@ -152,6 +166,8 @@ def _check_object(entry: dict[str, Any]) -> None:
             "model yourself and pass it to export_keras"
         )
     module, registered = entry.get("module"), entry.get("registered_name")
+    if isinstance(module, str) and module.split(".")[0] == "tf_keras":
+        raise InputError(OF_KERAS_2)
     foreign = isinstance(registered, str) and ">" in registered
     if isinstance(module, str) and not re.fullmatch(r"(builtins|keras(\..*)?)", module):
         foreign = True

@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -347,8 +347,26 @@ def _layer(entry: Any, depth: int) -> KerasLayer:
     layers = tuple(_layer(each, depth + 1) for each in entries)
     if kind == "Sequential" or "input_layers" not in config:
         return KerasLayer(name, "Sequential", config, calls, *_in_a_row(layers))
-    ends = [_tensors(config.get(key)) for key in ("input_layers", "output_layers")]
-    return KerasLayer(name, kind, config, calls, layers, ends[0], ends[1])
+    begin, end = (_tensors(config.get(key)) for key in ("input_layers", "output_layers"))
+    return KerasLayer(name, kind, config, calls, *_counted_from_zero(layers, begin, end))
+
+
+def _counted_from_zero(
+    layers: Sequence[KerasLayer], begin: tuple[KerasTensor, ...], end: tuple[KerasTensor, ...]
+) -> tuple[tuple[KerasLayer, ...], tuple[KerasTensor, ...], tuple[KerasTensor, ...]]:
+    """Keras 2 counts the making of a model inside as its call 0, which is none of those listed.
+
+    Every call that is listed is read by someone, so that one number too many tells.
+    """
+    read = {(t.layer, t.call) for layer in layers for call in layer.calls for t in call}
+    read |= {(t.layer, t.call) for t in end}
+    late = {each.name for each in layers if each.layers and (each.name, len(each.calls)) in read}
+
+    def moved(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, ...]:
+        return tuple(replace(t, call=max(t.call - 1, 0)) if t.layer in late else t for t in tensors)
+
+    counted = (replace(each, calls=tuple(map(moved, each.calls))) for each in layers)
+    return tuple(counted), begin, moved(end)
 
 
 def _in_a_row(

@@ -97,12 +97,21 @@ def give_owners(graph: Graph, reserved: Iterable[str] = ()) -> None:
 
 def _stay_with_maker(graph: Graph) -> None:
     """``pool/Mean_Squeeze__12`` ends the layer ``pool``: it does not begin the next."""
-    makers = graph.makers()
+    makers, readers = graph.makers(), Wires(graph).readers
     for node in graph.nodes:
         if node.owner is None and node.op in _RESHAPING and node.near is not None:
             before = makers.get(node.inputs[0])
+            turns = []
+            while before is not None and _is_free_turn(before) and len(readers(before.output)) == 1:
+                turns.append(before)  # our own, back to the order of axes that the file has
+                before = makers.get(before.inputs[0])
             if before is not None and _path_of(before) == node.near.path:
-                node.owner = before.owner
+                for each in (node, *turns):
+                    each.owner = before.owner
+
+
+def _is_free_turn(node: Node) -> bool:
+    return node.op == "Transpose" and node.owner is None
 
 
 def _give_to_users(graph: Graph) -> None:

@@ -13,8 +13,16 @@ pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
 
 
+def random_weights(model):
+    """The model, with biases and batch-norm statistics that are neither 0 nor 1."""
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        low, high = (0.5, 1.5) if "variance" in variable.name else (-0.4, 0.4)
+        variable.assign(random.uniform(low, high, variable.shape))
+    return model
+
+
 def small(channels=3):
-    """A model with biases and batch-norm statistics that are neither 0 nor 1."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -28,11 +36,7 @@ def small(channels=3):
             layers.Dense(4, activation="softmax", name="last"),
         ]
     )
-    random = np.random.default_rng(0)
-    for variable in model.weights:
-        low, high = (0.5, 1.5) if "variance" in variable.name else (-0.4, 0.4)
-        variable.assign(random.uniform(low, high, variable.shape))
-    return model
+    return random_weights(model)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["every layer", "merged"])
@@ -150,10 +154,7 @@ def test_rows_and_volumes_are_compared_in_the_order_the_file_has_them(axes, ways
             layers.Dense(3, name="last"),
         ]
     )
-    random = np.random.default_rng(0)
-    for variable in model.weights:
-        low, high = (0.5, 1.5) if "variance" in variable.name else (-0.4, 0.4)
-        variable.assign(random.uniform(low, high, variable.shape))
+    random_weights(model)
     if ways == "ours":
         converters.export_keras(model, tmp_path / "net.onnx", every_layer=True)
     else:
@@ -165,3 +166,91 @@ def test_rows_and_volumes_are_compared_in_the_order_the_file_has_them(axes, ways
     assert result.passed
     assert {row.status for row in result.layers} <= {"same", "not in the file"}
     assert sum(row.status == "same" for row in result.layers) >= 5
+
+
+def statuses(model, path):
+    converters.export_keras(model, path, every_layer=True)
+    result = converters.compare_with_keras(path, model)
+    assert result.passed, str(result)
+    assert [row.status for row in result.outputs] == ["same"] * len(result.outputs)
+    return {row.name: row.status for row in result.layers}
+
+
+def base(name="base"):
+    layers = keras.layers
+    picture = layers.Input((12, 10, 3))
+    maps = layers.Conv2D(4, 3, activation="relu", name="conv")(picture)
+    return keras.Model(picture, layers.BatchNormalization(name="norm")(maps), name=name)
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+def test_a_model_under_a_head_is_one_layer(kind, tmp_path):
+    """As in transfer learning: what the model put out when it was made, the head never saw."""
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(name="pool"), layers.Dense(2, name="last")]
+    picture = layers.Input((12, 10, 3))
+    if kind == "sequential":
+        model = keras.Sequential([picture, base(), *head])
+    else:
+        model = keras.Model(picture, head[1](head[0](base()(picture))))
+    found = statuses(random_weights(model), tmp_path / "net.onnx")
+    assert found == {"base": "same", "pool": "same", "last": "same"}
+    model.get_layer("base").get_layer("conv").bias.assign([5.0, 5.0, 5.0, 5.0])
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert result.first_difference.name == "base"
+
+
+def test_a_name_may_be_in_a_model_and_in_the_one_around_it(tmp_path):
+    layers = keras.layers
+    picture = layers.Input((12, 10, 3))
+    maps = layers.Conv2D(3, 3, padding="same", name="conv")(picture)
+    maps = layers.BatchNormalization(name="norm")(base("inside")(maps))
+    model = keras.Model(picture, layers.GlobalAveragePooling2D(name="pool")(maps))
+    found = statuses(random_weights(model), tmp_path / "net.onnx")
+    assert found == dict.fromkeys(["conv", "inside", "norm", "pool"], "same")
+
+
+def test_layers_that_another_model_called_first_are_compared(tmp_path):
+    """As of a model trained with augmentation, and one without it around the same layers."""
+    layers = keras.layers
+    conv, flat = layers.Conv2D(4, 3, name="conv"), layers.Flatten(name="flat")
+    training = layers.Input((12, 10, 3))
+    flat(conv(layers.RandomFlip()(training)))
+    picture = layers.Input((12, 10, 3))
+    model = keras.Model(picture, flat(conv(picture)))
+    found = statuses(random_weights(model), tmp_path / "net.onnx")
+    assert found == {"conv": "same", "flat": "same"}
+
+
+def test_a_model_with_channels_first_is_compared_as_it_is(tmp_path):
+    layers = keras.layers
+    first = {"data_format": "channels_first"}
+    model = keras.Sequential(
+        [
+            layers.Input((3, 12, 10)),
+            layers.Conv2D(4, 3, name="conv", **first),
+            layers.BatchNormalization(axis=1, name="norm"),
+            layers.ReLU(name="act"),
+            layers.MaxPooling2D(name="pool", **first),
+            layers.Flatten(name="flat"),
+            layers.Dense(2, name="last"),
+        ]
+    )
+    found = statuses(random_weights(model), tmp_path / "net.onnx")
+    assert found == dict.fromkeys(["conv", "norm", "act", "pool", "flat", "last"], "same")
+
+
+def test_a_model_that_is_code_is_refused(tmp_path):
+    class Coded(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = keras.layers.Conv2D(4, 3, name="conv")
+
+        def call(self, pictures):
+            return self.conv(pictures)
+
+    model = Coded()
+    model(np.zeros((1, 12, 10, 3), np.float32))
+    converters.export_keras(model, tmp_path / "net.onnx", input_shape=(12, 10, 3))
+    with pytest.raises(tvc.InputError, match="does not say how its layers hang together"):
+        converters.compare_with_keras(tmp_path / "net.onnx", model)

@@ -415,6 +415,32 @@ def test_a_gate_made_of_features_does_not_tell_how_the_maps_before_it_lie(tmp_pa
     assert {row.status for row in (*result.layers, *result.outputs)} == {"same"}
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_a_channel_cut_out_of_the_picture_is_compared_without_its_axis(tmp_path, layout):
+    """As ``x[..., 2]`` in the preparation of pictures for VGG and ResNet: it ends in a squeeze."""
+    nodes = [
+        node("Slice", "img a b axis", "s:0", "net_1/get_item_1/Slice"),
+        node("Squeeze", "s:0 axis", "q:0", "net_1/get_item_1/Squeeze__1"),
+        node("Unsqueeze", "q:0 axis", "u:0", "net_1/stack_1/Unsqueeze__1"),
+        node("Concat", "u:0 u:0", "j:0", "net_1/stack_1/Concat__1", axis=3),
+        node("Transpose", "j:0", "t", "net_1/conv_1/Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net_1/conv_1/Conv"),
+        node("GlobalAveragePool", "c:0", "out", "net_1/pool_1/GlobalAveragePool"),
+    ]
+    constants = {"a": [2], "b": [3], "axis": [3]}
+    constants |= {"k": np.random.default_rng(3).normal(size=(4, 2, 3, 3))}
+    file = save(tmp_path / "n.onnx", nodes, constants, {"img": [None, 8, 6, 3]}, ["out"])
+    network = converters.load_onnx(file, input_layout=layout)
+    result = converters.compare(file, network=network)
+    assert {row.name: row.status for row in result.layers}["get_item"] == "same"
+    assert result.passed
+    pictures = torch.rand(2, 3, 8, 6)
+    given = pictures if layout == "NCHW" else pictures.movedim(1, -1)
+    with tvc.capture(network, ["get_item"]) as seen:
+        network(given)
+    assert torch.equal(seen["get_item"], pictures[:, 2])
+
+
 @pytest.mark.parametrize("ending", ["out", "turned"])
 def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(tmp_path, ending):
     nodes = [

@@ -576,7 +576,9 @@ def test_models_of_keras_2(keras: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- files nobody vouches for
 
 
-def archive(path: Path, description: Any, weights: bytes | None = None) -> Path:
+def archive(
+    path: Path, description: Any, weights: bytes | None = None, *, version: str = "3.0.0"
+) -> Path:
     if weights is None:
         h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra keras)")
         buffer = io.BytesIO()
@@ -585,7 +587,7 @@ def archive(path: Path, description: Any, weights: bytes | None = None) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         text = description if isinstance(description, str) else json.dumps(description)
         file.writestr("config.json", text)
-        file.writestr("metadata.json", "{}")
+        file.writestr("metadata.json", json.dumps({"keras_version": version}))
         file.writestr("model.weights.h5", weights)
     return path
 
@@ -644,6 +646,17 @@ def test_classes_that_are_not_keras_are_refused(keras: Any, tmp_path: Path) -> N
         refused(path, tmp_path, "'odd' is a .*Mine, a class that is not Keras' own")
     path = archive(tmp_path / "a.keras", sequential(module=None, class_name="pkg>Mine", config={}))
     refused(path, tmp_path, "pkg>Mine, a class that is not Keras' own")
+
+
+def test_an_archive_of_keras_2_is_told_where_it_can_be_read(keras: Any, tmp_path: Path) -> None:
+    said = "it is of Keras 2, .* load it with tf_keras .* or save it there as .h5"
+    functional = {"module": "tf_keras.src.engine.functional", "class_name": "Functional"}
+    path = archive(tmp_path / "a.keras", sequential(**functional, config={"name": "base"}))
+    refused(path, tmp_path, said)
+    config = {"name": "c", "filters": 2, "kernel_size": 3, "batch_input_shape": [None, 9, 9, 3]}
+    first = sequential(module="keras.layers", class_name="Conv2D", config=config)
+    refused(archive(tmp_path / "b.keras", first), tmp_path, "Keras cannot read")
+    refused(archive(tmp_path / "b.keras", first, version="2.15.0"), tmp_path, said)
 
 
 def test_containers_that_point_elsewhere_are_refused(keras: Any, tmp_path: Path) -> None:

@@ -127,6 +127,19 @@ def test_nested_and_shared_layers_and_twins_are_told_apart() -> None:
     assert network.base.inner.act(torch.tensor([-1.0])) == 0
 
 
+def test_a_model_inside_may_count_its_making_as_a_call() -> None:
+    """Keras 2 does, so that what reads its only call names call 1; the list has that call alone."""
+    text = str(stored("twins")["description"])
+    assert text.count('["base", 0, 0]') == 1
+
+    def as_keras_2(description: dict[str, Any], _: Any) -> None:
+        description.update(json.loads(text.replace('["base", 0, 0]', '["base", 1, 0]')))
+
+    network = load_onnx(NAMELESS / "twins.dyn.onnx", keras=Described(stored("twins"), as_keras_2))
+    check(network, stored("twins"))
+    assert network.source.notes == ()
+
+
 def twin_branches(path: Path, *, equal: bool) -> tuple[Path, Any]:
     """Two convolutions side by side on one tensor, then their difference."""
 
