@@ -331,6 +331,7 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
             found = tfonnx.process_tf_graph(
                 graph, opset=OPSET, input_names=inputs, output_names=outputs
             )
+            _reach_sizes(found)
             nameless = _nameless(found)
             found = optimizer.optimize_graph(found, False, optimizers=passes)
         except (ValueError, KeyError, NotImplementedError, AttributeError, AssertionError) as error:
@@ -340,6 +341,25 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
     for node in model.graph.node:
         node.name = nameless.get(node.name, node.name)
     return model
+
+
+def _reach_sizes(graph: Any) -> None:
+    """Factors of resizes that come to the size asked for, wherever a product is rounded down.
+
+    TensorFlow resizes to a size; the exporter writes it over the length, in single precision, which
+    may be a trace too small: 90 times that of 75 is then 74 rows.
+    """
+    for node in graph.get_nodes():
+        factors = graph.get_node_by_output(node.input[2]) if node.type == "Resize" else None
+        if factors is None or not factors.is_const():
+            continue
+        values = factors.get_tensor_value(as_list=False).copy()
+        for axis, length in enumerate(graph.get_shape(node.input[0]) or ()):
+            size = round(length * float(values[axis]))
+            if length > 0 and values[axis] == np.float32(size / length):
+                while math.floor(length * float(values[axis])) < size:
+                    values[axis] = np.nextafter(values[axis], np.float32(np.inf))
+        factors.set_tensor_value(values)
 
 
 def _nameless(graph: Any) -> dict[str, str]:

@@ -1381,6 +1381,24 @@ def test_one_number_stands_for_a_list_of_one(tmp_path: Path, op: str) -> None:
     close(load_onnx(path)(torch.from_numpy(x)), expected)
 
 
+@pytest.mark.parametrize(("length", "size"), [(90, 75), (80, 75), (7, 3), (41, 37), (10, 25)])
+def test_maps_are_resized_to_as_many_rows_as_onnxruntime_makes(
+    tmp_path: Path, length: int, size: int
+) -> None:
+    """A factor in single precision may come to a trace less than the size it was made for."""
+    runtime = pytest.importorskip("onnxruntime")
+    factor = np.float32(size / length)
+    nodes = [layer("Resize", "x  scales", mode="linear")]
+    scales = {"scales": np.array([1, 1, factor, 1], np.float32)}
+    path = one(tmp_path / "n.onnx", nodes, scales, ["N", 2, length, 4])
+    x = draw(1, 2, length, 4).astype(np.float32)
+    (expected,) = runtime.InferenceSession(path).run(None, {"x": x})
+    assert expected.shape[2] == size
+    close(
+        load_onnx(path)(torch.from_numpy(x)), expected, 1e-4
+    )  # its places are in single precision
+
+
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("axes", [None, [], [-1], [1], [1, 2]])
 @pytest.mark.parametrize("spared", [0, 1])

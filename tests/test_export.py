@@ -408,6 +408,9 @@ def test_what_the_exporter_gives_no_name_or_cannot_say(keras: Any, tmp_path: Pat
     x = layers.Conv2D(5, 3, name="second")(x)
     x = layers.Activation("gelu", name="gelu")(x)
     x = layers.UpSampling2D((1, 3), name="repeated")(x)
+    x = layers.Resizing(90, 80, name="resized")(x)
+    x = layers.Resizing(75, 75, name="to_a_size")(x)  # in single precision 90 times 75/90 is less
+    x = layers.Conv2D(5, 1, name="third")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.UnitNormalization(name="unit")(x)
     model = stir(keras.Model(img, layers.Dense(2, name="out")(x)))
@@ -415,6 +418,15 @@ def test_what_the_exporter_gives_no_name_or_cannot_say(keras: Any, tmp_path: Pat
     network = check(keras, model, tmp_path / "net.onnx")
     kinds = {type(part).__name__ for part in network.get_submodule("gelu").modules()}
     assert "GELU" in kinds
+    # Whoever reads the file finds as many rows, however the factor is multiplied.
+    model = onnx.load(tmp_path / "net.onnx")
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in model.graph.initializer}
+    (factors,) = (
+        constants[node.input[2]].astype(np.float64)
+        for node in model.graph.node
+        if node.op_type == "Resize" and "to_a_size" in node.name
+    )
+    assert np.floor(factors[2:] * [90, 80]).tolist() == [75, 75]
 
 
 def test_pictures_of_any_size(keras: Any, tmp_path: Path) -> None:
