@@ -167,6 +167,18 @@ class Standardised(nn.Conv2d):
         return super()._conv_forward(input, weight / weight.std((1, 2, 3), keepdim=True), bias)
 
 
+class Activated(nn.BatchNorm2d):
+    """A batch norm with its activation inside, in place, as many networks have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        of_weights = self.running_mean, self.running_var, self.weight, self.bias
+        return self.activation(F.batch_norm(input, *of_weights, False, 0.1, self.eps))
+
+
 BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "stride": lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1),
     "stride 3, kernel 2": lambda: nn.Conv2d(4, 4, 2, stride=3),
@@ -190,6 +202,7 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "residual, in place": lambda: Skip(in_place=True),
     "concatenation": lambda: Concat(),
     "batch norm": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+    "batch norm, activated": lambda: nn.Sequential(Activated(4), Activated(4)),
     "scaled": Scaled,
     "sliced": Sliced,
     "padded": Padded,

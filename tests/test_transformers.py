@@ -75,6 +75,25 @@ def test_a_transformers_patches_are_no_default_layer():
     assert tvc.grad_cam(swin, torch.rand(1, 3, 64, 64), layer="permute").values.shape == (1, 8, 8)
 
 
+def test_the_keys_of_an_attention_are_no_maps_to_name_instead():
+    """They have four axes as well: pictures, heads, tokens and the numbers of each."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 16, 4, stride=4)
+            self.mix = nn.Sequential(*(nn.Linear(16, 16) for _ in range(12)))
+            self.keys = nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.mix(self.patches(x).flatten(2).transpose(1, 2))
+            heads = self.keys(tokens.unflatten(2, (4, 4)).transpose(1, 2))
+            return heads.transpose(1, 2).flatten(2).mean(1)
+
+    with pytest.raises(NotApplicable, match=r"'patches', says .* do; use saliency or occlusion$"):
+        tvc.default_layer(randomised(Attention()).float(), torch.rand(1, 3, 32, 48))
+
+
 def test_a_large_classifier_or_a_head_over_time_is_none():
     """Most multiply-adds follow the convolutions, but of one row an image."""
     net = nn.Sequential(

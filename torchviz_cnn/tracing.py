@@ -303,13 +303,25 @@ def _check_is_late(trace: Trace, index: int) -> None:
     if share <= 0.5:
         return
     shapes = {run.name: run.shape for run in behind if run.name and run.shape}
-    maps = [name for name, shape in shapes.items() if len(shape) == 4 and min(shape[1:]) > 1]
+    grid = tuple((trace.runs[index].shape or ())[2:])
+    maps = [name for name, shape in shapes.items() if _has_places(shape, grid)]
     raise NotApplicable(
         f"the last convolution's map, {trace.runs[index].name!r}, says little of what this network "
         f"sees: {share:.0%} of its multiply-adds follow, as a transformer's do; "
         + (f"name a later layer, such as {maps[-1]!r}, " if maps else "")
         + "or use saliency or occlusion".removeprefix("" if maps else "or ")
     )
+
+
+def _has_places(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    """Whether these are maps with the proportions of the patches, channels first or last.
+
+    The keys of an attention have four axes too: heads, tokens and their numbers.
+    """
+    if len(shape) != 4 or len(grid) != 2 or min(shape[1:]) == 1:
+        return False
+    sides = (shape[2:], shape[1:3])
+    return any(abs(h * grid[1] - w * grid[0]) <= max(grid) for h, w in sides)
 
 
 def _only_moves_axes(layer: nn.Module) -> bool:

@@ -93,7 +93,8 @@ def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         new = (nn.Conv2d, WinogradConvolution, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
         return type(module) in (*new, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
-    sure = {F.conv2d, torch.conv2d, F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.linear}
+    sure = {F.conv2d, torch.conv2d, F.batch_norm, F.relu, torch.relu}
+    sure |= {F.max_pool2d, F.avg_pool2d, F.linear}
     binary = _BINARY - _IN_PLACE_FUNCTIONS
     return node.target in sure | binary | _CONCATENATIONS
 
