@@ -171,7 +171,7 @@ def _normalization(config: Mapping[str, Any], weights: Sequence[Weight]) -> Affi
         mean, variance = (np.asarray(each, np.float64).reshape(-1) for each in given)
     except (TypeError, ValueError):
         return None
-    if mean.size != variance.size or not mean.size:
+    if mean.size != variance.size or not mean.size or not (variance >= 0).all():
         return None
     spread = np.maximum(np.sqrt(variance), 1e-7)  # Keras' epsilon
     return (spread, mean) if config.get("invert") else (1 / spread, -mean / spread)

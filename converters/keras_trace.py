@@ -370,8 +370,10 @@ def _nameless(graph: Any) -> dict[str, str]:
     """
     found = {}
     for node in graph.get_nodes():
+        if node.type != "Resize":
+            continue
         readers = graph.find_output_consumers(node.output[0])
-        if node.type == "Resize" and [reader.type for reader in readers] == ["Transpose"]:
+        if [reader.type for reader in readers] == ["Transpose"]:
             found[node.name] = plain(readers[0].output[0])
     return found
 

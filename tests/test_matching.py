@@ -394,7 +394,12 @@ def test_a_normalization_is_both_its_operators(stated: bool, tmp_path: Path) -> 
     wanted = (x.double().numpy() - mean[:, None, None]) / np.sqrt(variance)[:, None, None]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     kept = {"weight:conv:0": weights["weight:conv:0"]}
-    for otherwise in ({"mean": [1.0, 2.0, 3.0], "variance": [1.0, 1.0, 1.0]}, {"mean": None}):
+    for otherwise in (
+        {"mean": [1.0, 2.0, 3.0], "variance": [1.0, 1.0, 1.0]},
+        {"mean": mean.tolist(), "variance": [-1.0, 1.0, 1.0]},
+        {"mean": "far", "variance": "wide"},
+        {"mean": None},
+    ):
         other = described(*layers, ("Conv2D", "conv", ("scale",)), **kept)
         other.description["config"]["layers"][1]["config"] |= otherwise
         names = [r.name for r in load_onnx(path, keras=other).source.layers if r.module]
