@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from converters.export import keras_of, load_keras
 from converters.file_tensors import FIRST, output_tensors, tensor_axes
 from converters.importer import LayerRecord, load_onnx
 from converters.keras_files import check_keras_file
+from converters.keras_itself import keras_of, load_keras
 from converters.sides import bounds_for, inputs_left, network_inputs, run_network
 from converters.trust import read_model
 from converters.verdicts import Bounds, Comparison, LayerComparison, beside

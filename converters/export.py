@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -28,13 +27,8 @@ from converters.finish import (
     merge_biases,
     put_in_weights,
 )
-from converters.keras_files import (
-    KERAS_SUFFIXES,
-    OF_KERAS_2,
-    OLDEST_KERAS,
-    check_keras_file,
-    is_of_keras_2,
-)
+from converters.keras_files import KERAS_SUFFIXES, check_keras_file
+from converters.keras_itself import backend_of, keras_of, load_keras, need_exporter
 from converters.keras_trace import Call, original, refusals_told, trace
 from converters.metadata import (
     GONE,
@@ -47,11 +41,10 @@ from converters.metadata import (
     write_table,
 )
 from converters.trust.standard import spell_out
-from torchviz_cnn.errors import InputError, NotInstalled
+from torchviz_cnn.errors import InputError
 from torchviz_cnn.files import CannotWrite, write_atomically
 from torchviz_cnn.version import __version__
 
-_INSTALL = 'python -m pip install "torchviz-cnn[keras]"'
 _MOST_BYTES = 2**31 - 1
 _CANNOT_WRITE = 3  # how the process that exports ends when it could not write
 Size = tuple[int | None, ...]
@@ -131,9 +124,9 @@ def export_keras(
     keras = keras_of(model_or_path, "exporting")
     if from_file:
         check_keras_file(Path(model_or_path))
-    if _backend(keras) != "tensorflow":
+    if backend_of(keras) != "tensorflow":
         return _by_tensorflow(model_or_path, target, every_layer, input_shape)
-    _need_exporter()
+    need_exporter()
     model = model_or_path
     if from_file:
         keras, model = load_keras(keras, Path(model_or_path))
@@ -147,82 +140,7 @@ def export_keras(
     return Export(target, table.exporter, table.layers)
 
 
-# ---------------------------------------------------------------------------- Keras
-
-
-def keras_of(model: Any, purpose: str) -> ModuleType:
-    """The package a model is made with; Keras 3 for a file.
-
-    Args:
-        model: a Keras model, or the path of one.
-        purpose: what Keras is needed for, as a sentence begins: ``"exporting"``.
-
-    Raises:
-        NotInstalled: where it is not installed or too old.
-        InputError: where this is no model.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    old = sys.modules.get("tf_keras")
-    if old is not None and isinstance(model, old.Model):
-        return old
-    try:
-        import keras
-    except ImportError as error:
-        missing = "Keras" if error.name in (None, "keras") else f"Keras' back end {error.name}"
-        raise NotInstalled(
-            f"{purpose} needs Keras 3 with TensorFlow, and {missing} is not installed: {_INSTALL}"
-        ) from None
-    version = tuple(int(part) for part in keras.__version__.split(".")[:3] if part.isdigit())
-    if version < OLDEST_KERAS:
-        wanted = ".".join(map(str, OLDEST_KERAS))
-        raise NotInstalled(
-            f"Keras {keras.__version__} is installed, whose reading of files is not safe; "
-            f'{wanted} or later is needed: python -m pip install -U "keras>={wanted}"'
-        )
-    if not isinstance(model, (str, os.PathLike, keras.Model)):
-        raise InputError(
-            f"export_keras takes a Keras model or the path of one, not {type(model).__name__}"
-        )
-    return keras
-
-
-def _backend(keras: ModuleType) -> str:
-    return "tensorflow" if keras.__name__ == "tf_keras" else keras.backend.backend()
-
-
-def _need_exporter() -> None:
-    try:
-        import tf2onnx  # noqa: F401
-    except ImportError:
-        raise InputError(f"exporting needs tf2onnx, which is not installed: {_INSTALL}") from None
-
-
-_CANNOT_READ = (ValueError, TypeError, KeyError, OSError, RuntimeError, AttributeError)
-
-
-def load_keras(keras: ModuleType, path: Path) -> tuple[ModuleType, Any]:
-    """A checked file's model and its package; Keras' own guard against code in files stays on."""
-    try:
-        return keras, keras.saving.load_model(path, compile=False, safe_mode=True)
-    except _CANNOT_READ as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if path.suffix.lower() == ".keras" and is_of_keras_2(path):
-            raise InputError(f"cannot read {str(path)!r}: {OF_KERAS_2}") from error
-        if path.suffix.lower() == ".keras":
-            raise InputError(f"Keras cannot read {str(path)!r}: {reason}") from error
-    try:
-        import tf_keras
-    except ImportError:
-        raise InputError(
-            f"Keras 3 cannot read {str(path)!r}; if Keras 2 wrote it, python -m pip install "
-            f"tf_keras may help: {reason}"
-        ) from None
-    try:
-        return tf_keras, tf_keras.models.load_model(path, compile=False, safe_mode=True)
-    except _CANNOT_READ as error:
-        raise InputError(
-            f"neither Keras 3 nor tf_keras can read {str(path)!r}: {reason}"
-        ) from error
+# ---------------------------------------------------------------------------- what goes in
 
 
 def _sizes(model: Any, input_shape: Sequence[int | None] | None) -> list[tuple[Size, str, str]]:
