@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -115,6 +116,11 @@ def _pad(graph: Graph, node: Node) -> Built:
     while mode != "constant" and widths[-2:] == [0, 0]:
         widths = widths[:-2]
     return _one(Pad(widths, "replicate" if mode == "edge" else mode, value), node)
+
+
+def _global_pool(op: str, graph: Graph, node: Node) -> Built:
+    shape = graph.shapes.get(node.inputs[0])
+    return _one(GlobalPool(op, None if shape is None else len(shape)), node)
 
 
 def _repeat(graph: Graph, node: Node) -> Built:
@@ -381,8 +387,8 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Mish": lambda graph, node: _one(nn.Mish(), node),
     "Clip": _clip,
     "Gelu": _gelu,
-    "GlobalAveragePool": lambda graph, node: _one(GlobalPool("ReduceMean"), node),
-    "GlobalMaxPool": lambda graph, node: _one(GlobalPool("ReduceMax"), node),
+    "GlobalAveragePool": partial(_global_pool, "ReduceMean"),
+    "GlobalMaxPool": partial(_global_pool, "ReduceMax"),
     "SamePad": _same_pad,
     "Conv": _windowed,
     "MaxPool": _windowed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,10 @@ class Unsqueeze(nn.Module):
         self.axes = tuple(axes)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        rank = input.ndim + len(self.axes)
-        for axis in sorted(axis % rank for axis in self.axes):
+        axes = self.axes
+        if min(axes, default=0) < 0:
+            axes = tuple(axis % (input.ndim + len(axes)) for axis in axes)
+        for axis in sorted(axes):
             input = input.unsqueeze(axis)  # noqa: A001
         return input
 
@@ -78,9 +81,11 @@ class Slice(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         for axis, start, end, step in self.cuts:
             if step > 0:
-                index = [slice(None)] * input.ndim
-                index[axis] = slice(start, end, step)
-                input = input[tuple(index)]  # noqa: A001
+                cut = slice(start, end, step)
+                # Without asking how many axes there are: torch.fx could not say.
+                every = (slice(None),) * (axis if axis >= 0 else -axis - 1)
+                index: tuple[Any, ...] = (*every, cut) if axis >= 0 else (..., cut, *every)
+                input = input[index]  # noqa: A001
             else:
                 chosen = range(input.shape[axis])[start : _from_end(end) : step]
                 where = torch.arange(len(chosen), device=input.device) * step

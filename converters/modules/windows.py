@@ -86,14 +86,20 @@ def _avg(rank: int) -> Callable[..., Tensor]:
 
 
 class GlobalPool(nn.Module):
-    """Mean or maximum of each channel's whole map, of however many axes."""
+    """Mean or maximum of each channel's whole map.
 
-    def __init__(self, op: str) -> None:
+    Args:
+        op: ONNX's name of it.
+        rank: how many axes there are, where it is known: ``torch.fx`` cannot ask.
+    """
+
+    def __init__(self, op: str, rank: int | None = None) -> None:
         super().__init__()
-        self.op = op
+        self.op, self.rank = op, rank
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return REDUCTIONS[self.op](input, dim=tuple(range(2, input.ndim)), keepdim=True)
+        axes = tuple(range(2, self.rank or input.ndim))
+        return REDUCTIONS[self.op](input, dim=axes, keepdim=True)
 
     def extra_repr(self) -> str:
         return self.op

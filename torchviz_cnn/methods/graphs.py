@@ -7,112 +7,20 @@ replaced by Winograd's filtering, and products made by another library, where th
 
 from __future__ import annotations
 
-import copy
-import inspect
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as _of_all_modules
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchviz_cnn.errors import InputError
-from torchviz_cnn.guard import every_module
 from torchviz_cnn.methods.local import Local, Sliding
 from torchviz_cnn.methods.nodes import Reader, makes_new, writes
 from torchviz_cnn.methods.products import multiply_fast
+from torchviz_cnn.methods.symbolic import Unsuited, read
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
 from torchviz_cnn.pooling import find_no_indices
-
-
-class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
-    """A network that cannot be computed in part; the message says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"occlusion cannot compute this network in part: {reason}")
-
-
-def traced(module: nn.Module) -> fx.GraphModule:
-    """The network as a graph. It is read off a copy that shares its weights and nothing else.
-
-    Raises:
-        Unsuited: where it cannot be traced, or would notice being run in parts.
-    """
-    if _all_modules_are_hooked():
-        raise Unsuited("a hook is attached to all modules")
-    for each in every_module(module):
-        if _hooked(each):
-            raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
-    tensors = [*module.parameters(), *module.buffers()]
-    try:
-        twin = copy.deepcopy(module, {id(t): t for t in tensors})
-        graph = fx.GraphModule(twin, _Tracer().trace(twin, concrete_args=_defaults(module)))
-    except Exception as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unsuited(f"torch.fx cannot trace it ({words})") from error
-    _check_writes(graph)
-    graph.graph.eliminate_dead_code()  # bookkeeping, perhaps, of a whole batch
-    graph.recompile()
-    return graph
-
-
-class _Tracer(fx.Tracer):
-    """Notes what is called in this thread: torch shows it what any thread calls meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.get_ident()
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-
-def _hooked(module: nn.Module) -> bool:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(getattr(h, "__module__", None) != "torchviz_cnn.inputs" for h in hooks)
-
-
-def _all_modules_are_hooked() -> bool:
-    """By others than torch, whose own hooks count and watch."""
-    every = _of_all_modules._global_forward_pre_hooks, _of_all_modules._global_forward_hooks
-    hooks = [hook for some in every for hook in some.values()]
-    return any(not str(getattr(h, "__module__", None)).startswith("torch.") for h in hooks)
-
-
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """The arguments that nobody gives, at their defaults."""
-    _, *rest = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in rest if p.default is not p.empty}
-
-
-def _check_writes(graph: fx.GraphModule) -> None:
-    """Refuse a network that writes into a tensor and then reads what shares its memory.
-
-    Raises:
-        Unsuited: for such a network, or one that writes into its own tensors.
-    """
-    modules = dict(graph.named_modules())
-    shared: dict[fx.Node, set[fx.Node]] = {}
-    order = {node: i for i, node in enumerate(graph.graph.nodes)}
-    for node in graph.graph.nodes:
-        family = {node}
-        into = node.args[0] if node.args else None
-        if writes(node, modules) and isinstance(into, fx.Node):
-            seen = {u for member in shared[into] for u in member.users}
-            later = any(order[u] > order[node] for u in seen)
-            if later or any(m.op == "get_attr" for m in shared[into]):
-                raise Unsuited(f"it writes in place ({node.name}) into what it reads again")
-            family |= shared[into]
-        elif not makes_new(node, modules):
-            for source in node.all_input_nodes:
-                family |= shared[source]
-        for member in family:
-            shared[member] = family | shared.get(member, set())
 
 
 def _following(graph: fx.GraphModule) -> tuple[fx.Node, set[fx.Node]]:
@@ -182,25 +90,19 @@ def _lay_out_weights(graph: fx.GraphModule) -> None:
             module.weight = nn.Parameter(weight, requires_grad=False)
 
 
-_SHAPES = {"size", "dim", "ndimension", "numel"}
-_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
-
-
-def asks_shape(node: fx.Node) -> bool:
-    """Whether a node reads nothing of a tensor but its shape and kind."""
-    if node.op == "call_method":
-        return node.target in _SHAPES
-    return node.target is getattr and node.args[1] in _ATTRIBUTES
-
-
 class Network:
-    """A traced network whose nodes can be run one by one, on pictures or on parts of maps."""
+    """A network read as a graph, whose nodes can be run one by one, on pictures or parts of maps.
+
+    Args:
+        module: an unwrapped network.
+        images: one picture as it takes them; all others are of its size.
+    """
 
     def __init__(self, module: nn.Module, images: Tensor) -> None:
         self.channels_last = (
             images.device.type == "cpu" and images.dtype is torch.float32 and images.ndim == 4
         )
-        self.graph = traced(module)
+        self.graph, self.is_sized = read(module, images)
         _fold_norms(self.graph)
         _filter(self.graph)
         if self.channels_last:
@@ -214,6 +116,7 @@ class Network:
         self.answer = next(node for node in self.nodes if node.op == "output")
         self._writing = {node for node in self.nodes if writes(node, self.modules)}
         self._sharing = {node for node in self._writing if self._shared(node)}
+        self.last_uses = last_uses(self.nodes)
         self.values = self._first_run(images)
         reader = Reader(self.graph, self.values, self.follows)
         self.local: dict[fx.Node, Local] = {}
@@ -227,16 +130,24 @@ class Network:
     def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
         """What every node gives; of maps that nothing needs any more, a tensor of that shape."""
         values: dict[fx.Node, Any] = {}
-        last_use = last_uses(self.nodes)
         for node in self.nodes:
             value = self.compute(node, values, images, keeping=True)
             if node in self.follows and isinstance(value, Tensor) and value.ndim == 0:
                 raise Unsuited(f"{node.name} is one number for a whole batch")
             values[node] = value
-            for done in last_use.get(node, ()):
+            for done in self.last_uses.get(node, ()):
                 if done in self.follows and isinstance(values[done], Tensor):
                     values[done] = values[done].new_empty(()).expand(values[done].shape)
         return values
+
+    def answer_for(self, images: Tensor) -> Any:
+        """What the network puts out for whole pictures."""
+        values: dict[fx.Node, Any] = {}
+        for node in self.nodes:
+            values[node] = self.compute(node, values, images, keeping=True)
+            for done in self.last_uses.get(node, ()):
+                values.pop(done, None)
+        return values[self.answer]
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Channels last, where convolutions are faster that way."""

@@ -27,19 +27,21 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.guard import is_autocast
 from torchviz_cnn.head import Output, run, tensor_in
-from torchviz_cnn.methods.graphs import Network, Unsuited, asks_shape, last_uses
+from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import Pair, Sliding
+from torchviz_cnn.methods.nodes import asks_shape
 from torchviz_cnn.methods.plans import Area, Plan, Request
 from torchviz_cnn.methods.sheets import Extent, Sheet, extents, padded
 from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
+from torchviz_cnn.methods.symbolic import Unsuited
 from torchviz_cnn.methods.winograd import WinogradConvolution
 
 logger = logging.getLogger("torchviz_cnn")
 
-# What has to be saved for "auto" to leave the dense engine: multiply-adds in all, by how many times
-# they fall, and how many positions pay for the forward passes that come first.
-_WORTH_MACS = 2e7
-_WORTH_RATIO = 1.5
+# What has to be saved for "auto" to leave the dense engine: by how many times the work falls, with what
+# it costs besides (1.25 to 1.34 in the plan took 1.2 to 0.96 times as long, 1.52 to 1.64 at most 0.71
+# times), and how many positions pay for the forward passes that come first.
+_WORTH_RATIO = 1.4
 _WORTH_POSITIONS = 12
 # On one core aten multiplies matrices for windows of 1×1 of fewer maps than this, instead of calling
 # oneDNN: on an EPYC that takes twice as long.
@@ -114,7 +116,6 @@ class Engine:
         self._check_same()
         network, plan = self.network, self.plan
         self._prepare_filters()
-        self.last_use = last_uses(network.nodes)
         self.blanks = {node: network.values[node] for node in plan.spans}
         network.values = {}
 
@@ -141,9 +142,8 @@ class Engine:
     @property
     def pays(self) -> bool:
         """Whether it is clearly faster than running the whole network."""
-        positions = math.prod(self.plan.request.positions)
-        enough = self.macs[1] >= _WORTH_MACS
-        return enough and positions >= _WORTH_POSITIONS and self.ratio >= _WORTH_RATIO
+        part, whole = self.macs
+        return whole >= _WORTH_RATIO * (part + self.plan.besides())
 
     def _obstacle(self) -> str:
         """Why no convolution can be computed in part."""
@@ -161,8 +161,13 @@ class Engine:
 
     def _check_same(self) -> None:
         """A graph that was traced along another branch than pictures take is of no use."""
-        wanted = run(self.module, self.first, sure=True).raw
-        found = tensor_in(self.network.values[self.network.answer])
+        self._compare(self.first, self.network.values[self.network.answer])
+        if self.network.is_sized:  # the number of pictures may have been taken for a size
+            two = torch.cat([self.first, self.first.flip(-1)])
+            self._compare(two, self.network.answer_for(two))
+
+    def _compare(self, images: Tensor, found: Any) -> None:
+        wanted, found = run(self.module, images, sure=True).raw, tensor_in(found)
         room = math.sqrt(torch.finfo(wanted.dtype).eps) * float(wanted.abs().max())
         same = found.numel() == wanted.numel()
         if not same or not float((found.reshape(wanted.shape) - wanted).abs().max()) <= room:
@@ -195,7 +200,7 @@ class Engine:
                 if node in self.plan.kept:
                     maps[node] = values[node]
             if node not in tail:
-                for done in self.last_use.get(node, ()):
+                for done in self.network.last_uses.get(node, ()):
                     values.pop(done, None)
         return maps
 
@@ -322,7 +327,7 @@ class Engine:
                     waiting[node].append(self._whole(node, parts[node], tile))
                 elif node in waiting:  # room for all of them is taken no sooner
                     wholes[node] = self._joined(node, waiting.pop(node), parts[node], tile, count)
-                for done in self.last_use.get(node, ()):
+                for done in self.network.last_uses.get(node, ()):
                     parts.pop(done, None)
         return {node: self._laid(wholes.pop(node)) for node in list(wholes)}
 
@@ -346,7 +351,7 @@ class Engine:
         for node in self.network.nodes:
             if node in self.network.follows and node not in self.plan.spans:
                 values[node] = self.network.compute(node, values, self.images, keeping=False)
-                for done in self.last_use.get(node, ()):
+                for done in self.network.last_uses.get(node, ()):
                     values.pop(done, None)
         return values[self.network.answer]
 
@@ -395,7 +400,7 @@ class Engine:
         )
         there = self.plan.area(local.source, tile)
         crop = self.padded[node].pasted((seen[0], seen[1]), part, there, before)
-        if local.source in self.last_use.get(node, ()):  # it stands in the crop
+        if local.source in self.network.last_uses.get(node, ()):  # it stands in the crop
             del part, parts[local.source]
         result = local.apply(crop)
         if local.divisors is not None:

@@ -23,7 +23,7 @@ class Reach:
     Output row ``o`` reads the input rows ``o·stride − before + dilation·i`` for ``i < kernel``.
 
     Attributes:
-        before: rows of padding in front.
+        before: rows of padding in front; less than 0 where the first rows are never read.
         rows: how many rows the whole output has.
     """
 
@@ -52,7 +52,8 @@ class Reach:
             return 0, 0
         first = -(-(low + self.before - self.extent + 1) // self.stride)
         last = (high - 1 + self.before) // self.stride
-        return max(0, first), min(self.rows, last + 1)
+        first, last = max(0, first), min(self.rows - 1, last)
+        return (first, last + 1) if first <= last else (0, 0)
 
 
 @dataclass(frozen=True)

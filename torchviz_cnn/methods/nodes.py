@@ -22,6 +22,7 @@ _POINTWISE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
     *(nn.Mish, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink),
     *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Softshrink, nn.Threshold, nn.Identity),
+    nn.LocalResponseNorm,
 )
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -48,6 +49,8 @@ _IN_PLACE_FUNCTIONS: set[Any] = {
     *(operator.setitem, torch.relu_, torch.sigmoid_, torch.tanh_, F.relu_, F.leaky_relu_, F.elu_),
     F.hardtanh_,
 }
+_SHAPES = {"size", "dim", "ndimension", "numel"}
+_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
 _CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -83,6 +86,13 @@ def _may_write(function: Any) -> bool:
         F.avg_pool2d,
         F.max_pool2d,
     )
+
+
+def asks_shape(node: fx.Node) -> bool:
+    """Whether a node reads nothing of a tensor but its shape and kind."""
+    if node.op == "call_method":
+        return node.target in _SHAPES
+    return node.target is getattr and node.args[1] in _ATTRIBUTES
 
 
 def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -171,7 +181,7 @@ class Reader:
         if target in _CONCATENATIONS:
             return self._concatenation(node)
         if target in (operator.getitem, "unsqueeze", torch.unsqueeze):
-            return self._reshaped(node)
+            return self._reshaped(node) or self._every_few(node)
         if target in (F.conv2d, torch.conv2d):
             return self._given_convolution(node)
         if target is F.max_pool2d or target is torch.max_pool2d:
@@ -286,9 +296,13 @@ class Reader:
         by = None if divisor is not None else (divisors[0], divisors[1])
         return Sliding(source, reaches, 0.0, apply, divisors=by)
 
-    def _pad(self, node: fx.Node, source: Any, pad: Any, value: float) -> Sliding | None:
-        if not self._is_map(source) or len(pad) not in (2, 4) or min(pad) < 0:
+    def _pad(self, node: fx.Node, source: Any, pad: Any, value: float) -> Local | None:
+        """A border; a negative one cuts off. Or channels of nothing but one number."""
+        if not self._is_map(source):
             return None
+        if len(pad) > 4:
+            of_pictures = pad[2 * (self.values[source].ndim - 1) :]
+            return None if any(pad[:4]) or any(of_pictures) else self._kept(node, (source,))
         before = (pad[2] if len(pad) == 4 else 0, pad[0])
         return Sliding(source, self._reaches(node, 1, 1, before, 1), value, _unchanged)
 
@@ -300,6 +314,27 @@ class Reader:
             *(node, given["input"], given["weight"], given.get("bias"), given.get("stride", 1)),
             *(given.get("padding", 0), given.get("dilation", 1), given.get("groups", 1)),
         )
+
+    def _every_few(self, node: fx.Node) -> Sliding | None:
+        """Rows and columns at even distances, from one to another: ``x[:, :, ::2, 1:]``."""
+        source, picks = node.args[0], node.args[1] if len(node.args) == 2 else None
+        if not isinstance(source, fx.Node) or not self._is_map(source):
+            return None
+        if not isinstance(picks, tuple) or node.all_input_nodes[1:] or picks.count(Ellipsis) > 1:
+            return None
+        size = self.values[source].shape
+        left = picks.index(Ellipsis) if Ellipsis in picks else len(picks)
+        right = picks[left + 1 :]
+        every = [*picks[:left], *[slice(None)] * (len(size) - left - len(right)), *right]
+        if not all(isinstance(pick, slice) for pick in every):
+            return None
+        rows = [range(n)[pick] for n, pick in zip(size, every, strict=True)]
+        if every[0] != slice(None) or not all(rows):
+            return None
+        steps, before = [r.step for r in rows[-2:]], [-r.start for r in rows[-2:]]
+        crop = (*every[:-2], *(slice(None, None, step) for step in steps))
+        reaches = self._reaches(node, 1, steps, before, 1)
+        return Sliding(source, reaches, 0.0, partial(_picked, picks=crop))
 
     # ---- what keeps its place ---------------------------------------------------------------
 
@@ -414,6 +449,10 @@ def _is_torchs(module: nn.Module) -> bool:
 
 def _unchanged(crop: Tensor) -> Tensor:
     return crop
+
+
+def _picked(crop: Tensor, picks: tuple[slice, ...]) -> Tensor:
+    return crop[picks]
 
 
 def _counted(reach: Reach, rows: int, with_padding: bool) -> list[int]:

@@ -13,8 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx
 
-from torchviz_cnn.methods.graphs import Network, asks_shape, last_uses
+from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import InPlace, Pair, Sliding
+from torchviz_cnn.methods.nodes import asks_shape
 
 # From here on cropping and pasting costs more than the rest of the map (measured on VGG16).
 MOSTLY_CHANGED = 0.8
@@ -22,6 +23,7 @@ _SIDE = 6  # positions along the side of a batch: more of them have less in comm
 # What an operation costs before it computes anything, in multiply-adds: itself, and a weight that
 # has to be read and laid out.
 _OVERHEAD = 2e6
+_GETTING_READY = 1e7  # reading and planning, for each operation, in multiply-adds
 _OVERHEAD_OF_A_WEIGHT = 64.0
 # The memory of the batches at work, in pictures that go through the whole network. With 8, ResNet50 goes
 # in batches of 10, and reads its weights anew for each; in batches of 15 or 25 it takes 0.84 of the time.
@@ -152,7 +154,6 @@ class Plan:
     def __init__(self, network: Network, request: Request, together: int, cores: int) -> None:
         self.network = network
         self.request = request
-        self._last_uses = last_uses(network.nodes)
         limit = max(1, request.limit // together)
         room = _PICTURES * self.numbers_of_a_picture()
         for down, across in _sides(request.positions, limit):
@@ -295,13 +296,15 @@ class Plan:
             if crop and isinstance(
                 network.local[node], Sliding
             ):  # let go of, once it is in the crop
-                read = sum(live.get(s, 0) for s in self._last_uses.get(node, ()) if s is not node)
+                read = sum(
+                    live.get(s, 0) for s in self.network.last_uses.get(node, ()) if s is not node
+                )
             now = sum(live.values()) - min(read, live[node]) + crop
             most[behind] = max(most[behind], kept + now)
             if node in wholes:
                 kept += network.values[node][0].numel()
                 most[behind] = max(most[behind], kept + sum(live.values()))
-            for done in self._last_uses.get(node, ()):
+            for done in self.network.last_uses.get(node, ()):
                 if done in wholes and behind:
                     kept -= network.values[done][0].numel()
                 live.pop(done, None)
@@ -373,6 +376,12 @@ class Plan:
         """Multiply-adds a position, computed in part and by running the whole network."""
         each = self.network.macs
         return sum(self.share(node) * macs for node, macs in each.items()), sum(each.values())
+
+    def besides(self) -> float:
+        """What all tiles and getting ready cost besides, in multiply-adds a position."""
+        tiles = math.prod(map(len, self.tiles)) * self._overhead()
+        ready = _GETTING_READY * len(self.network.follows)
+        return (tiles + ready) / math.prod(self.request.positions)
 
     def changes_nothing(self, row: int, column: int) -> bool:
         """Whether what a position hides is never read."""

@@ -1,0 +1,290 @@
+"""A network read by ``torch.fx``: what it does to its pictures, as a graph.
+
+Most networks are read as they are. Where one asks how large a map is, and goes on by the answer, it
+is read once more while it runs on the pictures: sizes are known then, but for how many pictures
+there are. What cannot be read even so stays a module that is run as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as _of_all_modules
+
+from torchviz_cnn.errors import InputError
+from torchviz_cnn.guard import every_module
+from torchviz_cnn.methods.nodes import asks_shape, makes_new, writes
+
+
+class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
+    """A network that cannot be computed in part; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"occlusion cannot compute this network in part: {reason}")
+
+
+def read(module: nn.Module, images: Tensor) -> tuple[fx.GraphModule, bool]:
+    """The network as a graph. It is read off a copy that shares its weights and nothing else.
+
+    Args:
+        module: an unwrapped network.
+        images: pictures as it takes them.
+
+    Returns:
+        The graph, and whether it is one for pictures of this size only.
+
+    Raises:
+        Unsuited: where it cannot be read, or would notice being run in parts.
+    """
+    if _all_modules_are_hooked():
+        raise Unsuited("a hook is attached to all modules")
+    for each in every_module(module):
+        if _hooked(each):
+            raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
+    try:
+        graph, sized = _traced(module, _Tracer()), False
+    except Exception:  # whatever the network's own code raises when it is shown a stand-in
+        try:
+            graph, sized = _traced(module, _SizedTracer(images)), True
+        except Exception as error:
+            words = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise Unsuited(f"torch.fx cannot trace it ({words})") from error
+    _check_writes(graph)
+    graph.graph.eliminate_dead_code()  # bookkeeping, perhaps, of a whole batch
+    graph.recompile()
+    return graph, sized
+
+
+def _traced(module: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
+    tensors = [*module.parameters(), *module.buffers()]
+    twin = copy.deepcopy(module, {id(t): t for t in tensors})
+    return fx.GraphModule(twin, tracer.trace(twin, concrete_args=_defaults(module)))
+
+
+class _Tracer(fx.Tracer):
+    """Notes what is called in this thread: torch shows it what any thread calls meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    @property
+    def _looks_away(self) -> bool:
+        return threading.get_ident() != self.thread
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._looks_away:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._looks_away:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _Sized(fx.Proxy):
+    """A stand-in that knows the sizes of what it stands for, but not how many pictures there are."""
+
+    _value: Any = None  # what it stands for
+    _of_pictures = False  # whether that depends on them
+
+    @property
+    def shape(self) -> Any:
+        return self.size()
+
+    @property
+    def ndim(self) -> Any:
+        return self.dim()
+
+    @property
+    def dtype(self) -> Any:
+        return self._value.dtype if isinstance(self._value, Tensor) else self._asked("dtype")
+
+    @property
+    def device(self) -> Any:
+        return self._value.device if isinstance(self._value, Tensor) else self._asked("device")
+
+    def size(self, dim: int | None = None) -> Any:
+        value = self._value
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return self._asked("size")() if dim is None else self._asked("size")(dim)
+        if dim is not None:
+            return value.shape[dim] if dim % value.ndim or not self._of_pictures else self._rows()
+        return (self._rows(), *value.shape[1:]) if self._of_pictures else value.shape
+
+    def dim(self) -> Any:
+        return self._value.ndim if isinstance(self._value, Tensor) else self._asked("dim")()
+
+    def _rows(self) -> Any:
+        return self._asked("size")(0)
+
+    def _asked(self, name: str) -> Any:
+        return fx.proxy.Attribute(self, name)
+
+
+class _SizedTracer(_Tracer):
+    """Runs what it notes on some pictures, for the sizes of all maps.
+
+    Args:
+        images: the pictures.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+        self.running = False
+
+    @property
+    def _looks_away(self) -> bool:
+        return self.running or super()._looks_away
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Sized(node, self)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
+        made: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        first = kind == "placeholder" and made.node.prev.op == "root"
+        made._of_pictures = first or any(map(_is_of_pictures, _stand_ins((args, kwargs))))
+        if kind == "placeholder":
+            made._value = self.images.clone() if first else next(iter(args), None)
+        elif kind != "output":
+            args, kwargs = _mapped((args, kwargs), _value_of)
+            with self._run():
+                made._value = self._result(kind, target, args, kwargs)
+        return made
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._looks_away:
+            return forward(*args, **kwargs)
+        last = next(iter(reversed(self.graph.nodes)), None)
+        stack = self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # as above; a module around it may yet be run as it is
+            self.module_stack = stack
+            self._forget(last)
+            self._check_leaves_alone(m, args, kwargs)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def _result(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "call_function":
+            return target(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        value: Any = self.root
+        for name in target.split("."):
+            value = getattr(value, name)
+        return value(*args, **kwargs) if kind == "call_module" else value
+
+    def _forget(self, last: fx.Node | None) -> None:
+        """Drop the nodes behind one; not those of weights, which are handed out but once."""
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            if node.op != "get_attr":
+                self.graph.erase_node(node)
+
+    def _check_leaves_alone(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Refuse a module that writes into what it is given: nobody would know.
+
+        Raises:
+            ValueError: for such a module.
+        """
+        with self._run(), torch.inference_mode(False), torch.no_grad():
+            args, kwargs = _mapped((args, kwargs), lambda a: _copied(_value_of(a)))
+            tensors = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor)]
+            before = [tensor._version for tensor in tensors]
+            module(*args, **kwargs)
+        if before != [tensor._version for tensor in tensors]:
+            raise ValueError(f"a {type(module).__name__} of it writes into what it is given")
+
+    @contextmanager
+    def _run(self) -> Iterator[None]:
+        before, self.running = self.running, True
+        try:
+            yield
+        finally:
+            self.running = before
+
+
+def _mapped(nested: Any, change: Callable[[Any], Any]) -> Any:
+    return fx.node.map_aggregate(nested, change)
+
+
+def _leaves(nested: Any) -> list[Any]:
+    found: list[Any] = []
+    _mapped(nested, found.append)
+    return found
+
+
+def _stand_ins(nested: Any) -> list[fx.Proxy]:
+    return [each for each in _leaves(nested) if isinstance(each, fx.Proxy)]
+
+
+def _is_of_pictures(stand_in: fx.Proxy) -> bool:
+    if isinstance(stand_in, fx.proxy.Attribute):
+        return _is_of_pictures(stand_in.root)
+    return isinstance(stand_in, _Sized) and stand_in._of_pictures
+
+
+def _value_of(given: Any) -> Any:
+    if isinstance(given, fx.proxy.Attribute):
+        return getattr(_value_of(given.root), given.attr)
+    return given._value if isinstance(given, _Sized) else given
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(h, "__module__", None) != "torchviz_cnn.inputs" for h in hooks)
+
+
+def _all_modules_are_hooked() -> bool:
+    """By others than torch, whose own hooks count and watch."""
+    every = _of_all_modules._global_forward_pre_hooks, _of_all_modules._global_forward_hooks
+    hooks = [hook for some in every for hook in some.values()]
+    return any(not str(getattr(h, "__module__", None)).startswith("torch.") for h in hooks)
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """The arguments that nobody gives, at their defaults."""
+    _, *rest = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in rest if p.default is not p.empty}
+
+
+def _check_writes(graph: fx.GraphModule) -> None:
+    """Refuse a network that writes into a tensor and then reads what shares its memory.
+
+    Raises:
+        Unsuited: for such a network, or one that writes into its own tensors.
+    """
+    modules = dict(graph.named_modules())
+    shared: dict[fx.Node, set[fx.Node]] = {}
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        family = {node}
+        into = node.args[0] if node.args else None
+        if writes(node, modules) and isinstance(into, fx.Node):
+            seen = {u for member in shared[into] for u in member.users}
+            later = any(order[u] > order[node] and not asks_shape(u) for u in seen)
+            if later or any(m.op == "get_attr" for m in shared[into]):
+                raise Unsuited(f"it writes in place ({node.name}) into what it reads again")
+            family |= shared[into]
+        elif not makes_new(node, modules):
+            for source in node.all_input_nodes:
+                family |= shared[source]
+        for member in family:
+            shared[member] = family | shared.get(member, set())
