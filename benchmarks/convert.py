@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from benchmarks.record import About, Row
 from benchmarks.subjects import Subject, network, plain
 
 SUITE = "convert"
-METHODS = ("forward", "grad_cam")
+METHODS = ("forward", "grad_cam", "occlusion")
 IMPORTED = "imported"
 _NETWORKS = ("vgg16", "resnet50", "resnet18", "mobilenet_v2")
 
@@ -89,45 +89,95 @@ def _file(
         inputs = torch.rand((batch, *model.input_size), generator=generator).to(effort.device)
         size = "×".join(map(str, inputs.shape[-2:]))
         about = About(SUITE, "forward", name, f"batch {batch}, {size}")
-        others: dict[str, Run] = {}
-        session = _onnxruntime(path, inputs)
-        if isinstance(session, str):
-            yield session
-        else:
-            others["onnxruntime"] = session
-        if native is not None:
-            others["torchvision"] = partial(plain, native, inputs)
-        ours = partial(plain, model.module, inputs)
-        for side, run in list(others.items()):
-            if side == "torchvision" and not same_network:
-                yield _multiply_adds(about, native, model)
-                continue
-            found = compared(_tensor(run()), _tensor(ours()))
-            yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
-            if not found.same:
-                del others[side]
-        for side, ratio in effort.ratios(ours, others).items():
-            yield about.time(side, IMPORTED, ratio, note)
-        if "torchvision" in others:
-            theirs, own = (peak_bytes(r, effort.device) for r in (others["torchvision"], ours))
-            yield about.once("memory", "torchvision", IMPORTED, theirs, own)
-        if native is not None and same_network and effort.wants("grad_cam"):
+        if effort.wants("forward"):
+            yield from _forward(effort, about, path, model, native, inputs, note, same_network)
+        if native is not None and same_network:
             yield from _explained(effort, about, model, native, inputs)
+        if batch == 1 and effort.wants("occlusion"):
+            twin = native if same_network else None
+            yield from _occluded(effort, about, model, twin, inputs)
+
+
+def _forward(
+    effort: Effort,
+    about: About,
+    path: Path,
+    model: tvc.models.Model,
+    native: nn.Module | None,
+    inputs: Tensor,
+    note: str,
+    same_network: bool,
+) -> Iterator[Row | str]:
+    """A pass of the imported network beside the file in onnxruntime, and beside torchvision's."""
+    others: dict[str, Run] = {}
+    session = _onnxruntime(path, inputs)
+    if isinstance(session, str):
+        yield session
+    else:
+        others["onnxruntime"] = session
+    if native is not None:
+        others["torchvision"] = partial(plain, native, inputs)
+    ours = partial(plain, model.module, inputs)
+    for side, run in list(others.items()):
+        if side == "torchvision" and not same_network:
+            yield _multiply_adds(about, native, model)
+            continue
+        found = compared(_tensor(run()), _tensor(ours()))
+        yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
+        if not found.same:
+            del others[side]
+    for side, ratio in effort.ratios(ours, others).items():
+        yield about.time(side, IMPORTED, ratio, note)
+    if "torchvision" in others:
+        theirs, own = (peak_bytes(r, effort.device) for r in (others["torchvision"], ours))
+        yield about.once("memory", "torchvision", IMPORTED, theirs, own)
 
 
 def _explained(
     effort: Effort, about: About, model: tvc.models.Model, native: nn.Module, inputs: Tensor
 ) -> Iterator[Row]:
     """Grad-CAM of both, at the layer that each is found to have."""
+    if not effort.wants("grad_cam"):
+        return
     about = About(SUITE, "grad_cam", about.model, about.setting)
     target = int(plain(native, inputs).mean(0).argmax())
     ours: Run = lambda: tvc.grad_cam(model, inputs, target, relu=False).values  # noqa: E731
     theirs: Run = lambda: tvc.grad_cam(native, inputs, target, relu=False).values  # noqa: E731
+    yield from _beside(effort, about, ours, "torchvision", theirs)
+
+
+def _occluded(
+    effort: Effort,
+    about: About,
+    model: tvc.models.Model,
+    native: nn.Module | None,
+    inputs: Tensor,
+) -> Iterator[Row]:
+    """Occlusion of the imported network beside torchvision's; without one, beside whole passes."""
+    window = max(1, min(inputs.shape[-2:]) // 7)
+    stride = window if effort.quick else max(1, window // 2)
+    setting = f"{about.setting.partition(', ')[2]}, window {window}, stride {stride}"
+    about = About(SUITE, "occlusion", about.model, setting)
+    target = int(plain(model.module, inputs).mean(0).argmax())
+
+    def run(network: Any, engine: Literal["auto", "dense"] = "auto") -> Tensor:
+        answer = tvc.occlusion(network, inputs, target, window=window, stride=stride, engine=engine)
+        return torch.as_tensor(answer.values)
+
+    if native is None:
+        yield from _beside(
+            effort, about, partial(run, model), "dense", partial(run, model, "dense")
+        )
+    else:
+        yield from _beside(effort, about, partial(run, model), "torchvision", partial(run, native))
+
+
+def _beside(effort: Effort, about: About, ours: Run, side: str, theirs: Run) -> Iterator[Row]:
+    """The two maps compared, and timed where they are the same."""
     found = compared(torch.as_tensor(theirs()), torch.as_tensor(ours()))
-    yield about.once("map", "torchvision", IMPORTED, found.difference, 1.0, found.verdict)
+    yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
     if found.same:
-        timed = effort.ratios(ours, {"torchvision": theirs})["torchvision"]
-        yield about.time("torchvision", IMPORTED, timed)
+        yield about.time(side, IMPORTED, effort.ratios(ours, {side: theirs})[side])
 
 
 def _multiply_adds(about: About, native: nn.Module | None, model: tvc.models.Model) -> Row:

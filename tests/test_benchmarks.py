@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks import __main__ as command_line
 from benchmarks import occluded, peers, plots, speed, tables
 from benchmarks.clock import ratios, settled
-from benchmarks.convert import session_of
+from benchmarks.convert import measure, session_of
 from benchmarks.effort import Effort, as_far_as_it_fits
 from benchmarks.goals import GOALS, Goal, with_goals
 from benchmarks.libraries import PEERS
@@ -590,6 +590,19 @@ class TestOnnxruntimeOnAGpu:
     def test_what_would_run_on_the_processor_is_left_out(self):
         found = session_of(Runtime(["CPUExecutionProvider"]), Path("a.onnx"), torch.device("cuda"))
         assert "CUDAExecutionProvider could not be started" in found
+
+
+class TestConvert:
+    def test_occlusion_of_a_file_beside_whole_passes(self):
+        file = Path(__file__).parent / "data" / "catdog.k3export.onnx"
+        asked = Effort(torch.device("cpu"), True, methods=("occlusion",), rounds=1, budget=0.1)
+        rows = list(measure(asked, file))
+        assert [(r.method, r.measure, r.side, r.against) for r in rows] == [
+            ("occlusion", measured, "dense", "imported") for measured in ("map", "time")
+        ]
+        assert rows[0].note == "same"
+        assert 0 <= rows[0].value < 1e-4
+        assert rows[1].base > 0
 
 
 class TestWithoutRoom:
