@@ -160,6 +160,33 @@ class Through(nn.Module):
         return self.function(x)
 
 
+def shuffled(x: Tensor) -> Tensor:
+    """As ShuffleNet has it."""
+    n, channels, rows, columns = x.shape
+    x = x.view(n, 2, channels // 2, rows, columns)
+    return torch.transpose(x, 1, 2).contiguous().view(n, channels, rows, columns)
+
+
+def halved(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return torch.cat([first.relu(), second * 2, first], 1)
+
+
+def in_pieces(x: Tensor) -> Tensor:
+    pieces = torch.split(x, [1, 3], dim=-3)
+    return torch.cat([pieces[1], pieces[0].squeeze(1).unsqueeze(1)], 1)
+
+
+def widths_for_heights(x: Tensor) -> Tensor:
+    """A shuffle, too, but of places."""
+    return x.transpose(2, 3).reshape(x.shape)
+
+
+def by_other_maps(x: Tensor) -> Tensor:
+    wide = F.pad(x, (0, 0, 0, 0, 4, 0))
+    return x.reshape(x.shape[0], wide.shape[1] // 4, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
 class Placed(nn.Module):
     """An activation that is another at each place."""
 
@@ -221,6 +248,12 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "every second row, every third column": lambda: Through(lambda x: x[:, :, ::2, ::3]),
     "every second, from the second on": lambda: Through(lambda x: x[..., 1::2, 1::2]),
     "one axis after the other": lambda: Through(lambda x: x[:, :, 3:-2][:, 1:, :, 2::2]),
+    "shuffled": lambda: Through(shuffled),
+    "shuffled twice": lambda: Through(lambda x: shuffled(shuffled(x).relu())),
+    "shuffled by a module": lambda: nn.ChannelShuffle(2),
+    "halved": lambda: Through(halved),
+    "in pieces": lambda: Through(in_pieces),
+    "by the size of other maps": lambda: Through(by_other_maps),
     "cropped": lambda: Through(lambda x: x[:, :, 9:-7, 8:20]),
     "cropped by padding": lambda: nn.ZeroPad2d((-3, 2, -4, -1)),
     "more channels": lambda: Through(lambda x: F.pad(x, (0, 0, 0, 0, 2, 1), value=0.5)),
@@ -234,6 +267,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "reflected": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "more channels, moved aside": lambda: Through(lambda x: F.pad(x, (1, -1, 0, 0, 2, 1))),
     "the first picture": lambda: Through(lambda x: x + 0 * x[:1, :]),
+    "widths for heights": lambda: Through(widths_for_heights),
     "backwards": lambda: Through(lambda x: x.flip(-1)),
     "layer norm": lambda: nn.GroupNorm(2, 4),
     "instance norm": lambda: nn.InstanceNorm2d(4),
@@ -405,7 +439,10 @@ SIZES = {"alexnet": 96, "googlenet": 96, "densenet121": 96}
 
 @pytest.mark.parametrize(
     "name",
-    ["alexnet", "vgg11", "resnet18", "googlenet", "densenet121", "squeezenet1_1", "mobilenet_v2"],
+    [
+        *("alexnet", "vgg11", "resnet18", "googlenet", "densenet121", "squeezenet1_1"),
+        *("mobilenet_v2", "shufflenet_v2_x0_5"),
+    ],
 )
 def test_torchvision(name: str) -> None:
     options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from torchviz_cnn.methods.channels import pick_channels
 from torchviz_cnn.methods.local import Local, Sliding
 from torchviz_cnn.methods.nodes import Reader, makes_new, writes
 from torchviz_cnn.methods.products import multiply_fast
@@ -107,25 +108,30 @@ class Network:
         _filter(self.graph)
         if self.channels_last:
             _lay_out_weights(self.graph)
-        self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
         self.modules = dict(self.graph.named_modules())
         for each in self.modules.values():
             find_no_indices(each)  # the graph's own
             multiply_fast(each)
-        self.picture, self.follows = _following(self.graph)
-        self.answer = next(node for node in self.nodes if node.op == "output")
-        self._writing = {node for node in self.nodes if writes(node, self.modules)}
-        self._sharing = {node for node in self._writing if self._shared(node)}
-        self.last_uses = last_uses(self.nodes)
+        self._list_nodes()
         self.values = self._first_run(images)
+        if pick_channels(self.graph, self.values, self.follows):
+            self._list_nodes()
         reader = Reader(self.graph, self.values, self.follows)
         self.local: dict[fx.Node, Local] = {}
         for node in self.nodes:
             found = reader.read(node) if node in self.follows else None
             if found is not None:
                 self.local[node] = found
-        self.fixed = {n: v for n, v in self.values.items() if n not in self.follows}
+        self.fixed = {n: self.values[n] for n in self.nodes if n not in self.follows}
         self.macs = {node: self._macs(node) for node in self.nodes}
+
+    def _list_nodes(self) -> None:
+        self.nodes: list[fx.Node] = list(self.graph.graph.nodes)
+        self.picture, self.follows = _following(self.graph)
+        self.answer = next(node for node in self.nodes if node.op == "output")
+        self._writing = {node for node in self.nodes if writes(node, self.modules)}
+        self._sharing = {node for node in self._writing if self._shared(node)}
+        self.last_uses = last_uses(self.nodes)
 
     def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
         """What every node gives; of maps that nothing needs any more, a tensor of that shape."""

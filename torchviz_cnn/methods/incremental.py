@@ -29,8 +29,8 @@ from torchviz_cnn.guard import is_autocast
 from torchviz_cnn.head import Output, run, tensor_in
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import Pair, Sliding
-from torchviz_cnn.methods.nodes import asks_shape
 from torchviz_cnn.methods.plans import Area, Plan, Request
+from torchviz_cnn.methods.shapes import asks_shape
 from torchviz_cnn.methods.sheets import Extent, Sheet, extents, padded
 from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
 from torchviz_cnn.methods.symbolic import Unsuited

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from torchviz_cnn.methods.channels import picked
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
 from torchviz_cnn.methods.winograd import WinogradConvolution
 from torchviz_cnn.pooling import finds_no_indices, max_pool2d
@@ -49,8 +50,6 @@ _IN_PLACE_FUNCTIONS: set[Any] = {
     *(operator.setitem, torch.relu_, torch.sigmoid_, torch.tanh_, F.relu_, F.leaky_relu_, F.elu_),
     F.hardtanh_,
 }
-_SHAPES = {"size", "dim", "ndimension", "numel"}
-_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
 _CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -86,13 +85,6 @@ def _may_write(function: Any) -> bool:
         F.avg_pool2d,
         F.max_pool2d,
     )
-
-
-def asks_shape(node: fx.Node) -> bool:
-    """Whether a node reads nothing of a tensor but its shape and kind."""
-    if node.op == "call_method":
-        return node.target in _SHAPES
-    return node.target is getattr and node.args[1] in _ATTRIBUTES
 
 
 def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -180,6 +172,8 @@ class Reader:
             return self._binary(node)
         if target in _CONCATENATIONS:
             return self._concatenation(node)
+        if target is picked:
+            return self._kept(node, (node.args[0],))  # type: ignore[arg-type]
         if target in (operator.getitem, "unsqueeze", torch.unsqueeze):
             return self._reshaped(node) or self._every_few(node)
         if target in (F.conv2d, torch.conv2d):

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import InPlace, Pair, Sliding
-from torchviz_cnn.methods.nodes import asks_shape
+from torchviz_cnn.methods.shapes import asks_shape
 
 # From here on cropping and pasting costs more than the rest of the map (measured on VGG16).
 MOSTLY_CHANGED = 0.8

@@ -20,7 +20,8 @@ from torch.nn.modules import module as _of_all_modules
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
-from torchviz_cnn.methods.nodes import asks_shape, makes_new, writes
+from torchviz_cnn.methods.nodes import makes_new, writes
+from torchviz_cnn.methods.shapes import asks_shape
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
