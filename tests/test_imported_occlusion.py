@@ -27,14 +27,20 @@ needs_data = pytest.mark.skipif(
 
 
 def network_of_any_size(folder: Path, pool: str) -> Path:
-    """With "same" borders, every second cell of a map, and a pool over the whole of it."""
+    """As Keras' are exported: "same" borders and others, a batch norm apart from its convolution, every
+    second cell of a map, and a pool over the whole of it.
+    """
     numbers = np.random.default_rng(0)
     same = {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 3]}
     nodes = [
         node("Conv", "x k1 b1", "c1", "net/conv1/Conv", strides=[2, 2], **same),
         node("Relu", "c1", "r1", "net/conv1/Relu"),
         node("MaxPool", "r1", "p", "net/pool/MaxPool", strides=[2, 2], **same),
-        node("Conv", "p k2 b2", "c2", "net/conv2/Conv", **same),
+        node("Mul", "p scale", "m", "net/norm/mul"),
+        node("Add", "m shift", "a", "net/norm/add"),
+        node("Relu", "a", "r2", "net/relu/Relu"),
+        node("Pad", "r2 border", "b", "net/border/Pad"),
+        node("Conv", "b k2 b2", "c2", "net/conv2/Conv", **same),
         node("Slice", "c2 starts ends axes steps", "s", "net/cut/Slice"),
         node("Conv", "s k3", "c3", "net/conv3/Conv", **same),
         node(pool, "c3", "g", "net/global/Pool"),
@@ -44,6 +50,11 @@ def network_of_any_size(folder: Path, pool: str) -> Path:
     shapes = {"k1": (6, 3, 3, 3), "b1": 6, "k2": (5, 6, 3, 3), "b2": 5, "k3": (5, 5, 3, 3)}
     shapes |= {"k4": (5, 4), "b4": 4}
     weights = {name: numbers.normal(size=shape) for name, shape in shapes.items()}
+    weights |= {
+        "scale": numbers.normal(size=(1, 6, 1, 1)),
+        "shift": numbers.normal(size=(1, 6, 1, 1)),
+    }
+    weights |= {"border": [0, 0, 0, 1, 0, 0, 2, 0]}
     weights |= {"starts": [1, 0], "ends": [2**31, 2**31], "axes": [2, 3], "steps": [2, 1]}
     return save(folder / "any.onnx", nodes, weights, {"x": ["n", 3, "h", "w"]}, ["y"])
 
@@ -73,8 +84,9 @@ def test_a_network_for_pictures_of_any_size(
 
     with torch.inference_mode():
         local = {node.name for node in Network(network, torch.from_numpy(x)).local}
-    assert sum("pad" in name for name in local) == 2, "borders, too, are computed in part"
+    assert sum("pad" in name for name in local) == 3, "borders, too, are computed in part"
     assert any("getitem" in name for name in local)
+    assert any("addcmul" in name for name in local)
     assert {"conv1_conv", "pool_pool", "conv2_conv", "conv3_conv"} <= local
 
 

@@ -187,6 +187,17 @@ def by_other_maps(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], wide.shape[1] // 4, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
+class Shifted(nn.Module):
+    """A batch norm's numbers, as imported networks apply them."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+
 class Placed(nn.Module):
     """An activation that is another at each place."""
 
@@ -256,6 +267,10 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "by the size of other maps": lambda: Through(by_other_maps),
     "cropped": lambda: Through(lambda x: x[:, :, 9:-7, 8:20]),
     "cropped by padding": lambda: nn.ZeroPad2d((-3, 2, -4, -1)),
+    "padded on all axes": lambda: Through(lambda x: F.pad(x, (1, 2, 0, 3, 0, 0, 0, 0))),
+    "padded on one axis": lambda: Through(lambda x: F.pad(x, (3, 1))),
+    "fixed scale and shift": lambda: Shifted((4, 1, 1)),
+    "which is larger": lambda: Through(lambda x: torch.where(x > 0.1, x, x.exp() * (x.le(1)))),
     "more channels": lambda: Through(lambda x: F.pad(x, (0, 0, 0, 0, 2, 1), value=0.5)),
     "response norm": lambda: nn.LocalResponseNorm(3, alpha=0.5),
     "activations": lambda: nn.Sequential(
@@ -268,6 +283,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "more channels, moved aside": lambda: Through(lambda x: F.pad(x, (1, -1, 0, 0, 2, 1))),
     "the first picture": lambda: Through(lambda x: x + 0 * x[:1, :]),
     "widths for heights": lambda: Through(widths_for_heights),
+    "a shift for each place": lambda: Shifted((1, 31, 26)),
     "backwards": lambda: Through(lambda x: x.flip(-1)),
     "layer norm": lambda: nn.GroupNorm(2, 4),
     "instance norm": lambda: nn.InstanceNorm2d(4),

@@ -38,12 +38,16 @@ _POINTWISE: set[Any] = {
     *("abs", "neg", "square", "pow", "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_max"),
     *("hardtanh", "erf", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16"),
 }
-_BINARY: set[Any] = {
+_ELEMENTWISE: set[Any] = {
     *(operator.add, operator.sub, operator.mul, operator.truediv),
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
     *("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "maximum", "minimum"),
     *("__add__", "__sub__", "__mul__", "__truediv__"),
+    # Of more than two, or telling which is larger.
+    *(torch.addcmul, torch.addcdiv, torch.lerp, torch.where, "addcmul", "addcdiv", "lerp", "where"),
+    *(operator.gt, operator.ge, operator.lt, operator.le, "gt", "ge", "lt", "le"),
+    *(torch.gt, torch.ge, torch.lt, torch.le),
 }
 _IN_PLACE_FUNCTIONS: set[Any] = {
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow),
@@ -97,8 +101,7 @@ def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return type(module) in (*new, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
     sure = {F.conv2d, torch.conv2d, F.batch_norm, F.relu, torch.relu}
     sure |= {F.max_pool2d, F.avg_pool2d, F.linear}
-    binary = _BINARY - _IN_PLACE_FUNCTIONS
-    return node.target in sure | binary | _CONCATENATIONS
+    return node.target in sure | (_ELEMENTWISE - _IN_PLACE_FUNCTIONS) | _CONCATENATIONS
 
 
 class Reader:
@@ -168,8 +171,8 @@ class Reader:
 
     def _function(self, node: fx.Node) -> Local | None:
         target: Any = node.target
-        if target in _BINARY:
-            return self._binary(node)
+        if target in _ELEMENTWISE:
+            return self._elementwise(node)
         if target in _CONCATENATIONS:
             return self._concatenation(node)
         if target is picked:
@@ -294,10 +297,10 @@ class Reader:
         """A border; a negative one cuts off. Or channels of nothing but one number."""
         if not self._is_map(source):
             return None
-        if len(pad) > 4:
+        if any(pad[4:]):
             of_pictures = pad[2 * (self.values[source].ndim - 1) :]
             return None if any(pad[:4]) or any(of_pictures) else self._kept(node, (source,))
-        before = (pad[2] if len(pad) == 4 else 0, pad[0])
+        before = (pad[2] if len(pad) > 2 else 0, pad[0])
         return Sliding(source, self._reaches(node, 1, 1, before, 1), value, _unchanged)
 
     def _given_convolution(self, node: fx.Node) -> Sliding | None:
@@ -358,11 +361,9 @@ class Reader:
         still = given is not None and given.get("training") is False
         return self._kept(node, (given["input"],)) if given is not None and still else None
 
-    def _binary(self, node: fx.Node) -> InPlace | None:
-        if len(node.args) < 2:
-            return None
-        changed = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and a in self.follows)
-        if not self._is_alike_everywhere(node.all_input_nodes):
+    def _elementwise(self, node: fx.Node) -> InPlace | None:
+        changed = tuple(a for a in node.args if isinstance(a, fx.Node) and a in self.follows)
+        if not changed or not self._is_alike_everywhere(node.all_input_nodes):
             return None
         return self._kept(node, tuple(dict.fromkeys(changed)))
 
