@@ -231,6 +231,11 @@ def convert_command(
     """An imported network beside onnxruntime and beside torchvision's own."""
     if file is not None and not file.is_file():
         raise InputError(f"there is no file {str(file)!r}")
+    if file is not None and "grad_cam" in (method or ()):
+        raise InputError(
+            "grad_cam is compared of torchvision's own networks only, whose layers are known on both "
+            "sides; of a --file the method is forward"
+        )
     if against is not None and file is None:
         raise InputError(
             "--against names torchvision's network of a file's kind, and there is no --file; "

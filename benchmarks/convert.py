@@ -89,30 +89,45 @@ def _file(
         inputs = torch.rand((batch, *model.input_size), generator=generator).to(effort.device)
         size = "×".join(map(str, inputs.shape[-2:]))
         about = About(SUITE, "forward", name, f"batch {batch}, {size}")
-        others: dict[str, Run] = {}
-        session = _onnxruntime(path, inputs)
-        if isinstance(session, str):
-            yield session
-        else:
-            others["onnxruntime"] = session
-        if native is not None:
-            others["torchvision"] = partial(plain, native, inputs)
-        ours = partial(plain, model.module, inputs)
-        for side, run in list(others.items()):
-            if side == "torchvision" and not same_network:
+        if effort.wants("forward"):
+            others: dict[str, Run] = {}
+            session = _onnxruntime(path, inputs)
+            if isinstance(session, str):
+                yield session
+            else:
+                others["onnxruntime"] = session
+            if native is not None:
+                others["torchvision"] = partial(plain, native, inputs)
+            if native is not None and not same_network:
                 yield _multiply_adds(about, native, model)
-                continue
-            found = compared(_tensor(run()), _tensor(ours()))
-            yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
-            if not found.same:
-                del others[side]
-        for side, ratio in effort.ratios(ours, others).items():
-            yield about.time(side, IMPORTED, ratio, note)
-        if "torchvision" in others:
-            theirs, own = (peak_bytes(r, effort.device) for r in (others["torchvision"], ours))
-            yield about.once("memory", "torchvision", IMPORTED, theirs, own)
+            ours = partial(plain, model.module, inputs)
+            yield from _run(effort, about, ours, others, note, same_network=same_network)
         if native is not None and same_network and effort.wants("grad_cam"):
             yield from _explained(effort, about, model, native, inputs)
+
+
+def _run(
+    effort: Effort,
+    about: About,
+    ours: Run,
+    others: dict[str, Run],
+    note: str,
+    *,
+    same_network: bool,
+) -> Iterator[Row]:
+    """The forward pass beside those of the other sides, once they are seen to give the same."""
+    for side, run in list(others.items()):
+        if side == "torchvision" and not same_network:
+            continue
+        found = compared(_tensor(run()), _tensor(ours()))
+        yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
+        if not found.same:
+            del others[side]
+    for side, ratio in effort.ratios(ours, others).items():
+        yield about.time(side, IMPORTED, ratio, note)
+    if "torchvision" in others:
+        theirs, own = (peak_bytes(r, effort.device) for r in (others["torchvision"], ours))
+        yield about.once("memory", "torchvision", IMPORTED, theirs, own)
 
 
 def _explained(

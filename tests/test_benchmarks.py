@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from benchmarks import __main__ as command_line
-from benchmarks import occluded, peers, plots, speed, tables
+from benchmarks import convert, occluded, peers, plots, speed, tables
 from benchmarks.clock import ratios, settled
 from benchmarks.convert import session_of
 from benchmarks.effort import Effort, as_far_as_it_fits
@@ -150,6 +150,10 @@ class TestClock:
         (["peers", "--model", "resnet19"], "did you mean"),
         (["convert", "--file", "nowhere.onnx"], "there is no file 'nowhere.onnx'"),
         (["convert", "--against", "resnet18"], "of a file's kind, and there is no --file"),
+        (
+            ["convert", "--file", __file__, "--method", "grad_cam"],
+            "grad_cam is compared of torchvision's own networks only",
+        ),
         (["limit", "--out", str(Path(__file__) / "x")], "is a file; name a folder to write to"),
     ],
 )
@@ -163,6 +167,15 @@ def test_a_bad_wish_is_one_sentence(words, sentence, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("method", ["forward", "grad_cam"])
+def test_of_an_imported_network_only_what_was_asked_for_is_measured(method):
+    effort = Effort(CPU, quick=True, models=("squeezenet1_1",), methods=(method,), rounds=1)
+    found = [each for each in convert.measure(effort) if not isinstance(each, str)]
+    assert {each.method for each in found} == {method}
+    assert {each.note for each in found if each.measure == "map"} == {"same"}
+    assert "time" in {each.measure for each in found}
 
 
 def test_nothing_is_measured_that_cannot_be_kept():
