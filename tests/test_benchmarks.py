@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from benchmarks import __main__ as command_line
-from benchmarks import convert, occluded, peers, plots, speed, tables
+from benchmarks import convert, occluded, peers, plots, scaling, speed, tables
 from benchmarks.clock import ratios, settled
 from benchmarks.convert import session_of
 from benchmarks.effort import Effort, as_far_as_it_fits
@@ -176,6 +176,12 @@ def test_of_an_imported_network_only_what_was_asked_for_is_measured(method):
     assert {each.method for each in found} == {method}
     assert {each.note for each in found if each.measure == "map"} == {"same"}
     assert "time" in {each.measure for each in found}
+
+
+def test_batches_that_were_asked_for_are_measured_in_a_quick_run_too():
+    effort = Effort(CPU, quick=True, models=("cat_dog",), methods=("grad_cam",), batches=(1, 3))
+    rows = itertools.takewhile(lambda row: row.setting == "batch", scaling.measure(effort))
+    assert {each.at for each in rows} == {1.0, 3.0}
 
 
 def test_nothing_is_measured_that_cannot_be_kept():
