@@ -26,8 +26,8 @@ from benchmarks import (
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
 from benchmarks.record import Record, Row, read
-from torchviz_cnn.errors import InputError
-from torchviz_cnn.files import write_atomically
+from torchviz_cnn.errors import InputError, closest
+from torchviz_cnn.files import CannotWrite, check_folder, write_atomically
 from torchviz_cnn.models import choose_device, names
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -84,7 +84,8 @@ def _effort(
     """What was asked for, checked before anything is measured."""
     for name in models or ():
         if name not in names():
-            raise InputError(f"there is no network {name!r}; torchviz-cnn's own and torchvision's")
+            offer = closest(name, names())
+            raise InputError(f"there is no network {name!r} in torchviz-cnn or torchvision{offer}")
     known = METHODS[suite] if suite else ()
     for method in methods or ():
         if method not in known:
@@ -114,6 +115,8 @@ def _run(
         effort.quick,
         command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
     )
+    if out is not None:
+        check_folder(out)
     earlier = _earlier(record, out) if add else None
     print(f"\n{name}: {machine.line(record.machine)}")
     print(tables.EXPLAINED[name] + "\n")
@@ -228,6 +231,16 @@ def convert_command(
     """An imported network beside onnxruntime and beside torchvision's own."""
     if file is not None and not file.is_file():
         raise InputError(f"there is no file {str(file)!r}")
+    if file is not None and "grad_cam" in (method or ()):
+        raise InputError(
+            "grad_cam is compared of torchvision's own networks only, whose layers are known on both "
+            "sides; of a --file the method is forward"
+        )
+    if against is not None and file is None:
+        raise InputError(
+            "--against names torchvision's network of a file's kind, and there is no --file; "
+            "torchvision's own networks are chosen by --model"
+        )
     if against is not None and against not in names():
         raise InputError(f"there is no network {against!r} to put it beside")
     effort = _effort("convert", model, method, batch, quick, rounds, device)
@@ -310,8 +323,14 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except CannotWrite as error:
+        _fail(f"cannot write {error.filename}: {error.strerror or error}")
+
+
+def _fail(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

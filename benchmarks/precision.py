@@ -18,9 +18,14 @@ LOWER = torch.bfloat16
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's, over all values; of equal values each has a rank of its own."""
-    ranks = [each.flatten().argsort().argsort().double() for each in (one, other)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    """Spearman's, over all values; equal ones, as the zeros of a ReLU, have the mean of their ranks."""
+    return float(torch.corrcoef(torch.stack([_ranks(one), _ranks(other)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, places, counts = values.flatten().unique(return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(0).double() - (counts - 1) / 2
+    return ranks[places]
 
 
 def measure(effort: Effort) -> Iterator[Row | str]:

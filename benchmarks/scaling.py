@@ -26,7 +26,7 @@ def measure(effort: Effort) -> Iterator[Row | str]:
     """Rows along four axes: ``batch``, ``side``, ``targets`` and ``positions``."""
     for name in effort.networks(("resnet18",), ("resnet18",)):
         more = (128, 256) if effort.device.type == "cuda" else ()
-        for batch in _thin(effort, effort.batches or (*BATCHES, *more)):
+        for batch in effort.batches or _thin(effort, (*BATCHES, *more)):
             asked = effort.subject(name, batch=batch, frozen=True)
             rows = _beside_forward(effort, asked, "batch", batch)
             yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")

@@ -18,10 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from benchmarks import __main__ as command_line
-from benchmarks import occluded, peers, plots, speed, tables
+from benchmarks import convert, occluded, peers, plots, scaling, speed, tables
 from benchmarks.clock import ratios, settled
 from benchmarks.convert import measure, session_of
 from benchmarks.effort import Effort, as_far_as_it_fits
@@ -30,6 +31,7 @@ from benchmarks.libraries import PEERS
 from benchmarks.machine import about, commit_of
 from benchmarks.occluded import Task
 from benchmarks.peers import compare, compared
+from benchmarks.precision import rank_correlation
 from benchmarks.record import OURS, About, Record, Row, Run, pick, read
 from benchmarks.subjects import Subject, network, subject
 from torchviz_cnn.errors import InputError
@@ -145,7 +147,14 @@ class TestClock:
         (["peers", "--model", "resnet19"], "there is no network 'resnet19'"),
         (["limit", "--method", "grad_cam_"], "the suite limit measures grad_cam"),
         (["maximize", "--batch", "3"], "it takes no --batch"),
+        (["peers", "--model", "resnet19"], "did you mean"),
         (["convert", "--file", "nowhere.onnx"], "there is no file 'nowhere.onnx'"),
+        (["convert", "--against", "resnet18"], "of a file's kind, and there is no --file"),
+        (
+            ["convert", "--file", __file__, "--method", "grad_cam"],
+            "grad_cam is compared of torchvision's own networks only",
+        ),
+        (["limit", "--out", str(Path(__file__) / "x")], "is a file; name a folder to write to"),
     ],
 )
 def test_a_bad_wish_is_one_sentence(words, sentence, monkeypatch, capsys):
@@ -158,6 +167,55 @@ def test_a_bad_wish_is_one_sentence(words, sentence, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("method", ["forward", "grad_cam"])
+def test_of_an_imported_network_only_what_was_asked_for_is_measured(method):
+    effort = Effort(CPU, quick=True, models=("squeezenet1_1",), methods=(method,), rounds=1)
+    found = [each for each in convert.measure(effort) if not isinstance(each, str)]
+    assert {each.method for each in found} == {method}
+    assert {each.note for each in found if each.measure == "map"} == {"same"}
+    assert "time" in {each.measure for each in found}
+
+
+def test_batches_that_were_asked_for_are_measured_in_a_quick_run_too():
+    effort = Effort(CPU, quick=True, models=("cat_dog",), methods=("grad_cam",), batches=(1, 3))
+    rows = itertools.takewhile(lambda row: row.setting == "batch", scaling.measure(effort))
+    assert {each.at for each in rows} == {1.0, 3.0}
+
+
+def test_nothing_is_measured_that_cannot_be_kept():
+    def measure(effort):
+        pytest.fail("measured")
+        yield
+
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        command_line._run("peers", measure, Effort(CPU), Path(__file__) / "x")
+
+
+def test_what_cannot_be_written_after_all_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "limit.json").mkdir()
+    words = ["limit", "--model", "cat_dog", "--method", "grad_cam", "--quick", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert "grad_cam         cat_dog" in told.out
+    assert told.err == f"cannot write {tmp_path / 'limit.json'}: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([3, 1, 2, 5], [30, 10, 25, 2]),
+        ([0, 0, 0, 0, 4, 1, 2], [0, 0, 0, 1, 2, 3, 0]),
+        ([1, 1, 2, 2], [5, 4, 5, 4]),
+    ],
+)
+def test_equal_values_have_the_mean_of_their_ranks(one, other):
+    found = rank_correlation(torch.tensor(one).reshape(1, -1, 1), torch.tensor(other) * 1.0)
+    assert found == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
 
 
 class TestGoals:

@@ -565,6 +565,55 @@ def test_what_cannot_be_computed_in_part_is_refused_or_computed_whole(
     assert (found.values == dense.values).all()
 
 
+class Excited(nn.Module):
+    """A squeeze and excitation after the first of its convolutions, so that the rest is dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.rest = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 64, 5, padding=2)
+        self.gate, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(64, CLASSES)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem(x))
+        y = y * torch.sigmoid(self.gate(self.pool(y)))
+        return self.fc(F.relu(self.rest(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "window", "words"),
+    [
+        (Excited, 5, "AdaptiveAvgPool2d may look at all of the picture"),
+        (plain, 50, "a window changes nearly all that its first layers see"),
+    ],
+)
+def test_that_little_would_be_saved_is_told_once(make, window, words, caplog) -> None:
+    net, x = randomised(make()), pictures(3, 3, 56, 56)
+    with caplog.at_level(logging.INFO, logger="torchviz_cnn"):
+        found = tvc.occlusion(net, x, 1, window=window, stride=2)
+        [told] = [each.getMessage() for each in caplog.records if each.name == "torchviz_cnn"]
+        assert words in told
+        assert told.endswith("every window runs the whole of it")
+        dense = tvc.occlusion(net, x, 1, window=window, stride=2, engine="dense")
+    assert (found.values == dense.values).all()
+    assert len(caplog.records) == 1
+
+
+def test_windows_that_change_most_of_every_map_are_told_of(caplog) -> None:
+    """A network that puts out maps: nothing of it looks at all of the picture."""
+    net, x = randomised(nn.Sequential(nn.Conv2d(3, 8, 3))), pictures(1, 3, 56, 56)
+    with caplog.at_level(logging.INFO, logger="torchviz_cnn"):
+        tvc.occlusion(net, x, lambda maps: maps.mean((1, 2, 3)), window=46, stride=2)
+    [told] = [each.getMessage() for each in caplog.records]
+    assert "a window changes most of all its maps" in told
+
+
+def test_nothing_is_told_of_a_network_that_is_too_small_to_pay(caplog) -> None:
+    with caplog.at_level(logging.INFO, logger="torchviz_cnn"):
+        tvc.occlusion(randomised(plain()), pictures(1, 3, 56, 56), 1, window=4)
+    assert not caplog.records
+
+
 def test_hooks_are_shown_whole_maps_only() -> None:
     net, x, shapes = randomised(plain()), pictures(2, 3, 21, 16), set()
     net.conv1.register_forward_hook(lambda module, args, out: shapes.add(out.shape[2:]))

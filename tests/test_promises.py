@@ -487,6 +487,7 @@ def test_after_a_target_out_of_range_nothing_has_changed(method, setting):
         ([1, 2, 3], "3 targets .* 2 images"),
         ([1], "1 target was .* 2 images"),
         ([[1, 2], [1]], "same number of targets"),
+        ([[1], 2], r"one list of classes for every image, not some of each: \[\[1\], 2\]"),
         (-1, "-1 is out of range"),
         ([0, CLASSES], f"{CLASSES} is out of range"),
         ("bee", "names .* not known"),

@@ -338,6 +338,10 @@ def test_the_network_comes_back_as_it_was(setting, layers):
         ("no method 'grad_came'.*grad_cam", {"methods": ["grad_cam", "grad_came"]}),
         ("at least one method", {"methods": []}),
         ("at least one layer", {"methods": "grad_cam", "layer": []}),
+        ("one layer is needed, not 5", {"methods": ["grad_cam", "layer_cam"], "layer": 5}),
+        ("there is no method 5; choose from saliency", {"methods": 5}),
+        ("there is no method None; choose from saliency", {"methods": ["saliency", None]}),
+        (r"there is no method \['saliency'\]; choose", {"methods": [["saliency"]]}),
         ("no layer 'nowhere'", {"methods": CAMS, "layer": ["conv1", "nowhere"]}),
         ("no layer 'nowhere'", {"methods": SHARING, "layer": "nowhere"}),
         ("none of saliency has an option 'window'", {"methods": "saliency", "window": 3}),
@@ -350,6 +354,16 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_no_trace(words, argu
     net, x = residual(), pictures()
     with nothing_changes(net, x), pytest.raises(tvc.InputError, match=words):
         tvc.explain(net, x, **arguments)
+
+
+def test_methods_and_layers_may_come_from_anything_that_gives_them_in_a_row():
+    net, x = randomised(plain()), pictures(2)
+    methods, layers = ["grad_cam", "layer_cam"], {"conv1": 1, "conv2": 2}
+    found = tvc.explain(net, x, 1, methods=iter(methods), layer=layers.keys())
+    wanted = tvc.explain(net, x, 1, methods=methods, layer=list(layers))
+    assert list(found) == list(wanted)
+    assert len(found) == 4
+    assert all((found[key].values == wanted[key].values).all() for key in found)
 
 
 def test_one_method_refuses_several_layers_and_tells_of_explain():

@@ -185,11 +185,15 @@ class Question:
             else _one(row, classes)
             for row in target
         ]
-        widths = {len(row) if isinstance(row, list) else None for row in rows}
-        if len(widths) > 1 or 0 in widths:
+        widths = [len(row) if isinstance(row, list) else 1 for row in rows]
+        if len(set(widths)) > 1 or 0 in widths:
             raise InputError(
-                "every image needs the same number of targets, at least one, "
-                f"not {[len(row) if isinstance(row, list) else 1 for row in rows]}"
+                f"every image needs the same number of targets, at least one, not {widths}"
+            )
+        if len({type(row) for row in rows}) > 1:
+            raise InputError(
+                "targets are one class for every image or one list of classes for every image, not "
+                f"some of each: {target!r:.60}"
             )
         return torch.tensor(rows, device="cpu")
 

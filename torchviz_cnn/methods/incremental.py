@@ -67,6 +67,12 @@ def engine_for(
     try:
         engine = Engine(module, images, request, together)
         if not always and not engine.pays:
+            if engine.ratio < _WORTH_RATIO:
+                logger.info(
+                    "occlusion of this network in part saves little: %s; every window runs the "
+                    "whole of it",
+                    engine.obstacle(),
+                )
             return None
         engine.prepare()
     except Unsuited as unsuited:
@@ -105,7 +111,7 @@ class Engine:
         self.plan = Plan(self.network, request, together, cores_for(images.device))
         self.macs = self.plan.macs()
         if not any(self.network.macs[node] for node in self.plan.spans):
-            raise Unsuited(self._obstacle())
+            raise Unsuited(self.obstacle())
 
     def prepare(self) -> None:
         """Check the graph against the network, and let go of what the plan does not need.
@@ -145,11 +151,12 @@ class Engine:
         part, whole = self.macs
         return whole >= _WORTH_RATIO * (part + self.plan.besides())
 
-    def _obstacle(self) -> str:
-        """Why no convolution can be computed in part."""
+    def obstacle(self) -> str:
+        """Why no convolution, or not many of them, can be computed in part."""
         for node in self.network.nodes:
             sources = [s for s in node.all_input_nodes if s in self.plan.spans]
-            if sources and node not in self.plan.spans and not asks_shape(node):
+            behind = sources and node not in self.plan.spans and node.op != "output"
+            if behind and not asks_shape(node):
                 target = (
                     self.network.modules.get(str(node.target)) if node.op == "call_module" else None
                 )
@@ -157,7 +164,7 @@ class Engine:
                 if node in self.network.local:
                     return f"a window changes nearly all that its first layers see ({what})"
                 return f"{what} may look at all of the picture"
-        return "it has no convolution"
+        return "a window changes most of all its maps" if self.macs[1] else "it has no convolution"
 
     def _check_same(self) -> None:
         """A graph that was traced along another branch than pictures take is of no use."""

@@ -155,7 +155,7 @@ def occlusion(
             ``batch_size`` is small) for those of large ones, transformed; and runs the network's
             own ``forward`` once or twice more to trace a copy of it.
             ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
-            logger ``torchviz_cnn`` tells at level INFO why it was impossible).
+            logger ``torchviz_cnn`` tells at level INFO why it was impossible, or saves little).
         dtype: ``torch.bfloat16`` (two to three digits) or ``torch.float16`` (three, of numbers up to
             65504) runs what ``torch.autocast`` finds suitable in it, on a GPU much faster; by the dense engine.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -108,7 +108,7 @@ def explain(
         >>> list(tvc.explain(net, x, methods="layer_cam", layer=["layer3", "layer4"]))
         ['layer_cam:layer3', 'layer_cam:layer4']
     """
-    names, skip = methods_meant([methods] if isinstance(methods, str) else methods)
+    names, skip = methods_meant(_several(methods))
     _check_options(names, options)
     known = {"score": score, "classes": classes, **options}
     found = explained_by(names, model, inputs, target, layer, known, skip=skip)
@@ -149,8 +149,10 @@ def methods_meant(wished: Sequence[str]) -> tuple[list[str], bool]:
     if not wished:
         raise InputError(f"name at least one method of {', '.join(METHODS)}, or all")
     for name in wished:
-        if name not in METHODS and name != "all":
-            offer = closest(name, METHODS) or f"; choose from {', '.join(METHODS)}, or all"
+        text = isinstance(name, str)
+        if not text or name not in {*METHODS, "all"}:
+            near = closest(name, METHODS) if text else ""
+            offer = near or f"; choose from {', '.join(METHODS)}, or all"
             raise InputError(f"there is no method {name!r}{offer}")
     if "all" in wished:
         return list(METHODS), True
@@ -186,7 +188,7 @@ def explained_by(
     Raises:
         InputError: when the question is wrong; when a method does not apply, unless ``skip``.
     """
-    layers = [layer] if layer is None or isinstance(layer, str | nn.Module) else list(layer)
+    layers = _several(layer)
     if not layers:
         raise InputError("name at least one layer, or leave layer out for the default one")
     if any(accepts(name, "layer") for name in names):
@@ -223,6 +225,12 @@ def explained_by(
         each = found[name]
         ordered.update({name: each} if isinstance(each, NotApplicable) else each)
     return ordered
+
+
+def _several(given: Any) -> list[Any]:
+    """What was given in a row, or alone; a network's part is one, whatever it holds."""
+    alone = isinstance(given, str | nn.Module) or not isinstance(given, Iterable)
+    return [given] if alone else list(given)
 
 
 def _spelled_out(
