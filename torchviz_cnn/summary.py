@@ -97,6 +97,9 @@ class LayerTable(Sequence[LayerInfo]):
     def __str__(self) -> str:
         return self.format()
 
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
+
     def format(self, width: int | None = None) -> str:
         """The table as text of at most ``width`` columns (the terminal's by default).
 
