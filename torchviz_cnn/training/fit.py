@@ -75,9 +75,10 @@ def check_run(folder: Path, resume: bool, settings: Settings, device: torch.devi
     """
     check_folder(folder)
     if not resume and any((folder / name).exists() for name in (STATE, BEST, LAST)):
+        taken = f"{str(folder)!r} holds a trained network already; go on with it"
         raise InputError(
-            f"{str(folder)!r} holds a trained network already; go on with it (--resume), or name "
-            "another folder (--out)"
+            f"{taken} (resume=True), or name another folder",
+            typed=f"{taken} (--resume), or name another folder (--out)",
         )
     cuda = device.type == "cuda"
     if settings.precision != "32" and not cuda:
