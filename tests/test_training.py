@@ -810,9 +810,15 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     pictures = noise(8, 2, (3, 150, 150))
     opposite = replace(pictures, labels=1 - pictures.labels)
     settings = replace(SHORT, epochs=30, learning_rate=1e-4, patience=2)
+    told = []
     begin = start("cat_dog_small", 2)
-    run = fit(begin, ("a", "b"), pictures, opposite, tmp_path / "run", settings)
+    given = (("a", "b"), pictures, opposite, tmp_path / "run", settings)
+    run = fit(begin, *given, tell=told.append)
     assert len(run.history) == run.best + 2
+    stopped = f"stopped after epoch {run.best + 2} of 30: 2 epochs without a lower validation loss"
+    assert told[-1] == stopped
+    fit(start("cat_dog_small", 2), *given, resume=True, tell=told.append)  # nothing is left to do
+    assert told[-2:] == [f"going on after epoch {run.best + 2} of 30", stopped]
     assert len(run.history) < 30
     losses = [epoch["validation_loss"] for epoch in run.history]
     assert run.best - 1 == losses.index(min(losses)) == best_epoch(run.history)
