@@ -928,6 +928,12 @@ def test_filters_are_the_weights_and_their_norms():
     assert str(tvc.filters(net, "conv2")).endswith("norms from 0 to 4230")
 
 
+def test_a_table_without_shapes_says_how_to_get_them():
+    net = randomised(plain())
+    assert "input_size=" in str(tvc.layers(net)).splitlines()[-1]
+    assert "input_size=" not in str(tvc.layers(net, input_size=(3, 11, 13)))
+
+
 def test_what_an_interpreter_or_a_notebook_shows_is_to_be_read():
     """Tables, not the numbers in them by the thousand; filters as a picture."""
     net, x = randomised(plain()), pictures(2)
