@@ -143,9 +143,9 @@ class LayerTable(Sequence[LayerInfo]):
         lines.append(f"Non-trainable params: {self.parameters - self.trainable:,}")
         if self.macs is not None:
             lines.append(f"Multiply-adds for one image: {human(self.macs)}")
-        lines += self._beside_the_rows()
         if self.input_size is None:
             lines.append("Shapes and multiply-adds need input_size=, such as (3, 224, 224)")
+        lines += self._beside_the_rows()
         return "\n".join(lines)
 
     def _beside_the_rows(self) -> list[str]:
