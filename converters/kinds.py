@@ -172,7 +172,8 @@ def kind_by_name(name: str) -> str | None:
 def kind_of(name: str, nodes: Sequence[Node], graph: Graph) -> str:
     """The Keras class of a layer, from its default name, else from what it is made of."""
     by_name = kind_by_name(name)
-    if by_name is not None:
+    weighted = any(node.op in WEIGHTED for node in nodes)
+    if by_name is not None and not (weighted and by_name in IDLE):  # input_layer may be a Conv2D
         return by_name
     ops = [node.op for node in nodes if node.op not in ("Transpose", "SamePad")] or ["Transpose"]
     kernels = [node for node in nodes if node.op in ("Conv", "ConvTranspose")]

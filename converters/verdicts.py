@@ -129,6 +129,9 @@ class Comparison:
     def __str__(self) -> str:
         return self.format()
 
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
+
     def format(self, width: int | None = None) -> str:
         """The comparison as text: what differs first, then a line for each layer."""
         width = width or shutil.get_terminal_size((100, 24)).columns

@@ -202,6 +202,17 @@ def test_activations_draw_a_picture_a_layer(run, picture, tmp_path):
     assert "random weights" in html
 
 
+@pytest.mark.parametrize("layer", ["conv2d_9", "relu*", "conv2d_1@2"])
+def test_layers_that_are_not_there_are_refused_before_anything_is_said(
+    run, picture, tmp_path, layer
+):
+    code, out, err = run("activations", picture, "-m", "cat_dog_small", "--layers", layer)
+    assert code == 2
+    assert "torchviz-cnn: " in err
+    assert out == ""
+    assert files(tmp_path) == ["photo.png"]
+
+
 def test_activations_of_named_layers_and_the_strongest_channels(run, picture, tmp_path):
     code, _, err = run(
         "activations",
@@ -584,6 +595,18 @@ def test_out_of_disk_is_a_sentence_and_leaves_no_half_file(picture, tmp_path):
     assert "torchviz-cnn: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_it_runs_as_a_module_where_the_script_is_not_on_the_path(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchviz_cnn", "layers", "cat_dog"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Total params: 3,453,121" in done.stdout
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])

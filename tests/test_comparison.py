@@ -214,6 +214,12 @@ def test_a_file_that_takes_whole_numbers_is_given_them(tmp_path, kind, capsys):
     assert "explanations are not compared: the file takes whole numbers" in capsys.readouterr().err
 
 
+def test_an_interpreter_shows_the_table():
+    result = converters.compare(DATA / "catdog.k3export.onnx")
+    assert repr(result) == str(result)
+    assert "conv2d" in repr(result)
+
+
 def test_no_picture_proves_nothing():
     network = converters.load_onnx(DATA / "catdog.k3export.onnx")
     none = torch.zeros((0, *network.source.input_size))

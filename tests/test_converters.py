@@ -528,3 +528,17 @@ def test_models_load_takes_a_file() -> None:
         tvc.models.load(path, "none")
     with pytest.raises(tvc.InputError, match=r"takes N×3×20×20, not N×3×32×32"):
         tvc.models.load(path, input_size=(3, 32, 32))
+
+
+def test_an_imported_network_knows_what_it_takes_without_being_told():
+    network = load_onnx(DATA / "catdog.k3export.onnx")
+    size = network.source.input_size
+    assert None not in size
+    told = tvc.layers(network, input_size=size)
+    assert tvc.layers(network).rows == told.rows
+    assert tvc.layers(torch.compile(network, backend="eager")).macs == told.macs > 0
+    assert tvc.receptive_field(network, "conv2d_1") == tvc.receptive_field(
+        network, "conv2d_1", input_size=size
+    )
+    turned = load_onnx(DATA / "catdog.k3export.onnx", input_layout="as_exported")
+    assert tvc.layers(turned).input_size is None  # rows and columns come first there

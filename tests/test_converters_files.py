@@ -107,6 +107,16 @@ def test_names_of_each_style(tmp_path: Path, scopes: list[str], op: str, names: 
         assert torch.equal(tvc.activations(network, image, "vggish")["vggish"], seen[names[-1]])
 
 
+@pytest.mark.parametrize("name", ["input_layer", "dropout", "identity_1"])
+def test_a_convolution_named_like_a_layer_without_weights_is_one(tmp_path: Path, name: str) -> None:
+    """A tutorial's first convolution is called ``input_layer``."""
+    path = two_convolutions(
+        tmp_path / "net.onnx", [f"net_1/{name}_1", "net_1/conv_1_1"], "convolution"
+    )
+    table = tvc.layers(load_onnx(path), (3, 8, 7))
+    assert [(row.name, row.type) for row in table] == [(name, "Conv2D"), ("conv_1", "Conv2D")]
+
+
 def test_a_nested_model_called_twice_is_one_module(tmp_path: Path) -> None:
     nodes = [
         node("Transpose", "left", "tl", "Transpose__1", perm=[0, 3, 1, 2]),

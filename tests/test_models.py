@@ -1,5 +1,7 @@
 """Networks by name, with the preprocessing they were trained with."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,23 @@ def test_files_that_are_no_weights(tmp_path, content):
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(tvc.InputError, match=r"w\.pt"):
         tvc.models.load("resnet18", tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["model.h5", "cats.HDF5", "model.keras", "model.weights.h5"])
+def test_weights_that_keras_wrote_are_told_as_such(tmp_path, name):
+    """A tutorial's ``model.h5`` beside the network of the same tutorial."""
+    file = tmp_path / name
+    with pytest.raises(tvc.InputError, match="there is no weights file"):
+        tvc.models.load("cat_dog", weights=str(file))
+    if name.endswith(".keras"):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("metadata.json", "{}")
+    else:
+        file.write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(
+        tvc.InputError, match=r"is a Keras file.*'torchviz-cnn export-keras .*onnx'"
+    ):
+        tvc.models.load("cat_dog", weights=str(file))
 
 
 def test_missing_weights_unknown_names_and_devices():

@@ -1,5 +1,6 @@
 """The patches that excite a channel most, against looking at every picture at once."""
 
+import io
 import shutil
 
 import numpy as np
@@ -201,6 +202,8 @@ def test_the_sheet_has_names_and_values(folder):
     assert len(lines) == 5
     assert "1.png" in lines[0]
     assert "unit" in lines[0]
+    shown = Image.open(io.BytesIO(found._repr_png_()))  # in a notebook
+    assert np.array_equal(np.asarray(shown), np.asarray(found.sheet()))
 
 
 def test_values_of_thousands_are_written_out(folder, monkeypatch):

@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import torchviz_cnn as tvc
-from torchviz_cnn import checkpoints, cli
+from torchviz_cnn import checkpoints, cli, training
 from torchviz_cnn.files import CannotWrite
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.training import Settings, accuracy, fit, outcome
@@ -810,9 +810,15 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     pictures = noise(8, 2, (3, 150, 150))
     opposite = replace(pictures, labels=1 - pictures.labels)
     settings = replace(SHORT, epochs=30, learning_rate=1e-4, patience=2)
+    told = []
     begin = start("cat_dog_small", 2)
-    run = fit(begin, ("a", "b"), pictures, opposite, tmp_path / "run", settings)
+    given = (("a", "b"), pictures, opposite, tmp_path / "run", settings)
+    run = fit(begin, *given, tell=told.append)
     assert len(run.history) == run.best + 2
+    stopped = f"stopped after epoch {run.best + 2} of 30: 2 epochs without a lower validation loss"
+    assert told[-1] == stopped
+    fit(start("cat_dog_small", 2), *given, resume=True, tell=told.append)  # nothing is left to do
+    assert told[-2:] == [f"going on after epoch {run.best + 2} of 30", stopped]
     assert len(run.history) < 30
     losses = [epoch["validation_loss"] for epoch in run.history]
     assert run.best - 1 == losses.index(min(losses)) == best_epoch(run.history)
@@ -851,6 +857,72 @@ def pets(tmp_path):
 
 
 QUICK = ("--model", "cat_dog_small", "--epochs", 1, "--steps", 1, "--validation-steps", 1)
+
+
+def test_from_python_a_run_is_that_of_the_command_line(train, pets, tmp_path):
+    picture = pets / "validation" / "dogs" / "1.png"
+    words = ("--flip", "--rotate", 10, "--seed", 3, "--watch", picture, "--out", "typed")
+    code, out, err = train("cat-dog", "--data", pets, *QUICK, *words)
+    assert code == 0, err
+    said = []
+    run = training.train(
+        "cat-dog",
+        str(pets),
+        tmp_path / "called",
+        model="cat_dog_small",
+        epochs=1,
+        steps=1,
+        validation_steps=1,
+        flip=True,
+        rotate=10,
+        seed=3,
+        watch=Image.open(picture),
+        tell=said.append,
+    )
+    assert said == out.splitlines()[:-1]  # the last says how to go on typing
+    assert run.history == history(tmp_path / "called") == history(tmp_path / "typed")
+    assert same(weights(tmp_path / "called"), weights(tmp_path / "typed"))
+    for file in ("index.html", "watch.png", "curves.png"):
+        assert (tmp_path / "called" / file).read_bytes() == (tmp_path / "typed" / file).read_bytes()
+    assert run.model.classes == ("cats", "dogs")
+    assert tvc.grad_cam(run.model, run.model.prepare(picture), "dogs").layer == "conv2d_4"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "typed", "words"),
+    [
+        ("cat-dig", {}, (), "there is no training run 'cat-dig'; .* did you mean 'cat-dog'"),
+        ("digits", {"epoch": 3}, None, "a run has no setting 'epoch'; did you mean 'epochs'"),
+        ("digits", {"epochs": 0}, None, "epochs must be a whole number of at least 1, not 0"),
+        ("digits", {"zoom": 2}, ("--zoom", 2), "zoom must lie between 0 and 0.95, not 2"),
+        ("cat-dog", {}, (), "in one folder a class: name the folder with (data=|--data DIR)"),
+        ("digits", {"data": "m"}, ("--data", "m"), "(data|--data) is not for digits"),
+        (
+            "digits",
+            {"validation_share": 0.3},
+            ("--validation-share", 0.3),
+            "(validation_share|--validation-share) is not for the digits",
+        ),
+        (
+            "digits",
+            {"freeze": True},
+            ("--freeze",),
+            "freeze keeps weights as they are: give some, with (weights=|--weights)",
+        ),
+        ("digits", {"device": "gpu"}, ("--device", "gpu"), "there is no device 'gpu'"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_said_in_words_of_its_caller(
+    train, tmp_path, task, given, typed, words
+):
+    with pytest.raises(tvc.InputError, match=words) as refused:
+        training.train(task, folder=tmp_path / "run", **given)
+    assert "--" not in str(refused.value)
+    if typed is not None:
+        code, _, err = train(task, *typed, "--out", "run")
+        assert (code, bool(re.search(words, err))) == (2, True), err
+        assert "=" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_broken_pictures_are_skipped_and_odd_ones_converted_and_both_are_told(train, pets):

@@ -1,5 +1,6 @@
 """The walk: every number beside a derivation of its own; pictures by their properties."""
 
+import io
 import re
 from collections import OrderedDict
 from dataclasses import replace
@@ -925,6 +926,28 @@ def test_filters_are_the_weights_and_their_norms():
         net.conv2.weight[:] = 0
         net.conv2.weight[1:, 0, 0, 0] = 4231.7
     assert str(tvc.filters(net, "conv2")).endswith("norms from 0 to 4230")
+
+
+def test_a_table_without_shapes_says_how_to_get_them():
+    net = randomised(plain())
+    assert "input_size=" in str(tvc.layers(net)).splitlines()[-1]
+    assert "input_size=" not in str(tvc.layers(net, input_size=(3, 11, 13)))
+
+
+def test_what_an_interpreter_or_a_notebook_shows_is_to_be_read():
+    """Tables, not the numbers in them by the thousand; filters as a picture."""
+    net, x = randomised(plain()), pictures(2)
+    table, steps = tvc.layers(net, input_size=tuple(x.shape[1:])), tvc.walk(net, x)
+    style, kernels = tvc.style_distance(net, x[:1], x[1:], "conv*"), tvc.filters(net, "conv1")
+    for shown in (table, steps, style, kernels):
+        assert repr(shown) == str(shown)
+    assert repr(table).splitlines()[-1].startswith("Multiply-adds")
+    assert (
+        repr(steps["conv2"])
+        == f"Step(conv2, Conv2d, {'×'.join(map(str, steps['conv2'].output.shape))})"
+    )
+    picture = Image.open(io.BytesIO(kernels._repr_png_()))
+    assert np.array_equal(np.asarray(picture), np.asarray(kernels.picture()))
 
 
 @pytest.mark.parametrize(("groups", "given", "made"), [(1, 4, 6), (2, 4, 6), (4, 4, 4)])

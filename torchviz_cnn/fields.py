@@ -11,7 +11,15 @@ from torch import nn
 
 from torchviz_cnn.errors import InputError, NotApplicable, is_whole
 from torchviz_cnn.inputs import blank, checked_size
-from torchviz_cnn.naming import Layer, known, module_of, resolve, resolve_one, split_call
+from torchviz_cnn.naming import (
+    Layer,
+    known,
+    module_of,
+    resolve,
+    resolve_one,
+    size_of_one,
+    split_call,
+)
 from torchviz_cnn.places import Place
 from torchviz_cnn.summary import layers as layer_table
 from torchviz_cnn.tracing import Trace, remembered
@@ -204,7 +212,7 @@ def _watched(
 ) -> tuple[tuple[int, ...], Trace]:
     """The size of pictures, and what ran on an empty one."""
     module = module_of(model)
-    size = input_size if input_size is not None else known(model, "input_size")
+    size = input_size if input_size is not None else size_of_one(model)
     if size is None:
         raise InputError(
             "how large the pictures are is not known; give input_size=(channels, height, width)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,14 @@ class Filters:
             f"{of_group}, {height}×{width}; norms from {brief(low)} to {brief(high)}"
             f"{scaled if self.scaled_by else ''}"
         )
+
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.picture().save(buffer, format="PNG")
+        return buffer.getvalue()
 
     def picture(
         self,

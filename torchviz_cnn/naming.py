@@ -47,6 +47,19 @@ def known(model: nn.Module | Model, attribute: str) -> Any:
     return None if isinstance(model, nn.Module) else getattr(model, attribute, None)
 
 
+def size_of_one(model: nn.Module | Model) -> tuple[int, ...] | None:
+    """``(C, H, W)`` or ``(H, W)`` of one image, where a Model or an imported network knows it."""
+    module = module_of(model)
+    size: tuple[int, ...] | None = known(model, "input_size")
+    if size is not None or not getattr(module, "is_imported_network", False):
+        return size
+    source: Any = module.source
+    picture = len(source.inputs) == 1 and source.input_layout == "NCHW" and not source.whole
+    if not picture or len(source.input_size) not in (2, 3) or None in source.input_size:
+        return None
+    return tuple(source.input_size)
+
+
 def aliases(module: nn.Module) -> Mapping[str, str]:
     """The aliases given by :func:`rename`: original name -> alias."""
     return _ALIASES.get(module, {})

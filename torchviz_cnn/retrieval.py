@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,11 @@ class Patches:
             title=f"{self.layer} {self.channel}: the {most} of {self.pictures} pictures that "
             "excite it most",
         )
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.sheet().save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 def pictures_in(folder: str | Path) -> list[Path]:

@@ -58,6 +58,9 @@ class Step:
     weights: Tensor | None = None
     answer: Answer | None = None
 
+    def __repr__(self) -> str:
+        return f"Step({self.name}, {self.type}, {'×'.join(map(str, self.output.shape))})"
+
     @property
     def maps(self) -> Tensor | None:
         """The output as feature maps ``(C, h, w)``; ``None`` where it has no places."""
@@ -216,6 +219,9 @@ class Walk(Sequence[Step]):
         from torchviz_cnn import plates
 
         return plates.as_table(self)
+
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
 
     def sparsity_trend(self) -> float | None:
         """Does sparsity increase with depth? Spearman's rank correlation of share and depth.

@@ -12,7 +12,7 @@ from torch import nn
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.guard import check_ready
 from torchviz_cnn.inputs import blank, checked_size
-from torchviz_cnn.naming import display_name, known, module_of
+from torchviz_cnn.naming import display_name, known, module_of, size_of_one
 from torchviz_cnn.tracing import Run, watch
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class LayerTable(Sequence[LayerInfo]):
     def __str__(self) -> str:
         return self.format()
 
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
+
     def format(self, width: int | None = None) -> str:
         """The table as text of at most ``width`` columns (the terminal's by default).
 
@@ -140,6 +143,8 @@ class LayerTable(Sequence[LayerInfo]):
         lines.append(f"Non-trainable params: {self.parameters - self.trainable:,}")
         if self.macs is not None:
             lines.append(f"Multiply-adds for one image: {human(self.macs)}")
+        if self.input_size is None:
+            lines.append("Shapes and multiply-adds need input_size=, such as (3, 224, 224)")
         lines += self._beside_the_rows()
         return "\n".join(lines)
 
@@ -192,8 +197,9 @@ def layers(
     Args:
         model: any network; nothing of it is changed.
         input_size: of one image, ``(C, H, W)`` (or ``(H, W)`` for a network without a channel
-            axis). A :class:`~torchviz_cnn.models.Model` knows its own. Without it the network is
-            not run: shapes, multiply-adds and calls stay unknown.
+            axis). A :class:`~torchviz_cnn.models.Model` knows its own, and so do most imported
+            networks. Without it the network is not run: shapes, multiply-adds and calls stay
+            unknown.
         nested: list containers and the parts of layers as well.
 
     Returns:
@@ -223,7 +229,7 @@ def layers(
     """
     module = module_of(model)
     check_ready(module)
-    size = input_size if input_size is not None else known(model, "input_size")
+    size = input_size if input_size is not None else size_of_one(model)
     runs: dict[str, list[Run]] = {}
     total_macs = None
     if size is not None:

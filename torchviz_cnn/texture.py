@@ -166,6 +166,9 @@ class StyleComparison:
     def __str__(self) -> str:
         return self.table()
 
+    def __repr__(self) -> str:
+        return str(self)  # what an interpreter and a notebook show
+
     def figure(
         self,
         pictures: tuple[Image.Image, Image.Image] | None = None,

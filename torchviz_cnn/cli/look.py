@@ -132,14 +132,14 @@ def activations_command(
     names = layers or layers_to_walk(network)
     for path, stem, picture in zip(images, stems(images), pictures, strict=True):
         inputs = network.prepare(picture)
+        seen = walk_through(  # first of all: it knows whether what was asked for is there
+            network, inputs, names, whole=layers is None, picture=picture, target=target
+        )
         tell(str(path))
         try:
             tell(album.predictions_table(album.predict(network, inputs)[0]))
         except NoScores as reason:  # its layers can be looked at all the same
             note(f"no classes are told: {reason.typed}")
-        seen = walk_through(
-            network, inputs, names, whole=layers is None, picture=picture, target=target
-        )
         for sentence in seen.left_out():
             note(sentence)
         with all_or_nothing(out) as staging:

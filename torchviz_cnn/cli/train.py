@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from torchviz_cnn import models
 from torchviz_cnn.cli.options import Device, InputSize, size_of
-from torchviz_cnn.pictures import read_picture
-from torchviz_cnn.report import write_page
-from torchviz_cnn.training import outcome
-from torchviz_cnn.training.augment import Augmentation
-from torchviz_cnn.training.fit import check_network, check_run, fit, is_first
-from torchviz_cnn.training.start import start
-from torchviz_cnn.training.tasks import TASKS, pictures
-from torchviz_cnn.training.watch import Watch
-from torchviz_cnn.words import percent
+from torchviz_cnn.cli.speech import note, tell
+from torchviz_cnn.training import train
+from torchviz_cnn.training.fit import is_first
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
-
-
-def _silent(sentence: str, *, err: bool = False) -> None:
-    """What a process says that only helps another."""
 
 
 def train_command(
@@ -119,7 +107,6 @@ def train_command(
       torchviz-cnn train cat-dog --data pets --model resnet18 --weights default --freeze
       torchviz-cnn explain cat.jpg --model torchviz-cnn-train
     """
-    known = pictures(task, data, validation_share, seed)
     wishes: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -130,66 +117,34 @@ def train_command(
     for name, count in (("steps", steps), ("validation_steps", validation_steps)):
         if count is not None:
             wishes[name] = count or None
-    settings = replace(
-        TASKS[task].settings,
-        **wishes,
-        patience=patience,
-        seed=seed,
-        augmentation=Augmentation(flip, rotate, shift, zoom),
-        devices=devices,
-        workers=workers,
-    )
-    place = models.choose_device(device)
-    check_run(out, resume, settings, place)
-    watched = None if watch is None else Watch(read_picture(watch), out)
-    begin = start(
-        model or TASKS[task].model,
-        len(known.classes),
-        weights=weights,
-        freeze=freeze,
-        input_size=size_of(input_size),
-        seed=seed,
-    )
-    check_network(out, resume, settings, begin, known.classes)
-    train, validation, remarks, notes = known.load(begin.preprocess, progress=True)
-    tell = typer.echo if is_first() else _silent
-    for line in (*begin.notes, *notes, *remarks.lines()):
-        tell(f"note: {line}", err=True)
-    parameters = sum(p.numel() for p in begin.module.parameters())
-    tell(
-        f"{begin.architecture.name}: {parameters:,} parameters; {len(train):,} pictures to train "
-        f"on, {len(validation):,} to validate on; classes {', '.join(known.classes[:10])}"
-        + (" …" if len(known.classes) > 10 else "")
-    )
     try:
-        run = fit(
-            begin,
-            known.classes,
-            train,
-            validation,
+        train(
+            task,
+            data,
             out,
-            settings,
+            model=model,
+            weights=weights,
+            freeze=freeze,
+            input_size=size_of(input_size),
+            validation_share=validation_share,
             resume=resume,
-            device=place,
+            watch=watch,
+            device=device,
             progress=True,
             tell=tell,
-            watch=watched,
-            remarks=remarks.lines(None),
+            note=note,
+            **wishes,
+            patience=patience,
+            seed=seed,
+            flip=flip,
+            rotate=rotate,
+            shift=shift,
+            zoom=zoom,
+            devices=devices,
+            workers=workers,
         )
     except KeyboardInterrupt:
         typer.echo("\nstopped; go on after the last finished epoch with --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if not is_first():
-        return
-    found = outcome.judge(run.model.to(place), validation)
-    typer.echo(
-        f"the best epoch is {run.best}: {percent(found.accuracy, 1)} of {len(validation):,} "
-        "held-out pictures are right"
-    )
-    page = write_page(
-        out,
-        f"What {begin.architecture.name} learnt",
-        outcome.lead(run, found, len(train)),
-        outcome.sections(run, found, validation, watched=resume or watched is not None),
-    )
-    typer.echo(f"open {page}; look further with --model {out}")
+    if is_first():
+        tell(f"open {out / 'index.html'}; look further with --model {out}")

@@ -19,11 +19,9 @@ from torchviz_cnn.models.factory import from_factory
 from torchviz_cnn.models.imported import from_onnx
 from torchviz_cnn.models.model import Model, of_its_size
 from torchviz_cnn.models.own import OWN, own_network
-from torchviz_cnn.models.weights import at_random, load_state
+from torchviz_cnn.models.weights import KERAS, at_random, how_to_export, load_state
 from torchviz_cnn.preprocess import preprocess_by_name
 from torchviz_cnn.targets import ClassNames, class_names
-
-KERAS = (".keras", ".h5", ".hdf5")  # endings of files that Keras saves whole networks in
 
 
 def names() -> list[str]:
@@ -117,10 +115,7 @@ def load(
     elif _is_name(spec):
         model = _torchvisions().load(spec, weights, size)
     elif spec.lower().endswith(KERAS):
-        raise InputError(
-            f"{spec!r} is a Keras file: export it as ONNX first, where Keras is installed, with "
-            f"'torchviz-cnn export-keras {spec} {Path(spec).stem}.onnx'"
-        )
+        raise InputError(f"{spec!r} is a Keras file: {how_to_export(spec)}")
     else:
         raise InputError(
             f"there is no network {spec!r}{closest(spec, names())}"

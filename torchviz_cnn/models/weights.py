@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 from zipfile import BadZipFile
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 # What loading a file of weights raises when it is not there, not one, or damaged.
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError)
+
+KERAS = (".keras", ".h5", ".hdf5")  # endings of files that Keras saves whole networks in
 
 IMAGENET_CLASSES = 1000
 # torchvision's networks that scale pictures themselves where their weights want it.
@@ -83,14 +86,8 @@ def read_state(path: str) -> dict[str, Tensor]:
         raise InputError(f"there is no weights file {path!r}") from None
     except IsADirectoryError:
         raise InputError(f"{path!r} is a folder, not a weights file") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path!r} is no state dict that can be loaded safely: it is damaged, or holds a whole "
-            "pickled network; save network.state_dict() instead"
-        ) from None
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path!r} is not a readable weights file: {reason}") from None
+        raise _unreadable(path, error) from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
@@ -101,6 +98,34 @@ def read_state(path: str) -> dict[str, Tensor]:
     if not found:
         raise InputError(f"{path!r} holds an empty state dict")
     return _unwrapped(dict(found))
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    """What is to be said of a file that torch cannot load."""
+    if path.lower().endswith(KERAS):
+        return InputError(
+            f"{path!r} is a Keras file, and a network of torch's cannot take its weights: "
+            f"{how_to_export(path)}, and give that file in place of the network"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return InputError(
+            f"{path!r} is no state dict that can be loaded safely: it is damaged, or holds a whole "
+            "pickled network; save network.state_dict() instead"
+        )
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"{path!r} is not a readable weights file: {reason}")
+
+
+def how_to_export(path: str) -> str:
+    """What to do with a file that Keras saved.
+
+    >>> how_to_export("nets/cat.h5")
+    "export it as ONNX first, where Keras is installed, with 'torchviz-cnn export-keras nets/cat.h5 cat.onnx'"
+    """
+    return (
+        "export it as ONNX first, where Keras is installed, with "
+        f"'torchviz-cnn export-keras {path} {Path(path).stem}.onnx'"
+    )
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class Augmentation:
         for name, most in (("rotate", 180.0), ("shift", 1.0), ("zoom", 0.95)):
             value = getattr(self, name)
             if not 0 <= value <= most:
-                raise InputError(f"{name} must lie between 0 and {most:g}, not {value}")
+                raise InputError.about(name, f"must lie between 0 and {most:g}, not {value}")
 
     def __bool__(self) -> bool:
         return self != Augmentation()

@@ -35,6 +35,7 @@ from torchviz_cnn.training.plan import (
 )
 from torchviz_cnn.training.sets import Labelled
 from torchviz_cnn.training.start import Start
+from torchviz_cnn.words import counted
 
 if TYPE_CHECKING:
     from torchviz_cnn.training.recipe import Recipe
@@ -75,9 +76,10 @@ def check_run(folder: Path, resume: bool, settings: Settings, device: torch.devi
     """
     check_folder(folder)
     if not resume and any((folder / name).exists() for name in (STATE, BEST, LAST)):
+        taken = f"{str(folder)!r} holds a trained network already; go on with it"
         raise InputError(
-            f"{str(folder)!r} holds a trained network already; go on with it (--resume), or name "
-            "another folder (--out)"
+            f"{taken} (resume=True), or name another folder",
+            typed=f"{taken} (--resume), or name another folder (--out)",
         )
     cuda = device.type == "cuda"
     if settings.precision != "32" and not cuda:
@@ -210,6 +212,12 @@ def fit(
             watch(keeper.model(recipe), len(recipe.history))
         if not settings.is_over(recipe.history):
             _run(recipe, settings, device)
+    done = len(recipe.history)
+    if done < settings.epochs and settings.patience is not None:
+        tell(
+            f"stopped after epoch {done} of {settings.epochs}: "
+            f"{counted(settings.patience, 'epoch')} without a lower validation loss"
+        )
     return _outcome(folder, start, recipe.history)
 
 

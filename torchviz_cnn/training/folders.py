@@ -72,14 +72,15 @@ def find(folder: str | Path, share: float | None = None, seed: int = 0) -> Found
     held_out = next((parts[name] for name in HELD_OUT if divided and name in parts), None)
     if held_out is not None:
         if share is not None:
+            has = f"{str(held_out)!r} holds the pictures to validate on;"
             raise InputError(
-                f"{str(held_out)!r} holds the pictures to validate on; --validation-share is for a "
-                "folder without one"
+                f"{has} validation_share is for a folder without one",
+                typed=f"{has} --validation-share is for a folder without one",
             )
         return _two_folders(train, held_out)
     share = 0.2 if share is None else share
     if not 0 < share < 1:
-        raise InputError(f"--validation-share must lie between 0 and 1, not {share}")
+        raise InputError.about("validation_share", f"must lie between 0 and 1, not {share}")
     if not divided and len(parts) > 1 and only_parts:
         raise InputError(
             f"{str(place)!r} holds {', '.join(repr(path.name) for path in parts.values())}, which "

@@ -119,7 +119,7 @@ def mnist_files(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"{str(folder)!r} is no folder; --data names the folder of MNIST's files")
+        raise InputError(f"{str(folder)!r} is no folder; name that of MNIST's files")
     pairs = {stem: pair for stem in ("train", "t10k") if (pair := _pair(place, stem))}
     if not pairs:
         raise InputError(

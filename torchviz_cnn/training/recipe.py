@@ -260,10 +260,11 @@ class Recipe(pl.LightningModule):
         self.bar.close()
         found = self.sums.means(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         if not all(math.isfinite(found[name]) for name in ("loss", "validation_loss")):
-            raise InputError(
-                f"the loss is no longer a finite number after epoch {self.epoch + 1}; try a smaller "
-                "--learning-rate (checkpoints of the epochs before are kept)"
+            ill = (
+                f"the loss is no longer a finite number after epoch {self.epoch + 1}; try a smaller"
             )
+            kept = "(checkpoints of the epochs before are kept)"
+            raise InputError(f"{ill} learning_rate {kept}", typed=f"{ill} --learning-rate {kept}")
         self.history.append({"epoch": self.epoch + 1, **found})
         if self.trainer.is_global_zero:
             self.after_epoch(self)

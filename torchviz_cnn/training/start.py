@@ -65,7 +65,10 @@ def start(
     """
     given = None if weights in (None, "none") else weights
     if freeze and given is None:
-        raise InputError("--freeze keeps weights as they are: give some, with --weights")
+        raise InputError(
+            "freeze keeps weights as they are: give some, with weights=",
+            typed="--freeze keeps weights as they are: give some, with --weights",
+        )
     # Its preprocessing and size; of its weights, those that are wanted.
     bare = models.load(
         name, "none" if ":" not in name else None, input_size=input_size, device="cpu"

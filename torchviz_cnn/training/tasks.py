@@ -82,7 +82,7 @@ class Pictures:
                 raise InputError(
                     f"{TASKS[self.task].about} are gray and 28×28, and the network takes "
                     f"{preprocess.channels} of {'×'.join(map(str, preprocess.size))}; "
-                    "use --model mnist_convnet"
+                    "use the model mnist_convnet"
                 )
         return parts[0], parts[1], Remarks(), (note,)
 
@@ -106,17 +106,31 @@ class Pictures:
         sets = {name: in_memory(*pair, f"{name} digit") for name, pair in files.items()}
         if len(sets) == 2:
             if self.share is not None:
-                raise InputError(
-                    "MNIST's test pictures are there to validate on; --validation-share is for "
-                    "where there is one pair of files only"
+                raise InputError.about(
+                    "validation_share",
+                    "is for where there is one pair of files only, and MNIST's test pictures are "
+                    "there to validate on",
                 )
             return (sets["train"], sets["t10k"]), "trained on train, validated on t10k"
         (name, whole), share = next(iter(sets.items())), 0.2 if self.share is None else self.share
         if not 0 < share < 1:
-            raise InputError(f"--validation-share must lie between 0 and 1, not {share}")
+            raise InputError.about("validation_share", f"must lie between 0 and 1, not {share}")
         own, held = split(len(whole), share, self.seed)
         note = f"only the {name} pair is there: {len(held)} of its {len(whole)} digits are held out"
         return (whole.part(own), whole.part(held)), note
+
+
+def task_of(name: str) -> Task:
+    """A task by its name.
+
+    Raises:
+        InputError: for a name that none has.
+    """
+    if name not in TASKS:
+        raise InputError(
+            f"there is no training run {name!r}; choose {', '.join(TASKS)}{closest(name, TASKS)}"
+        )
+    return TASKS[name]
 
 
 def pictures(task: str, folder: Path | None, share: float | None, seed: int) -> Pictures:
@@ -125,16 +139,14 @@ def pictures(task: str, folder: Path | None, share: float | None, seed: int) -> 
     Raises:
         InputError: for an unknown run, or a folder that is missing or wrong.
     """
-    if task not in TASKS:
-        raise InputError(
-            f"there is no training run {task!r}; choose {', '.join(TASKS)}{closest(task, TASKS)}"
-        )
-    if TASKS[task].needs_data and folder is None:
-        raise InputError(f"train {task} needs {TASKS[task].about}: name the folder with --data DIR")
-    if not TASKS[task].needs_data and folder is not None:
-        raise InputError(f"train {task} brings its own pictures; leave --data out")
+    wanted = task_of(task)
+    if wanted.needs_data and folder is None:
+        lacking = f"training {task} needs {wanted.about}: name the folder with"
+        raise InputError(f"{lacking} data=", typed=f"{lacking} --data DIR")
+    if not wanted.needs_data and folder is not None:
+        raise InputError.about("data", f"is not for {task}, which brings its own pictures")
     if task == "digits" and share is not None:
-        raise InputError("the digits are split already; leave --validation-share out")
+        raise InputError.about("validation_share", "is not for the digits, which are split already")
     classes = _DIGITS
     if task == "cat-dog":
         assert folder is not None

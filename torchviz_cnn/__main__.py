@@ -1,0 +1,5 @@
+"""``python -m torchviz_cnn``: the command line, where its script is not on the path."""
+
+from torchviz_cnn.cli import main
+
+main()
