@@ -6,11 +6,12 @@ onnxruntime can only tell what is in the file; what the exporter got wrong, only
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ from converters.importer import LayerRecord, load_onnx
 from converters.keras_files import check_keras_file
 from converters.keras_itself import keras_of, load_keras
 from converters.sides import bounds_for, inputs_left, network_inputs, run_network
-from converters.trust import read_model
+from converters.trust import Limits, read_model
+from converters.trust.limits import USUAL
 from converters.verdicts import Bounds, Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
@@ -33,6 +35,8 @@ def compare_with_keras(
     *,
     inputs: Tensor | None = None,
     network: ImportedNetwork | None = None,
+    external_data: bool = False,
+    limits: Limits = USUAL,
     seed: int = 0,
 ) -> Comparison:
     """Run Keras and the imported network on the same pictures, and compare every layer.
@@ -43,6 +47,7 @@ def compare_with_keras(
         inputs: as the network takes them, ``(N, C, H, W)`` or ``(N, H, W)``; two pictures of uniform
             noise from 0 to 1 by default.
         network: the imported network, where it is not to be imported anew.
+        external_data, limits: as for :func:`~converters.load_onnx`.
         seed: of the noise.
 
     Returns:
@@ -63,7 +68,8 @@ def compare_with_keras(
     if isinstance(model_or_path, (str, os.PathLike)):
         check_keras_file(Path(model_or_path))
         keras, model = load_keras(keras, Path(model_or_path))
-    network = network or _with_keras_names(path, model_or_path)
+    if network is None:
+        network = _with_keras_names(path, model_or_path, external_data=external_data, limits=limits)
     inputs_there = getattr(model, "inputs", None)
     if not inputs_there:
         raise InputError(
@@ -89,7 +95,10 @@ def compare_with_keras(
             f"{Path(path).name} puts out {len(results)} tensors and the Keras model {len(whole)}; "
             "is this the model it was exported from?"
         )
-    first = _channels_first_here(path, network, wanted.values())
+    first: set[str] = set()
+    if any(array.ndim in (3, 5) for array in wanted.values()):
+        file = read_model(path, external_data=external_data, limits=limits)
+        first = _channels_first_here(file, network)
     rows = []
     for name, theirs in wanted.items():
         record = known.get(name)
@@ -141,10 +150,12 @@ def _ends_in_sigmoid(network: ImportedNetwork, name: str) -> bool:
     return isinstance([*network.get_submodule(name).modules()][-1], nn.Sigmoid)
 
 
-def _with_keras_names(path: str | Path, model_or_path: Any) -> ImportedNetwork:
+def _with_keras_names(path: str | Path, model_or_path: Any, **reading: Any) -> ImportedNetwork:
     """The network; where the file has no names, with those of the model."""
-    network = load_onnx(path)
-    return network if network.source.names_in_file else load_onnx(path, keras=model_or_path)
+    network = load_onnx(path, **reading)
+    if network.source.names_in_file:
+        return network
+    return load_onnx(path, keras=model_or_path, **reading)
 
 
 def _keras_outputs(
@@ -208,13 +219,9 @@ def _channels_first(array: Array) -> Array:
     return np.moveaxis(array, -1, 1) if array.ndim == 4 else array
 
 
-def _channels_first_here(
-    path: str | Path, network: ImportedNetwork, arrays: Iterable[Array]
-) -> set[str]:
+def _channels_first_here(model: onnx.ModelProto, network: ImportedNetwork) -> set[str]:
     """Layers of rows or volumes whose channels the network has first, as the file has or turned."""
-    if all(array.ndim not in (3, 5) for array in arrays):
-        return set()
-    model, left = read_model(path), inputs_left(network)
+    left = inputs_left(network)
     axes, named = tensor_axes(model, left), output_tensors(model, left)
     found = set()
     for record in network.source.layers:

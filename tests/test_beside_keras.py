@@ -254,3 +254,31 @@ def test_a_model_that_is_code_is_refused(tmp_path):
     converters.export_keras(model, tmp_path / "net.onnx", input_shape=(12, 10, 3))
     with pytest.raises(tvc.InputError, match="does not say how its layers hang together"):
         converters.compare_with_keras(tmp_path / "net.onnx", model)
+
+
+def test_weights_may_lie_in_a_file_beside_it(tmp_path):
+    """Rows of cells, whose order of axes is looked up in the file once more."""
+    import onnx
+
+    model = keras.Sequential(
+        [
+            keras.layers.Input((9, 4)),
+            keras.layers.Conv1D(5, 3, activation="relu", name="conv"),
+            keras.layers.GlobalAveragePooling1D(name="pool"),
+        ]
+    )
+    converters.export_keras(random_weights(model), tmp_path / "one.onnx")
+    path = tmp_path / "two.onnx"
+    onnx.save(
+        onnx.load(tmp_path / "one.onnx"),
+        path,
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+    )
+    result = converters.compare_with_keras(path, model, external_data=True)
+    assert {row.name: row.status for row in result.layers} == {"conv": "same", "pool": "same"}
+    network = converters.load_onnx(path, external_data=True)
+    assert converters.compare_with_keras(path, model, network=network, external_data=True).passed
+    with pytest.raises(tvc.InputError, match="external_data"):
+        converters.compare_with_keras(path, model)
