@@ -189,7 +189,11 @@ def trace(
     _check_plain(graph, recorder.calls)
     definition, weights = _without_weights(tf, graph)
     proto = _to_onnx(
-        tf, definition, [t.name for t in given] + list(weights), [t.name for t in outputs]
+        tf,
+        definition,
+        [t.name for t in given] + list(weights),
+        [t.name for t in outputs],
+        _settled(tf, recorder.calls),
     )
     _rename(proto, {t.name: name for t, (_, _, name) in zip(given, sizes, strict=True)})
     return Trace(recorder.calls, proto, weights, [name for _, _, name in sizes])
@@ -304,7 +308,28 @@ _PASSES = (
 _REWRITERS_LEFT_OUT = ("rewrite_constant_fold", "rewrite_conv2d_with_pad")
 
 
-def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+_SETTLED = "SettledTranspose"
+
+
+def _settled(tf: Any, calls: Sequence[Call]) -> set[str]:
+    """Transposes that must stay where they are, or a layer would put out what another one does.
+
+    Those that are layers of their own (``Permute``), and those by which a layer looks at the batch
+    step by step (``TimeDistributed``): all others only lead to a convolution and back.
+    """
+    found = set()
+    for call in calls:
+        work = [op for op in call.operators if op.type != "Const"]
+        for op in work:
+            perm = tf.get_static_value(op.inputs[1]) if op.type == "Transpose" else None
+            if perm is not None and call.path and (work == [op] or perm[0] != 0):
+                found.add(op.name)
+    return found
+
+
+def _to_onnx(
+    tf: Any, definition: Any, inputs: list[str], outputs: list[str], settled: set[str]
+) -> onnx.ModelProto:
     from tf2onnx import optimizer, tfonnx
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
 
@@ -333,6 +358,8 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
             )
             _reach_sizes(found)
             nameless = _nameless(found)
+            for node in found.get_nodes():
+                node.type = _SETTLED if node.name in settled else node.type
             found = optimizer.optimize_graph(found, False, optimizers=passes)
         except (ValueError, KeyError, NotImplementedError, AttributeError, AssertionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -340,6 +367,7 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
     model = found.make_model("network")
     for node in model.graph.node:
         node.name = nameless.get(node.name, node.name)
+        node.op_type = "Transpose" if node.op_type == _SETTLED else node.op_type
     return model
 
 

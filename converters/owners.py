@@ -96,18 +96,22 @@ def give_owners(graph: Graph, reserved: Iterable[str] = ()) -> None:
 
 
 def _stay_with_maker(graph: Graph) -> None:
-    """``pool/Mean_Squeeze__12`` ends the layer ``pool``: it does not begin the next."""
+    """``pool/Mean_Squeeze__12`` ends the layer ``pool``: it does not begin the next.
+
+    So does ``steps/stack_Concat__70``, which puts together what the layer made step by step.
+    """
     makers, readers = graph.makers(), Wires(graph).readers
     for node in graph.nodes:
-        if node.owner is None and node.op in _RESHAPING and node.near is not None:
+        if node.owner is None and node.op in _RESHAPING | {"Concat"} and node.near is not None:
             before = makers.get(node.inputs[0])
             turns = []
             while before is not None and _is_free_turn(before) and len(readers(before.output)) == 1:
                 turns.append(before)  # our own, back to the order of axes that the file has
                 before = makers.get(before.inputs[0])
-            if before is not None and _path_of(before) == node.near.path:
+            depth = len(node.near.path)
+            if before is not None and before.owner and before.owner.path[:depth] == node.near.path:
                 for each in (node, *turns):
-                    each.owner = before.owner
+                    each.owner = Owner(node.near.path, before.owner.scope[:depth])
 
 
 def _is_free_turn(node: Node) -> bool:

@@ -282,3 +282,94 @@ def test_weights_may_lie_in_a_file_beside_it(tmp_path):
     assert converters.compare_with_keras(path, model, network=network, external_data=True).passed
     with pytest.raises(tvc.InputError, match="external_data"):
         converters.compare_with_keras(path, model)
+
+
+def by_way(ways, model, path):
+    """The rows beside Keras, and those beside the file itself, which must be the same."""
+    if ways == "ours":
+        converters.export_keras(model, path, every_layer=True)
+    else:
+        model(np.zeros((1, *model.input_shape[1:]), np.float32))
+        model.export(path, format="onnx", verbose=False)
+    itself = converters.compare(path)
+    assert itself.passed, str(itself)
+    result = converters.compare_with_keras(path, model)
+    assert result.passed, str(result)
+    return {row.name: row.status for row in result.layers}
+
+
+ELSEWHERE = "same, laid out otherwise"
+
+
+@pytest.mark.parametrize(("ways", "in_steps"), [("ours", "same"), ("Keras'", ELSEWHERE)])
+def test_layers_that_run_step_by_step_are_compared(ways, in_steps, tmp_path):
+    """They put the steps before the pictures inside; Keras' exporter lets the next layer undo that."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((4, 11, 10, 3)),
+            layers.TimeDistributed(layers.Conv2D(5, 3, activation="relu"), name="conv"),
+            layers.TimeDistributed(layers.MaxPooling2D(), name="pool"),
+            layers.TimeDistributed(layers.Flatten(), name="flat"),
+            layers.TimeDistributed(layers.Dense(6), name="dense"),
+            layers.GlobalAveragePooling1D(name="mean"),
+        ]
+    )
+    found = by_way(ways, random_weights(model), tmp_path / "net.onnx")
+    assert found == dict.fromkeys(["conv", "pool", "flat", "dense"], in_steps) | {"mean": "same"}
+    model.get_layer("dense").layer.bias.assign([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert result.first_difference.name == "dense"
+
+
+def test_volumes_may_come_step_by_step_too(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((2, 6, 5, 7, 3)),
+            layers.TimeDistributed(layers.Conv3D(4, 3, activation="relu"), name="conv"),
+            layers.Flatten(name="flat"),
+        ]
+    )
+    found = by_way("ours", random_weights(model), tmp_path / "net.onnx")
+    assert found == {"conv": "same", "flat": "same"}
+
+
+@pytest.mark.parametrize(("ways", "merged"), [("ours", "same"), ("Keras'", ELSEWHERE)])
+def test_a_layer_whose_end_was_merged_with_the_next_ones_beginning(ways, merged, tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((9, 8, 3)),
+            layers.Conv2D(8, 3, name="conv"),
+            layers.GroupNormalization(4, name="norm"),
+            layers.Reshape((42, 8), name="rows"),
+            layers.GlobalMaxPooling1D(name="most"),
+            layers.RepeatVector(4, name="again"),
+            layers.Reshape((2, 2, 8), name="maps"),
+            layers.Conv2D(3, 2, name="last"),
+        ]
+    )
+    found = by_way(ways, random_weights(model), tmp_path / "net.onnx")
+    names = [layer.name for layer in model.layers]
+    assert found == dict.fromkeys(names, "same") | {"norm": merged, "again": merged}
+
+
+def test_layers_that_turn_axes_stay_where_they_are(tmp_path):
+    """The exporter's transposes are moved until they meet; these are layers of their own."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((9, 8, 3)),
+            layers.Conv2D(5, 3, name="conv"),
+            layers.Permute((2, 1, 3), name="mirror"),
+            layers.Activation("tanh", name="act"),
+            layers.Permute((3, 1, 2), name="first"),
+            layers.Activation("elu", name="more"),
+            layers.Permute((2, 3, 1), name="back"),
+            layers.Flatten(name="flat"),
+            layers.Dense(2, name="last"),
+        ]
+    )
+    found = by_way("ours", random_weights(model), tmp_path / "net.onnx")
+    assert found == {layer.name: "same" for layer in model.layers}
