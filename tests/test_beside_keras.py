@@ -373,3 +373,41 @@ def test_layers_that_turn_axes_stay_where_they_are(tmp_path):
     )
     found = by_way("ours", random_weights(model), tmp_path / "net.onnx")
     assert found == {layer.name: "same" for layer in model.layers}
+
+
+@pytest.mark.parametrize("ways", ["ours", "Keras'"])
+def test_maps_made_in_a_network_with_channels_first_have_them_first(ways, tmp_path):
+    """As in squeeze and excitation: what is made of a vector has nothing that would say so."""
+    layers, first = keras.layers, {"data_format": "channels_first"}
+    picture = layers.Input((3, 12, 10))
+    maps = layers.Conv2D(6, 3, name="conv", **first)(picture)
+    mean = layers.GlobalAveragePooling2D(name="mean", **first)(maps)
+    wide = layers.Reshape((6, 1, 1), name="wide")(mean)
+    gate = layers.Activation("sigmoid", name="gate")(wide)
+    gated = layers.Multiply(name="gated")([maps, gate])
+    turned = layers.Permute((1, 3, 2), name="turned")(gated)
+    model = keras.Model(picture, layers.Flatten(name="flat")(turned))
+    path = tmp_path / "net.onnx"
+    found = by_way(ways, random_weights(model), path)
+    wanted = dict.fromkeys(["conv", "mean", "wide", "gate", "gated", "flat"], "same")
+    assert found.items() >= wanted.items()
+    if ways == "ours":
+        assert found["turned"] == "same"
+    seen = tvc.activations(converters.load_onnx(path), torch.rand(2, 3, 12, 10), ["wide", "gated"])
+    assert [maps.shape[1:] for maps in seen.values()] == [(6, 1, 1), (6, 10, 8)]
+
+
+@pytest.mark.parametrize("ways", ["ours", "Keras'"])
+def test_scores_may_come_as_maps_of_one_cell(ways, tmp_path):
+    """Keras' exporter turns them around by changing their shape, for the numbers stay in order."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((6, 5, 3)),
+            layers.Conv2D(8, (6, 5), name="wide"),
+            layers.Conv2D(4, 1, name="scores"),
+        ]
+    )
+    path = tmp_path / "net.onnx"
+    assert by_way(ways, random_weights(model), path) == {"wide": "same", "scores": "same"}
+    assert converters.load_onnx(path)(torch.rand(2, 3, 6, 5)).shape == (2, 4, 1, 1)
