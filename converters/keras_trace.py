@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from converters.transposed import settle_borders
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
@@ -194,6 +195,7 @@ def trace(
         [t.name for t in given] + list(weights),
         [t.name for t in outputs],
         _settled(tf, recorder.calls),
+        {op.name: call.layer for call in recorder.calls for op in call.operators},
     )
     _rename(proto, {t.name: name for t, (_, _, name) in zip(given, sizes, strict=True)})
     return Trace(recorder.calls, proto, weights, [name for _, _, name in sizes])
@@ -328,7 +330,12 @@ def _settled(tf: Any, calls: Sequence[Call]) -> set[str]:
 
 
 def _to_onnx(
-    tf: Any, definition: Any, inputs: list[str], outputs: list[str], settled: set[str]
+    tf: Any,
+    definition: Any,
+    inputs: list[str],
+    outputs: list[str],
+    settled: set[str],
+    layers: dict[str, Any],
 ) -> onnx.ModelProto:
     from tf2onnx import optimizer, tfonnx
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
@@ -357,6 +364,7 @@ def _to_onnx(
                 graph, opset=OPSET, input_names=inputs, output_names=outputs
             )
             _reach_sizes(found)
+            settle_borders(found, layers)
             nameless = _nameless(found)
             for node in found.get_nodes():
                 node.type = _SETTLED if node.name in settled else node.type
