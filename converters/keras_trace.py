@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters.transposed import settle_borders
+from converters.exact_sizes import reach_sizes, settle_borders
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
@@ -212,12 +212,17 @@ def _check_plain(graph: Any, calls: Sequence[Call]) -> None:
     """
     owners = {operator.name: call for call in calls for operator in call.operators}
     for operator in graph.get_operations():
+        call = owners.get(operator.name)
+        where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
         if operator.type in _BRANCHING:
-            call = owners.get(operator.name)
-            where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
             raise InputError(
                 f"{where} loops or branches ({operator.type}), as recurrent layers do; only plain "
                 "networks are exported"
+            )
+        if operator.type == "ResizeArea":  # the exporter would take the nearest cell
+            raise InputError(
+                f"{where} resizes by the mean over areas, which ONNX cannot say; replace it by one "
+                "that is bilinear, or by average pooling"
             )
 
 
@@ -363,7 +368,7 @@ def _to_onnx(
             found = tfonnx.process_tf_graph(
                 graph, opset=OPSET, input_names=inputs, output_names=outputs
             )
-            _reach_sizes(found)
+            reach_sizes(found)
             settle_borders(found, layers)
             nameless = _nameless(found)
             for node in found.get_nodes():
@@ -377,25 +382,6 @@ def _to_onnx(
         node.name = nameless.get(node.name, node.name)
         node.op_type = "Transpose" if node.op_type == _SETTLED else node.op_type
     return model
-
-
-def _reach_sizes(graph: Any) -> None:
-    """Factors of resizes that come to the size asked for, wherever a product is rounded down.
-
-    TensorFlow resizes to a size; the exporter writes it over the length, in single precision, which
-    may be a trace too small: 90 times that of 75 is then 74 rows.
-    """
-    for node in graph.get_nodes():
-        factors = graph.get_node_by_output(node.input[2]) if node.type == "Resize" else None
-        if factors is None or not factors.is_const():
-            continue
-        values = factors.get_tensor_value(as_list=False).copy()
-        for axis, length in enumerate(graph.get_shape(node.input[0]) or ()):
-            size = round(length * float(values[axis]))
-            if length > 0 and values[axis] == np.float32(size / length):
-                while math.floor(length * float(values[axis])) < size:
-                    values[axis] = np.nextafter(values[axis], np.float32(np.inf))
-        factors.set_tensor_value(values)
 
 
 def _nameless(graph: Any) -> dict[str, str]:

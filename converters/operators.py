@@ -15,6 +15,7 @@ from torch import nn
 from converters.by_onnx2torch import Built, by_onnx2torch, unsupported, with_constants
 from converters.graph import Graph, Node
 from converters.modules.arithmetic import Add, Affine, AtMost, MatMul, Multiply, Reduce, Standardize
+from converters.modules.cells import NearestCells
 from converters.modules.shapes import (
     Concatenate,
     Pad,
@@ -383,6 +384,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Gelu": _gelu,
     "GlobalAveragePool": lambda graph, node: _one(GlobalPool("ReduceMean"), node),
     "GlobalMaxPool": lambda graph, node: _one(GlobalPool("ReduceMax"), node),
+    "NearestCells": lambda graph, node: _one(NearestCells(node.attributes["sides"]), node),
     "SamePad": _same_pad,
     "Conv": _windowed,
     "MaxPool": _windowed,

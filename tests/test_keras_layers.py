@@ -110,3 +110,92 @@ def test_borders_that_keras_exporter_got_wrong_lead_to_ours(tmp_path):
     model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
     with pytest.raises(tvc.InputError, match=r"no border is narrower than 0.*export-keras"):
         converters.load_onnx(tmp_path / "net.onnx")
+
+
+def resized(sides=(20, 15), **settings):
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((*sides, 3)),
+            layers.Conv2D(4, 3, padding="same", name="before"),
+            layers.Resizing(9, 12, name="resized", **settings),
+            layers.Conv2D(2, 3, name="conv"),
+            layers.GlobalAveragePooling2D(name="mean"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"interpolation": "nearest"},
+        {"interpolation": "bilinear"},
+        {"crop_to_aspect_ratio": True},
+        {"crop_to_aspect_ratio": True, "interpolation": "nearest"},
+    ],
+    ids=str,
+)
+def test_maps_are_resized_as_keras_does(settings, tmp_path):
+    network = imported(resized(**settings), tmp_path / "net.onnx")
+    x = torch.rand(2, 3, 20, 15)
+    slow, fast = (tvc.occlusion(network, x, 0, window=5, engine=way) for way in ("dense", "auto"))
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["nearest", "bilinear"])
+def test_pictures_of_any_size_are_resized_to_one(way, tmp_path):
+    model = resized((None, None), interpolation=way)
+    network = imported(model, tmp_path / "net.onnx")
+    for sides in ((9, 31), (60, 24)):
+        x = np.random.default_rng(1).uniform(0, 1, (2, *sides, 3)).astype(np.float32)
+        found = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+        np.testing.assert_allclose(found, model.predict_on_batch(x), atol=1e-5)
+
+
+def test_the_nearest_cell_is_that_of_the_middle_however_many_are_skipped(tmp_path):
+    """Every sixth of sixty: the middle lies where two cells meet, and the later one is taken."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((60, 40, 3)),
+            layers.Resizing(10, 10, interpolation="nearest", name="fewer"),
+            layers.Conv2D(2, 1, name="conv"),
+        ]
+    )
+    network = imported(model, tmp_path / "net.onnx")
+    x = torch.rand(1, 3, 60, 40)
+    seen = tvc.activations(network, x, "fewer")["fewer"]
+    assert torch.equal(seen, x[:, :, 3::6, 2::4])
+
+
+def test_a_resize_that_cannot_be_read_is_not_sent_back_to_where_it_comes_from(tmp_path):
+    converters.export_keras(resized(interpolation="bicubic"), tmp_path / "net.onnx")
+    with pytest.raises(
+        tvc.InputError, match=r"'resized' is not supported .*replace that layer"
+    ) as e:
+        converters.load_onnx(tmp_path / "net.onnx")
+    assert "export-keras" not in str(e.value)
+    model = resized((None, None), crop_to_aspect_ratio=True)
+    converters.export_keras(model, tmp_path / "net.onnx")
+    with pytest.raises(tvc.InputError, match=r"'resized'.*size of the picture.*replace that layer"):
+        converters.load_onnx(tmp_path / "net.onnx")
+
+
+def test_means_over_areas_are_refused_rather_than_written_as_single_cells(tmp_path):
+    with pytest.raises(tvc.InputError, match="'resized' resizes by the mean over areas"):
+        converters.export_keras(resized((18, 24), interpolation="area"), tmp_path / "net.onnx")
+
+
+def test_what_keras_exporter_writes_too_loosely_is_to_be_exported_here(tmp_path):
+    """Attention: how long its rows are, that file says only while it runs."""
+    layers = keras.layers
+    rows = layers.Input((6, 8))
+    seen = layers.MultiHeadAttention(2, 4, name="look")(rows, rows)
+    model = keras.Model(rows, layers.GlobalAveragePooling1D(name="mean")(seen))
+    imported(model, tmp_path / "ours.onnx")
+    model(np.zeros((1, 6, 8), np.float32))
+    model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
+    with pytest.raises(
+        tvc.InputError, match=r"not supported .*; export the Keras model with torch"
+    ):
+        converters.load_onnx(tmp_path / "net.onnx")

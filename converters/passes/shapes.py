@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from converters.graph import Array, Graph, Node, Shape, known_length
 from converters.passes.batch import Batch
 
@@ -29,6 +31,8 @@ def shape_arithmetic(graph: Graph) -> None:
             known[node.output] = result
         if node.op == "Reshape" and len(node.inputs) == 2 and node.inputs[1] in known:
             _fix_reshape(graph, node, known[node.inputs[1]], batch)
+        if node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3] in known:
+            _fix_size(graph, node, known[node.inputs[3]], batch)
         if batch.length is not None and _fixes_batch(graph, node, batch.length):
             graph.batch = batch.length
         batch.follow(node)
@@ -152,6 +156,16 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> N
         graph.shapes[node.output] = (source[0] if source else None, *lengths[1:])
     elif all(n != 0 for n in lengths):
         graph.shapes.setdefault(node.output, tuple(None if n < 0 else n for n in lengths))
+
+
+def _fix_size(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> None:
+    """The size that a Resize is given, where it is that of its input but for rows and columns."""
+    first, *rest = target or [0]
+    if first != _first(node.inputs[0], batch) or any(isinstance(side, str) for side in rest):
+        return
+    name = f"{node.inputs[3]}//sides"
+    graph.constants[name] = np.array([1, *rest], np.int64)  # the number of pictures stays open
+    node.inputs = [*node.inputs[:3], name]
 
 
 def repeats(graph: Graph) -> None:

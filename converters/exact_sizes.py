@@ -1,17 +1,42 @@
-"""Transposed convolutions as TensorFlow has them, in tf2onnx's graph of a Keras model.
+"""Sizes as TensorFlow has them, in tf2onnx's graph of a Keras model.
 
 The exporter cuts or widens what a transposed convolution of ONNX puts out until it has TensorFlow's
 size. Where that size is wider than the windows reach it writes borders below 0, which ONNX does not
 allow, and half of them on the wrong side; where pictures may have any size, it works the borders out
-while the network runs. How much is to be cut does not depend on the size: Keras knows it.
+while the network runs. How much is to be cut does not depend on the size: Keras knows it. And what
+is resized to a size it multiplies by a factor that may be a trace too small.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 _ANY_SIDE = 16
+
+
+def reach_sizes(graph: Any) -> None:
+    """Factors of resizes that come to the size asked for, wherever a product is rounded down.
+
+    TensorFlow resizes to a size; the exporter writes it over the length, in single precision, which
+    may be a trace too small: 90 times that of 75 is then 74 rows.
+    """
+    for node in graph.get_nodes():
+        factors = graph.get_node_by_output(node.input[2]) if node.type == "Resize" else None
+        if factors is None or not factors.is_const():
+            continue
+        values = factors.get_tensor_value(as_list=False).copy()
+        if not values.size:
+            continue  # the size itself is given
+        for axis, length in enumerate(graph.get_shape(node.input[0]) or ()):
+            size = round(length * float(values[axis]))
+            if length > 0 and values[axis] == np.float32(size / length):
+                while math.floor(length * float(values[axis])) < size:
+                    values[axis] = np.nextafter(values[axis], np.float32(np.inf))
+        factors.set_tensor_value(values)
 
 
 def settle_borders(graph: Any, layers: Mapping[str, Any]) -> None:
