@@ -199,3 +199,24 @@ def test_what_keras_exporter_writes_too_loosely_is_to_be_exported_here(tmp_path)
         tvc.InputError, match=r"not supported .*; export the Keras model with torch"
     ):
         converters.load_onnx(tmp_path / "net.onnx")
+
+
+def test_layers_that_could_not_be_told_apart_by_name_are_refused(tmp_path):
+    """A name may have dots, and dots stand between the names of models and of their layers."""
+    layers, path = keras.layers, tmp_path / "net.onnx"
+
+    def around(name):
+        picture = layers.Input((8, 7, 3))
+        model = keras.Sequential([layers.Input((8, 7, 3)), layers.Conv2D(4, 3, name="b")], name="a")
+        return keras.Model(picture, layers.Conv2D(4, 3, name=name)(model(picture)))
+
+    model = around("a.b")
+    told = r"two layers would be called 'a\.b', .*give one of them another name"
+    with pytest.raises(tvc.InputError, match=told):
+        converters.export_keras(model, path)
+    assert not path.exists()
+    model(np.zeros((1, 8, 7, 3), np.float32))
+    model.export(path, format="onnx", verbose=False)
+    with pytest.raises(tvc.InputError, match=told):
+        converters.load_onnx(path)
+    imported(around("a.c"), path)
