@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -301,17 +301,39 @@ def _channels_last_maps(graph: Graph, *, made_first: bool) -> set[str]:
     first = {name for name, shape in graph.inputs.items() if len(shape) == 4}
     first |= _read_channels_first(graph)
     last: set[str] = set()
+    makers = graph.makers()
     for node in graph.nodes:
         if len(graph.shapes.get(node.output, ())) != 4:
             continue
         turned = _is_free_transpose(node) and node.attributes["perm"] == TO_CHANNELS_FIRST
         keeps = node.op not in ("Reshape", "Transpose") and first.intersection(node.inputs)
-        stays = node.op == "Reshape" or node.attributes.get("perm", [])[1:2] == [1]
-        if turned or keeps or node.op in _ALWAYS_FIRST or (made_first and stays):
+        made = made_first and _made_first(graph, makers, node, first)
+        if turned or keeps or made or node.op in _ALWAYS_FIRST:
             first.add(node.output)
         elif node.output not in first and not _is_free_transpose(node):
             last.add(node.output)
     return last
+
+
+def _made_first(
+    graph: Graph, makers: Mapping[str, Node], node: Node, first: Collection[str]
+) -> bool:
+    """Whether what changes the shape or the order of axes makes maps with the channels first.
+
+    Of maps that have them first, as long as they stay there, or of nothing like maps; or back to
+    that order, as layers do that TensorFlow has for channels last alone.
+    """
+    name, perm = node.inputs[0], node.attributes.get("perm")
+    if perm == TO_CHANNELS_FIRST and name not in first:
+        return True
+    if node.op != "Reshape" and (perm is None or perm[1] != 1):
+        return False
+    while len(graph.shapes.get(name, ())) > 4 and name in makers:
+        maker = makers[name]
+        if maker.attributes.get("perm") in ([0, 2, 3, 4, 1], [0, 4, 1, 2, 3]):
+            return bool(maker.attributes["perm"][1] == 4)
+        name = maker.inputs[0]  # with an axis more for a while
+    return name in first or len(graph.shapes.get(name, ())) < 4
 
 
 def _read_channels_first(graph: Graph) -> set[str]:
