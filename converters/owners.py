@@ -220,8 +220,8 @@ def add_listed(
         graph: the file's.
         names: Keras' layers in order.
         kinds: their classes, as far as they are known.
-        idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
-            input. Where it is not given, it is told from the class, and only a layer is put back
+        idle: those known to do nothing, through which all that read what they hand on read it ->
+            the layer whose output that is, ``None`` for the input. Where it is not given, it is told from the class, and only a layer is put back
             through whose place in the list everything goes.
         sure: the names in the file were given from this very list, and some may be others.
         called: what to call the list in a sentence.
@@ -244,7 +244,7 @@ def add_listed(
             back = _put_back_input(graph, name)
         elif idle is not None:
             back = name in idle and _put_back(
-                graph, name, _handed_on(graph, idle[name], names, known), sure=sure
+                graph, name, _handed_on(graph, idle[name], names, known), sure=True
             )
         else:
             rest = [(n in present, known[n] or "") for n in names[index + 1 :]]
