@@ -188,7 +188,7 @@ def trace(
             made = model(given[0] if len(given) == 1 else given, training=False)
     outputs = [tensor for tensor in tf.nest.flatten(made) if hasattr(tensor, "op")]
     _check_plain(graph, recorder.calls)
-    definition, weights = _without_weights(tf, graph)
+    definition, weights = _without_weights(tf, graph, outputs)
     proto = _to_onnx(
         tf,
         definition,
@@ -249,9 +249,12 @@ def _inlined(tf: Any) -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], Array]]]:
+def _without_weights(
+    tf: Any, graph: Any, outputs: Sequence[Any]
+) -> tuple[Any, dict[str, Callable[[], Array]]]:
     """The recorded graph, each reading of a variable replaced by an input of its own.
 
+    Without what no output depends on, as chance that is drawn and not used outside training.
     A few numbers for each channel stay, for transposes move past an operator on constants only. What
     else was captured from outside (the numbers of a ``Normalization``) becomes a constant.
     """
@@ -259,7 +262,10 @@ def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], A
     recorded = graph.as_graph_def(add_shapes=True)
     definition = tf.compat.v1.GraphDef(versions=recorded.versions)
     weights: dict[str, Callable[[], Array]] = {}
+    needed = _needed(outputs)
     for node in recorded.node:
+        if node.name not in needed and node.op != "Placeholder":
+            continue
         outside = captured.get(node.name)
         if outside is None and node.op != "ReadVariableOp":
             definition.node.append(node)
@@ -278,6 +284,18 @@ def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], A
             weights[f"{node.name}:0"] = read
             definition.node.append(_placeholder(tf, node.name, kind, shape))
     return definition, weights
+
+
+def _needed(outputs: Sequence[Any]) -> set[str]:
+    """The operators that outputs depend on."""
+    found: set[str] = set()
+    waiting = [tensor.op for tensor in outputs]
+    while waiting:
+        operator = waiting.pop()
+        if operator.name not in found:
+            found.add(operator.name)
+            waiting += [tensor.op for tensor in operator.inputs]
+    return found
 
 
 def _reading(tf: Any, handle: Any, kind: Any) -> Callable[[], Array]:
