@@ -194,10 +194,13 @@ def _own_outputs(model: Any) -> dict[str, Any]:
     was, and of a layer that two models share perhaps the other's.
     """
     graph = getattr(model, "_functional", None) or model  # a Sequential of Keras 3 has it inside
-    here = {id(node) for nodes in graph._nodes_by_depth.values() for node in nodes}
+    by_depth = graph._nodes_by_depth
+    running = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    place = {id(node): number for number, node in enumerate(running)}
     found = {}
     for layer in model.layers:
-        node = next((each for each in layer._inbound_nodes if id(each) in here), None)
+        calls = [node for node in layer._inbound_nodes if id(node) in place]
+        node = min(calls, key=lambda each: place[id(each)], default=None)
         if node is None or type(layer).__name__ == "InputLayer":
             continue
         made = node.output_tensors if hasattr(node, "output_tensors") else node.outputs  # Keras 2

@@ -121,7 +121,8 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
     nodes = list(model.graph.node)
     turning = _turning_layers(model)
     for node in nodes:
-        if node.op_type in _SPATIAL:
+        rows = node.op_type.startswith("Global") and len(shapes.get(node.input[0], ())) == 3
+        if node.op_type in _SPATIAL and not rows:  # a mean of rows may be over their features
             known[node.input[0]] = "channels first"
             known[node.output[0]] = "channels first"
     for node in reversed(nodes):  # back from what a convolution reads

@@ -220,3 +220,154 @@ def test_layers_that_could_not_be_told_apart_by_name_are_refused(tmp_path):
     with pytest.raises(tvc.InputError, match=told):
         converters.load_onnx(path)
     imported(around("a.c"), path)
+
+
+# ---------------------------------------------------------------- networks as users build them
+
+
+def head(maps, **form):
+    layers = keras.layers
+    mean = layers.GlobalAveragePooling2D(name="mean", **form)(maps)
+    return layers.Dense(3, name="scores")(mean)
+
+
+def form_of(first):
+    return {"data_format": "channels_first"} if first else {}
+
+
+def separable(picture, axis, form):
+    layers = keras.layers
+    x = layers.SeparableConv2D(6, 3, depth_multiplier=2, activation="relu", name="sep", **form)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, strides=2, name="depth", **form)(x(picture))
+    x = layers.BatchNormalization(axis=axis, name="norm")(x)
+    x = layers.LeakyReLU(0.2, name="leaky")(x)
+    return layers.ELU(0.7, name="elu")(x)
+
+
+def enlarged(picture, axis, form):
+    layers = keras.layers
+    x = layers.Conv2D(4, 3, padding="same", name="conv", **form)(picture)
+    low = layers.MaxPooling2D(2, name="max", **form)(x)
+    low = layers.Conv2D(4, 3, padding="same", activation="relu", name="low", **form)(low)
+    x = layers.Concatenate(axis=axis, name="skip")(
+        [x, layers.UpSampling2D(2, name="up", **form)(low)]
+    )
+    x = layers.UpSampling2D((3, 2), name="wide", **form)(x)
+    return layers.Conv2D(4, 1, name="mix", **form)(x)
+
+
+def bordered(picture, axis, form):
+    layers = keras.layers
+    x = layers.ZeroPadding2D(((0, 2), (1, 0)), name="zeros", **form)(picture)
+    x = layers.Conv2D(4, 3, activation="softplus", name="conv", **form)(x)
+    x = layers.AveragePooling2D((2, 3), strides=(1, 2), padding="same", name="average", **form)(x)
+    x = layers.Cropping2D(((1, 0), (0, 1)), name="cut", **form)(x)
+    return layers.SpatialDropout2D(0.3, name="drop", **form)(x)
+
+
+def normalised(picture, axis, form):
+    layers = keras.layers
+    x = layers.Conv2D(6, 3, name="conv", **form)(picture)
+    x = layers.LayerNormalization(axis=axis, name="layer")(x)
+    if None not in picture.shape[1:]:  # elsewhere its shapes depend on the picture
+        x = layers.GroupNormalization(3, axis=axis, name="group")(x)
+    x = layers.UnitNormalization(axis=axis, name="unit")(x)
+    x = layers.PReLU(shared_axes=[2, 3] if axis == 1 else [1, 2], name="prelu")(x)
+    return layers.Softmax(axis=axis, name="soft")(x)
+
+
+def joined(picture, axis, form):
+    layers = keras.layers
+    one = layers.Conv2D(4, 3, activation="tanh", name="one", **form)(picture)
+    other = layers.Conv2D(4, 3, activation="gelu", name="other", **form)(picture)
+    less = layers.Subtract(name="less")([one, other])
+    mean = layers.Average(name="average")([one, other, less])
+    most = layers.Maximum(name="most")([less, mean])
+    return layers.Multiply(name="times")([layers.Minimum(name="least")([most, one]), other])
+
+
+@pytest.mark.parametrize("sides", [(16, 12), (None, None)], ids=["one size", "any size"])
+@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
+@pytest.mark.parametrize("body", [separable, enlarged, bordered, normalised, joined])
+def test_layers_numbers_and_class_activation_maps_are_keras_own(body, first, sides, tmp_path):
+    picture = keras.layers.Input((3, *sides) if first else (*sides, 3), name="picture")
+    axis, form = (1 if first else 3), form_of(first)
+    model = keras.Model(picture, head(body(picture, axis, form), **form))
+    network = imported(model, tmp_path / "net.onnx")
+    rows = 14 if None in sides else sides[0]
+    x = np.random.default_rng(1).uniform(0, 1, (2, 3, rows, 12)).astype(np.float32)
+    given = x if first else x.transpose(0, 2, 3, 1)
+    for layer in model.layers[1:-2]:
+        probe = keras.Model(picture, [layer.output, model.output])
+        with tf.GradientTape() as tape:
+            maps, scores = probe(tf.constant(given), training=False)
+            score = tf.reduce_sum(scores[:, 1])
+        if (slope := tape.gradient(score, maps)) is None:  # a dropout's, which Keras leaves out
+            continue
+        slope = slope.numpy()
+        places = (2, 3) if first else (1, 2)
+        weighed = (maps.numpy() * slope.mean(places, keepdims=True)).sum(axis)
+        found = tvc.grad_cam(network, torch.from_numpy(x.copy()), 1, layer=layer.name)
+        largest = np.abs(weighed).max()
+        assert largest > 1e-9, layer.name
+        np.testing.assert_allclose(
+            found.values.numpy(), np.maximum(weighed, 0), atol=1e-4 * largest, err_msg=layer.name
+        )
+
+
+def test_a_transformers_rows_are_no_maps(tmp_path):
+    """Means over features look to the exporter like poolings of rows."""
+    layers = keras.layers
+    picture = layers.Input((16, 12, 3))
+    x = layers.Reshape((12, 8), name="rows")(layers.Conv2D(8, 4, strides=4, name="cut")(picture))
+    y = layers.LayerNormalization(name="even")(x)
+    x = layers.Add(name="seen")([x, layers.MultiHeadAttention(2, 4, name="look")(y, y)])
+    y = layers.Dense(16, activation="gelu", name="wide")(layers.LayerNormalization(name="same")(x))
+    x = layers.Add(name="thought")([x, layers.Dense(8, name="narrow")(y)])
+    model = keras.Model(picture, layers.GlobalAveragePooling1D(name="mean")(x))
+    imported(model, tmp_path / "net.onnx")
+
+
+def test_the_first_call_of_a_shared_layer_is_the_one_that_runs_first(tmp_path):
+    layers = keras.layers
+    picture = layers.Input((8, 7, 3))
+    maps = layers.Conv2D(6, 3, name="conv")(picture)
+    mean = layers.GlobalAveragePooling2D(name="mean")(maps)
+    most = layers.GlobalMaxPooling2D(name="most")(maps)
+    small, wide = layers.Dense(2, activation="relu", name="small"), layers.Dense(6, name="wide")
+    model = keras.Model(picture, layers.Add(name="sum")([wide(small(mean)), wide(small(most))]))
+    imported(model, tmp_path / "net.onnx")
+
+
+def test_an_idle_layer_that_several_read_is_put_back(tmp_path):
+    layers = keras.layers
+    row = layers.Input((5,))
+    x = layers.Dropout(0.5, name="drop")(layers.Dense(4, name="first")(row))
+    model = keras.Model(row, layers.Add(name="sum")([x, layers.Dense(4, name="more")(x)]))
+    imported(model, tmp_path / "net.onnx")
+
+
+def test_chance_that_is_drawn_and_not_used_is_left_out(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((8, 7, 3)),
+            layers.RandomHue(0.1, name="hue"),
+            layers.RandomPosterization(4, name="poster"),
+            layers.Conv2D(4, 3, name="conv"),
+        ]
+    )
+    imported(model, tmp_path / "net.onnx")
+
+
+def test_functions_between_layers_do_not_hide_that_keras_3_numbers_its_layers(tmp_path):
+    layers, ops = keras.layers, keras.ops
+    picture = layers.Input((8, 7, 3))
+    x = ops.clip(layers.Conv2D(4, 3, name="conv")(picture), -1.0, 1.0)
+    x = x - ops.var(x, axis=(1, 2), keepdims=True)
+    model = random_weights(keras.Model(picture, layers.Conv2D(2, 3, name="last")(x)))
+    model(np.zeros((1, 8, 7, 3), np.float32))
+    model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert result.passed
+    assert {row.name: row.status for row in result.layers} == {"conv": "same", "last": "same"}
