@@ -110,6 +110,13 @@ def test_borders_that_keras_exporter_got_wrong_lead_to_ours(tmp_path):
     model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
     with pytest.raises(tvc.InputError, match=r"no border is narrower than 0.*export-keras"):
         converters.load_onnx(tmp_path / "net.onnx")
+    model = keras.Sequential(
+        [layers.Input((None, None, 3)), transposed(kernel_size=2, strides=2, name="up")]
+    )
+    model(np.zeros((1, 5, 4, 3), np.float32))
+    model.export(tmp_path / "net.onnx", format="onnx", verbose=False)
+    with pytest.raises(tvc.InputError, match=r"settled only when the network runs.*export-keras"):
+        converters.load_onnx(tmp_path / "net.onnx")
 
 
 def resized(sides=(20, 15), **settings):
