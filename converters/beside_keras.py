@@ -6,21 +6,25 @@ onnxruntime can only tell what is in the file; what the exporter got wrong, only
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from converters.arrangement import as_laid_out
 from converters.file_tensors import FIRST, output_tensors, tensor_axes
 from converters.importer import LayerRecord, load_onnx
 from converters.keras_files import check_keras_file
 from converters.keras_itself import keras_of, load_keras
 from converters.sides import bounds_for, inputs_left, network_inputs, run_network
-from converters.trust import read_model
-from converters.verdicts import Bounds, Comparison, LayerComparison, beside
+from converters.trust import Limits, read_model
+from converters.trust.limits import USUAL
+from converters.verdicts import LAID_OUT, Bounds, Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
@@ -33,6 +37,8 @@ def compare_with_keras(
     *,
     inputs: Tensor | None = None,
     network: ImportedNetwork | None = None,
+    external_data: bool = False,
+    limits: Limits = USUAL,
     seed: int = 0,
 ) -> Comparison:
     """Run Keras and the imported network on the same pictures, and compare every layer.
@@ -43,6 +49,7 @@ def compare_with_keras(
         inputs: as the network takes them, ``(N, C, H, W)`` or ``(N, H, W)``; two pictures of uniform
             noise from 0 to 1 by default.
         network: the imported network, where it is not to be imported anew.
+        external_data, limits: as for :func:`~converters.load_onnx`.
         seed: of the noise.
 
     Returns:
@@ -63,7 +70,8 @@ def compare_with_keras(
     if isinstance(model_or_path, (str, os.PathLike)):
         check_keras_file(Path(model_or_path))
         keras, model = load_keras(keras, Path(model_or_path))
-    network = network or _with_keras_names(path, model_or_path)
+    if network is None:
+        network = _with_keras_names(path, model_or_path, external_data=external_data, limits=limits)
     inputs_there = getattr(model, "inputs", None)
     if not inputs_there:
         raise InputError(
@@ -89,7 +97,10 @@ def compare_with_keras(
             f"{Path(path).name} puts out {len(results)} tensors and the Keras model {len(whole)}; "
             "is this the model it was exported from?"
         )
-    first = _channels_first_here(path, network, wanted.values())
+    first: set[str] = set()
+    if any(array.ndim in (3, 5) for array in wanted.values()):
+        file = read_model(path, external_data=external_data, limits=limits)
+        first = _channels_first_here(file, network)
     rows = []
     for name, theirs in wanted.items():
         record = known.get(name)
@@ -119,7 +130,12 @@ def _compare_layer(
         ours = ours[:, list(record.permutation)]
     sigmoid = record.module is not None and _ends_in_sigmoid(network, record.module)
     theirs = _as_many_axes(theirs, ours)
-    return beside(record.name, record.type, ours, theirs, bounds, sigmoid=sigmoid)
+    row = beside(record.name, record.type, ours, theirs, bounds, sigmoid=sigmoid)
+    laid_out = as_laid_out(theirs, ours, bounds.same) if row.status == "differs" else None
+    if laid_out is None:
+        return row
+    row = beside(record.name, record.type, ours, laid_out, bounds, sigmoid=sigmoid)
+    return replace(row, status=LAID_OUT)
 
 
 def _compare_outputs(
@@ -141,10 +157,12 @@ def _ends_in_sigmoid(network: ImportedNetwork, name: str) -> bool:
     return isinstance([*network.get_submodule(name).modules()][-1], nn.Sigmoid)
 
 
-def _with_keras_names(path: str | Path, model_or_path: Any) -> ImportedNetwork:
+def _with_keras_names(path: str | Path, model_or_path: Any, **reading: Any) -> ImportedNetwork:
     """The network; where the file has no names, with those of the model."""
-    network = load_onnx(path)
-    return network if network.source.names_in_file else load_onnx(path, keras=model_or_path)
+    network = load_onnx(path, **reading)
+    if network.source.names_in_file:
+        return network
+    return load_onnx(path, keras=model_or_path, **reading)
 
 
 def _keras_outputs(
@@ -176,10 +194,13 @@ def _own_outputs(model: Any) -> dict[str, Any]:
     was, and of a layer that two models share perhaps the other's.
     """
     graph = getattr(model, "_functional", None) or model  # a Sequential of Keras 3 has it inside
-    here = {id(node) for nodes in graph._nodes_by_depth.values() for node in nodes}
+    by_depth = graph._nodes_by_depth
+    running = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    place = {id(node): number for number, node in enumerate(running)}
     found = {}
     for layer in model.layers:
-        node = next((each for each in layer._inbound_nodes if id(each) in here), None)
+        calls = [node for node in layer._inbound_nodes if id(node) in place]
+        node = min(calls, key=lambda each: place[id(each)], default=None)
         if node is None or type(layer).__name__ == "InputLayer":
             continue
         made = node.output_tensors if hasattr(node, "output_tensors") else node.outputs  # Keras 2
@@ -208,13 +229,9 @@ def _channels_first(array: Array) -> Array:
     return np.moveaxis(array, -1, 1) if array.ndim == 4 else array
 
 
-def _channels_first_here(
-    path: str | Path, network: ImportedNetwork, arrays: Iterable[Array]
-) -> set[str]:
+def _channels_first_here(model: onnx.ModelProto, network: ImportedNetwork) -> set[str]:
     """Layers of rows or volumes whose channels the network has first, as the file has or turned."""
-    if all(array.ndim not in (3, 5) for array in arrays):
-        return set()
-    model, left = read_model(path), inputs_left(network)
+    left = inputs_left(network)
     axes, named = tensor_axes(model, left), output_tensors(model, left)
     found = set()
     for record in network.source.layers:

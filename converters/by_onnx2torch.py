@@ -27,13 +27,31 @@ EXPORT_AGAIN = (
 )
 
 
-def unsupported(node: Node, why: str = "") -> InputError:
+class Unsupported(InputError):  # noqa: N818 - it is a finding about a file
+    """An operator, or a setting of one, that there is no module for.
+
+    Args:
+        fault: which, as a sentence begins; what may help depends on who wrote the file.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault}; leave that layer out, or {EXPORT_AGAIN}")
+        self.fault = fault
+
+    def with_advice(self, style: str) -> InputError:
+        """The same of a file that names its layers in this style: what to do about it first."""
+        if style == "nameless":
+            return self
+        if style == "exact":  # of ours: export_keras has done what it can
+            again = "replace that layer by others, or leave it out, and export again"
+            return InputError(f"{self.fault}; {again}")
+        return InputError(f"{self.fault}; {EXPORT_AGAIN}, or leave that layer out")
+
+
+def unsupported(node: Node, why: str = "") -> Unsupported:
     """What to say of an operator that has no module."""
     layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
-    return InputError(
-        f"the operator {node.op}{layer} is not supported{f' {why}' if why else ''}; "
-        f"leave that layer out, or {EXPORT_AGAIN}"
-    )
+    return Unsupported(f"the operator {node.op}{layer} is not supported{f' {why}' if why else ''}")
 
 
 _WITH_WEIGHTS = frozenset(

@@ -38,6 +38,7 @@ from converters.metadata import (
     ONE_BRANCH,
     ExportedLayer,
     LayerTable,
+    check_distinct,
     write_table,
 )
 from converters.trust.standard import spell_out
@@ -186,6 +187,7 @@ def _convert(
     if not model.built or not getattr(model, "inputs", None):
         _call_once(model, sizes)
     traced = trace(keras, model, sizes)
+    check_distinct(call.path for call in traced.calls)
     spell_out(traced.model)
     check_operators(traced)
     put_in_weights(traced)

@@ -5,6 +5,7 @@ By the names in the file alone: what the importer made of it is measured by this
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,9 +83,10 @@ def members_of(
         if node.op_type == "Transpose":
             continue  # moves axes for whoever comes next: no part of what was computed
         if whose[index] is None and before is not None and beside is not None:
-            made_by = whose[before]
-            if made_by is not None and made_by.path == beside.path:
-                whose[index] = made_by  # the exporter's own squeeze at a layer's end
+            made_by, depth = whose[before], len(beside.path)
+            if made_by is not None and made_by.path[:depth] == beside.path:
+                # The exporter's own squeeze at a layer's end, or a model's.
+                whose[index] = Owner(beside.path, made_by.scope[:depth])
     members: dict[Owner, set[int]] = {}
     for index, owner in enumerate(whose):
         if owner is not None:
@@ -109,20 +111,23 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
     What a convolution or pooling reads and puts out has them first; transposes move them; all else
     keeps them where they were. What none of these reach is as Keras has it: last; but ``first`` are
     pictures that the file is given channels first, like the network (:func:`inputs_left`). Maps made
-    of a vector of features, which has no rows and columns, tell nothing of the maps it was made of.
+    of a vector of features, which has no rows and columns, tell nothing of the maps it was made of;
+    nor do those that a layer of Keras' has turned, whose last axis is that of its channels again.
     """
     known: dict[str, Axes] = {}
     shapes = infer_shapes(model)
     constants = fixed_tensors(model)
     vectors = {name for name, shape in shapes.items() if len(shape) < 3}
     nodes = list(model.graph.node)
+    turning = _turning_layers(model)
     for node in nodes:
-        if node.op_type in _SPATIAL:
+        rows = node.op_type.startswith("Global") and len(shapes.get(node.input[0], ())) == 3
+        if node.op_type in _SPATIAL and not rows:  # a mean of rows may be over their features
             known[node.input[0]] = "channels first"
             known[node.output[0]] = "channels first"
     for node in reversed(nodes):  # back from what a convolution reads
         after = known.get(node.output[0]) if node.output else None
-        if after is not None and node.op_type not in _SPATIAL:
+        if after is not None and node.op_type not in _SPATIAL and node.output[0] not in turning:
             for name in node.input[: None if _is_pointwise(node) else 1]:
                 if name not in vectors:
                     known.setdefault(name, _turned(node, after, shapes))
@@ -133,10 +138,26 @@ def tensor_axes(model: onnx.ModelProto, first: Collection[str] = ()) -> dict[str
         sources = [known[name] for name in node.input if name in known and name not in mute]
         for name in node.output:
             before: Axes = sources[0] if sources else FIRST if pictures else "channels last"
-            known.setdefault(name, _turned(node, before, shapes))
+            after = _turned(node, before, shapes)
+            if name in turning:  # in a network with the channels first, they are where it left them
+                after = FIRST if pictures and turning[name][1:2] == [1] else "channels last"
+            known.setdefault(name, after)
     for value in (*model.graph.input, *model.graph.output):
         known.setdefault(value.name, "channels last")
     return known
+
+
+def _turning_layers(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """What layers put out that do nothing but turn axes (``Permute``) -> how they turn them."""
+    owners = [claim.owner for claim in read_names(model).claims]
+    alone = {owner for owner, count in Counter(owners).items() if owner is not None and count == 1}
+    return {
+        node.output[0]: list(attribute.ints)
+        for node, owner in zip(model.graph.node, owners, strict=True)
+        if node.op_type == "Transpose" and owner in alone
+        for attribute in node.attribute
+        if attribute.name == "perm"
+    }
 
 
 def sigmoids(model: onnx.ModelProto) -> set[str]:
@@ -177,7 +198,8 @@ def _turns(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> bool:
         # Of rows, of maps, of volumes; and within a repetition maps have an axis more for a while.
         rest = list(range(1, len(perm or ())))
         to_first, to_last = [0, *rest[-1:], *rest[:-1]], [0, *rest[1:], *rest[:1]]
-        return 3 <= len(perm or ()) <= 5 and perm in (to_first, to_last)
+        in_steps = ([0, 1, 4, 2, 3], [0, 1, 3, 4, 2])  # of maps one after another, batch and time
+        return 3 <= len(perm or ()) <= 5 and perm in (to_first, to_last, *in_steps)
     if node.op_type != "Reshape":
         return False
     # A picture of one channel is reshaped instead: H×W×1 and 1×H×W are the same numbers.

@@ -238,7 +238,7 @@ class _Merger:
             add = self._next(conv, "Add", conv)
             if add is None or len(conv.input) > 2 or self._call(add) is not self._call(conv):
                 continue
-            name = f"{scope_of(self.calls[conv.name])}/bias"
+            name = self._fresh(f"{scope_of(self.calls[conv.name])}/bias")
             self._put(conv, [conv.input[1], name], {name: self._number(add)}, add)
 
     def merge_batch_norms(self) -> dict[Call, Call]:
@@ -326,6 +326,13 @@ class _Merger:
         names = [f"{scope}/merged_kernel", f"{scope}/merged_bias"]
         arrays = ((kernel * wide).astype(kernel.dtype), bias.astype(kernel.dtype))
         self._put(conv, names, dict(zip(names, arrays, strict=True)), last)
+
+    def _fresh(self, stem: str) -> str:
+        """A name of its own: one call may have several convolutions, as of a picture a step."""
+        number = 1
+        while (name := stem if number == 1 else f"{stem}_{number}") in self.constants:
+            number += 1
+        return name
 
     def _put(
         self,

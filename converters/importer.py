@@ -12,12 +12,12 @@ from onnx import version_converter
 
 from converters import passes
 from converters.broken import refuse_broken, refuse_unbuildable
-from converters.by_onnx2torch import NEWEST_OPSET
+from converters.by_onnx2torch import NEWEST_OPSET, Unsupported
 from converters.calls import idle_layers
 from converters.graph import Graph, is_whole, opset_of, read_graph
 from converters.keras_models import KerasModel, read_keras
 from converters.matching import Matched, match_layers
-from converters.metadata import LayerTable, read_table
+from converters.metadata import LayerTable, check_distinct, read_table
 from converters.names import Names, read_names
 from converters.network import Builder, Made
 from converters.ordered import name_by_order
@@ -185,7 +185,11 @@ def load_onnx(
     else:
         listed = _listed(graph, layer_names, table)
     builder = Builder(graph, kinds)
-    network = builder.network()
+    try:
+        network = builder.network()
+    except Unsupported as error:
+        raise error.with_advice(names.style) from error.__cause__
+    check_distinct(builder.made)
     _describe(network, builder, fused, listed)
     network.fixed_batch = graph.batch
     network.source = Source(

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from converters.exact_sizes import reach_sizes, settle_borders
 from torchviz_cnn.errors import InputError
 
 Array = NDArray[Any]
@@ -187,9 +188,14 @@ def trace(
             made = model(given[0] if len(given) == 1 else given, training=False)
     outputs = [tensor for tensor in tf.nest.flatten(made) if hasattr(tensor, "op")]
     _check_plain(graph, recorder.calls)
-    definition, weights = _without_weights(tf, graph)
+    definition, weights = _without_weights(tf, graph, outputs)
     proto = _to_onnx(
-        tf, definition, [t.name for t in given] + list(weights), [t.name for t in outputs]
+        tf,
+        definition,
+        [t.name for t in given] + list(weights),
+        [t.name for t in outputs],
+        _settled(tf, recorder.calls),
+        {op.name: call.layer for call in recorder.calls for op in call.operators},
     )
     _rename(proto, {t.name: name for t, (_, _, name) in zip(given, sizes, strict=True)})
     return Trace(recorder.calls, proto, weights, [name for _, _, name in sizes])
@@ -206,12 +212,17 @@ def _check_plain(graph: Any, calls: Sequence[Call]) -> None:
     """
     owners = {operator.name: call for call in calls for operator in call.operators}
     for operator in graph.get_operations():
+        call = owners.get(operator.name)
+        where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
         if operator.type in _BRANCHING:
-            call = owners.get(operator.name)
-            where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
             raise InputError(
                 f"{where} loops or branches ({operator.type}), as recurrent layers do; only plain "
                 "networks are exported"
+            )
+        if operator.type == "ResizeArea":  # the exporter would take the nearest cell
+            raise InputError(
+                f"{where} resizes by the mean over areas, which ONNX cannot say; replace it by one "
+                "that is bilinear, or by average pooling"
             )
 
 
@@ -238,9 +249,12 @@ def _inlined(tf: Any) -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], Array]]]:
+def _without_weights(
+    tf: Any, graph: Any, outputs: Sequence[Any]
+) -> tuple[Any, dict[str, Callable[[], Array]]]:
     """The recorded graph, each reading of a variable replaced by an input of its own.
 
+    Without what no output depends on, as chance that is drawn and not used outside training.
     A few numbers for each channel stay, for transposes move past an operator on constants only. What
     else was captured from outside (the numbers of a ``Normalization``) becomes a constant.
     """
@@ -248,7 +262,10 @@ def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], A
     recorded = graph.as_graph_def(add_shapes=True)
     definition = tf.compat.v1.GraphDef(versions=recorded.versions)
     weights: dict[str, Callable[[], Array]] = {}
+    needed = _needed(outputs)
     for node in recorded.node:
+        if node.name not in needed and node.op != "Placeholder":
+            continue
         outside = captured.get(node.name)
         if outside is None and node.op != "ReadVariableOp":
             definition.node.append(node)
@@ -267,6 +284,18 @@ def _without_weights(tf: Any, graph: Any) -> tuple[Any, dict[str, Callable[[], A
             weights[f"{node.name}:0"] = read
             definition.node.append(_placeholder(tf, node.name, kind, shape))
     return definition, weights
+
+
+def _needed(outputs: Sequence[Any]) -> set[str]:
+    """The operators that outputs depend on."""
+    found: set[str] = set()
+    waiting = [tensor.op for tensor in outputs]
+    while waiting:
+        operator = waiting.pop()
+        if operator.name not in found:
+            found.add(operator.name)
+            waiting += [tensor.op for tensor in operator.inputs]
+    return found
 
 
 def _reading(tf: Any, handle: Any, kind: Any) -> Callable[[], Array]:
@@ -304,7 +333,33 @@ _PASSES = (
 _REWRITERS_LEFT_OUT = ("rewrite_constant_fold", "rewrite_conv2d_with_pad")
 
 
-def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+_SETTLED = "SettledTranspose"
+
+
+def _settled(tf: Any, calls: Sequence[Call]) -> set[str]:
+    """Transposes that must stay where they are, or a layer would put out what another one does.
+
+    Those that are layers of their own (``Permute``), and those by which a layer looks at the batch
+    step by step (``TimeDistributed``): all others only lead to a convolution and back.
+    """
+    found = set()
+    for call in calls:
+        work = [op for op in call.operators if op.type != "Const"]
+        for op in work:
+            perm = tf.get_static_value(op.inputs[1]) if op.type == "Transpose" else None
+            if perm is not None and call.path and (work == [op] or perm[0] != 0):
+                found.add(op.name)
+    return found
+
+
+def _to_onnx(
+    tf: Any,
+    definition: Any,
+    inputs: list[str],
+    outputs: list[str],
+    settled: set[str],
+    layers: dict[str, Any],
+) -> onnx.ModelProto:
     from tf2onnx import optimizer, tfonnx
     from tf2onnx.optimizer import back_to_back_optimizer as pairs
 
@@ -331,8 +386,11 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
             found = tfonnx.process_tf_graph(
                 graph, opset=OPSET, input_names=inputs, output_names=outputs
             )
-            _reach_sizes(found)
+            reach_sizes(found)
+            settle_borders(found, layers)
             nameless = _nameless(found)
+            for node in found.get_nodes():
+                node.type = _SETTLED if node.name in settled else node.type
             found = optimizer.optimize_graph(found, False, optimizers=passes)
         except (ValueError, KeyError, NotImplementedError, AttributeError, AssertionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -340,26 +398,8 @@ def _to_onnx(tf: Any, definition: Any, inputs: list[str], outputs: list[str]) ->
     model = found.make_model("network")
     for node in model.graph.node:
         node.name = nameless.get(node.name, node.name)
+        node.op_type = "Transpose" if node.op_type == _SETTLED else node.op_type
     return model
-
-
-def _reach_sizes(graph: Any) -> None:
-    """Factors of resizes that come to the size asked for, wherever a product is rounded down.
-
-    TensorFlow resizes to a size; the exporter writes it over the length, in single precision, which
-    may be a trace too small: 90 times that of 75 is then 74 rows.
-    """
-    for node in graph.get_nodes():
-        factors = graph.get_node_by_output(node.input[2]) if node.type == "Resize" else None
-        if factors is None or not factors.is_const():
-            continue
-        values = factors.get_tensor_value(as_list=False).copy()
-        for axis, length in enumerate(graph.get_shape(node.input[0]) or ()):
-            size = round(length * float(values[axis]))
-            if length > 0 and values[axis] == np.float32(size / length):
-                while math.floor(length * float(values[axis])) < size:
-                    values[axis] = np.nextafter(values[axis], np.float32(np.inf))
-        factors.set_tensor_value(values)
 
 
 def _nameless(graph: Any) -> dict[str, str]:

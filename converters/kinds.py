@@ -153,6 +153,7 @@ _PLAIN = {
     "PRelu": "PReLU",
     "Elu": "ELU",
     "Clip": "ReLU",
+    "NearestCells": "Resizing",
     "Resize": "UpSampling2D",
     "Slice": "Cropping2D",
     "Transpose": "Permute",

@@ -8,7 +8,7 @@ layer ``conv2d`` in the first call of the model ``block``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,6 +81,34 @@ class LayerTable:
     def idle(self) -> dict[str, str | None]:
         """Layers that do nothing outside training -> the layer whose output they hand on."""
         return {layer.name: layer.after for layer in self.layers if layer.status == IDENTITY}
+
+
+def check_distinct(paths: Iterable[tuple[str, ...]]) -> None:
+    """Refuse layers that could not be told apart by their names.
+
+    Args:
+        paths: each layer's name, after those of the models it is nested in.
+
+    Example:
+        >>> check_distinct([("a", "b"), ("a.c",)])
+        >>> check_distinct([("a", "b"), ("a.b",)])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        torchviz_cnn.errors.InputError: two layers would be called 'a.b', the layer 'b' of 'a' ...
+    """
+    known: dict[str, tuple[str, ...]] = {}
+    for path in dict.fromkeys(paths):
+        other = known.setdefault(".".join(path), path)
+        if other != path:
+            raise InputError(
+                f"two layers would be called {'.'.join(path)!r}, {_within(other)} and "
+                f"{_within(path)}: give one of them another name in Keras, and export again"
+            )
+
+
+def _within(path: tuple[str, ...]) -> str:
+    *around, name = path
+    return f"the layer {name!r}" + (f" of {'.'.join(around)!r}" if around else "")
 
 
 def write_table(model: onnx.ModelProto, table: LayerTable) -> None:

@@ -93,6 +93,8 @@ _OPERATOR_SCOPES = frozenset(
         "moments",
         "mul",
         "range",
+        "reduce_std",
+        "reduce_variance",
         "resize",
         "rotation_matrix",
         "separable_conv2d",
@@ -221,6 +223,7 @@ def _style(
     paths += [name.split("/") for name in initializers if "/" in name]
     paths = [path for path in paths if root in (None, path[0])]
     scopes = {path[0] for path in paths} | {path[1] for path in paths if len(path) > 2}
+    scopes -= _OPERATOR_SCOPES  # of functions between layers, which Keras does not number
     if not scopes:
         return "nameless"
     every = [*nodes, *initializers]

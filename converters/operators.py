@@ -16,6 +16,7 @@ from torch import nn
 from converters.by_onnx2torch import Built, by_onnx2torch, unsupported, with_constants
 from converters.graph import Graph, Node
 from converters.modules.arithmetic import Add, Affine, AtMost, MatMul, Multiply, Reduce, Standardize
+from converters.modules.cells import NearestCells
 from converters.modules.shapes import (
     Concatenate,
     Pad,
@@ -389,6 +390,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Built | None]] = {
     "Gelu": _gelu,
     "GlobalAveragePool": partial(_global_pool, "ReduceMean"),
     "GlobalMaxPool": partial(_global_pool, "ReduceMax"),
+    "NearestCells": lambda graph, node: _one(NearestCells(node.attributes["sides"]), node),
     "SamePad": _same_pad,
     "Conv": _windowed,
     "MaxPool": _windowed,

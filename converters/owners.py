@@ -96,18 +96,22 @@ def give_owners(graph: Graph, reserved: Iterable[str] = ()) -> None:
 
 
 def _stay_with_maker(graph: Graph) -> None:
-    """``pool/Mean_Squeeze__12`` ends the layer ``pool``: it does not begin the next."""
+    """``pool/Mean_Squeeze__12`` ends the layer ``pool``: it does not begin the next.
+
+    So does ``steps/stack_Concat__70``, which puts together what the layer made step by step.
+    """
     makers, readers = graph.makers(), Wires(graph).readers
     for node in graph.nodes:
-        if node.owner is None and node.op in _RESHAPING and node.near is not None:
+        if node.owner is None and node.op in _RESHAPING | {"Concat"} and node.near is not None:
             before = makers.get(node.inputs[0])
             turns = []
             while before is not None and _is_free_turn(before) and len(readers(before.output)) == 1:
                 turns.append(before)  # our own, back to the order of axes that the file has
                 before = makers.get(before.inputs[0])
-            if before is not None and _path_of(before) == node.near.path:
+            depth = len(node.near.path)
+            if before is not None and before.owner and before.owner.path[:depth] == node.near.path:
                 for each in (node, *turns):
-                    each.owner = before.owner
+                    each.owner = Owner(node.near.path, before.owner.scope[:depth])
 
 
 def _is_free_turn(node: Node) -> bool:
@@ -216,8 +220,8 @@ def add_listed(
         graph: the file's.
         names: Keras' layers in order.
         kinds: their classes, as far as they are known.
-        idle: those known to do nothing -> the layer whose output they hand on, ``None`` for the
-            input. Where it is not given, it is told from the class, and only a layer is put back
+        idle: those known to do nothing, through which all that read what they hand on read it ->
+            the layer whose output that is, ``None`` for the input. Where it is not given, it is told from the class, and only a layer is put back
             through whose place in the list everything goes.
         sure: the names in the file were given from this very list, and some may be others.
         called: what to call the list in a sentence.
@@ -240,7 +244,7 @@ def add_listed(
             back = _put_back_input(graph, name)
         elif idle is not None:
             back = name in idle and _put_back(
-                graph, name, _handed_on(graph, idle[name], names, known), sure=sure
+                graph, name, _handed_on(graph, idle[name], names, known), sure=True
             )
         else:
             rest = [(n in present, known[n] or "") for n in names[index + 1 :]]

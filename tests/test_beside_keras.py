@@ -254,3 +254,160 @@ def test_a_model_that_is_code_is_refused(tmp_path):
     converters.export_keras(model, tmp_path / "net.onnx", input_shape=(12, 10, 3))
     with pytest.raises(tvc.InputError, match="does not say how its layers hang together"):
         converters.compare_with_keras(tmp_path / "net.onnx", model)
+
+
+def test_weights_may_lie_in_a_file_beside_it(tmp_path):
+    """Rows of cells, whose order of axes is looked up in the file once more."""
+    import onnx
+
+    model = keras.Sequential(
+        [
+            keras.layers.Input((9, 4)),
+            keras.layers.Conv1D(5, 3, activation="relu", name="conv"),
+            keras.layers.GlobalAveragePooling1D(name="pool"),
+        ]
+    )
+    converters.export_keras(random_weights(model), tmp_path / "one.onnx")
+    path = tmp_path / "two.onnx"
+    onnx.save(
+        onnx.load(tmp_path / "one.onnx"),
+        path,
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+    )
+    result = converters.compare_with_keras(path, model, external_data=True)
+    assert {row.name: row.status for row in result.layers} == {"conv": "same", "pool": "same"}
+    network = converters.load_onnx(path, external_data=True)
+    assert converters.compare_with_keras(path, model, network=network, external_data=True).passed
+    with pytest.raises(tvc.InputError, match="external_data"):
+        converters.compare_with_keras(path, model)
+
+
+def by_way(ways, model, path):
+    """The rows beside Keras, and those beside the file itself, which must be the same."""
+    if ways == "ours":
+        converters.export_keras(model, path, every_layer=True)
+    else:
+        model(np.zeros((1, *model.input_shape[1:]), np.float32))
+        model.export(path, format="onnx", verbose=False)
+    itself = converters.compare(path)
+    assert itself.passed, str(itself)
+    result = converters.compare_with_keras(path, model)
+    assert result.passed, str(result)
+    return {row.name: row.status for row in result.layers}
+
+
+ELSEWHERE = "same, laid out otherwise"
+
+
+@pytest.mark.parametrize(("ways", "in_steps"), [("ours", "same"), ("Keras'", ELSEWHERE)])
+def test_layers_that_run_step_by_step_are_compared(ways, in_steps, tmp_path):
+    """They put the steps before the pictures inside; Keras' exporter lets the next layer undo that."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((4, 11, 10, 3)),
+            layers.TimeDistributed(layers.Conv2D(5, 3, activation="relu"), name="conv"),
+            layers.TimeDistributed(layers.MaxPooling2D(), name="pool"),
+            layers.TimeDistributed(layers.Flatten(), name="flat"),
+            layers.TimeDistributed(layers.Dense(6), name="dense"),
+            layers.GlobalAveragePooling1D(name="mean"),
+        ]
+    )
+    found = by_way(ways, random_weights(model), tmp_path / "net.onnx")
+    assert found == dict.fromkeys(["conv", "pool", "flat", "dense"], in_steps) | {"mean": "same"}
+    model.get_layer("dense").layer.bias.assign([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    result = converters.compare_with_keras(tmp_path / "net.onnx", model)
+    assert result.first_difference.name == "dense"
+
+
+def test_volumes_may_come_step_by_step_too(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((2, 6, 5, 7, 3)),
+            layers.TimeDistributed(layers.Conv3D(4, 3, activation="relu"), name="conv"),
+            layers.Flatten(name="flat"),
+        ]
+    )
+    found = by_way("ours", random_weights(model), tmp_path / "net.onnx")
+    assert found == {"conv": "same", "flat": "same"}
+
+
+@pytest.mark.parametrize(("ways", "merged"), [("ours", "same"), ("Keras'", ELSEWHERE)])
+def test_a_layer_whose_end_was_merged_with_the_next_ones_beginning(ways, merged, tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((9, 8, 3)),
+            layers.Conv2D(8, 3, name="conv"),
+            layers.GroupNormalization(4, name="norm"),
+            layers.Reshape((42, 8), name="rows"),
+            layers.GlobalMaxPooling1D(name="most"),
+            layers.RepeatVector(4, name="again"),
+            layers.Reshape((2, 2, 8), name="maps"),
+            layers.Conv2D(3, 2, name="last"),
+        ]
+    )
+    found = by_way(ways, random_weights(model), tmp_path / "net.onnx")
+    names = [layer.name for layer in model.layers]
+    assert found == dict.fromkeys(names, "same") | {"norm": merged, "again": merged}
+
+
+def test_layers_that_turn_axes_stay_where_they_are(tmp_path):
+    """The exporter's transposes are moved until they meet; these are layers of their own."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((9, 8, 3)),
+            layers.Conv2D(5, 3, name="conv"),
+            layers.Permute((2, 1, 3), name="mirror"),
+            layers.Activation("tanh", name="act"),
+            layers.Permute((3, 1, 2), name="first"),
+            layers.Activation("elu", name="more"),
+            layers.Permute((2, 3, 1), name="back"),
+            layers.Flatten(name="flat"),
+            layers.Dense(2, name="last"),
+        ]
+    )
+    found = by_way("ours", random_weights(model), tmp_path / "net.onnx")
+    assert found == {layer.name: "same" for layer in model.layers}
+
+
+@pytest.mark.parametrize("ways", ["ours", "Keras'"])
+def test_maps_made_in_a_network_with_channels_first_have_them_first(ways, tmp_path):
+    """As in squeeze and excitation: what is made of a vector has nothing that would say so."""
+    layers, first = keras.layers, {"data_format": "channels_first"}
+    picture = layers.Input((3, 12, 10))
+    maps = layers.Conv2D(6, 3, name="conv", **first)(picture)
+    mean = layers.GlobalAveragePooling2D(name="mean", **first)(maps)
+    wide = layers.Reshape((6, 1, 1), name="wide")(mean)
+    gate = layers.Activation("sigmoid", name="gate")(wide)
+    gated = layers.Multiply(name="gated")([maps, gate])
+    turned = layers.Permute((1, 3, 2), name="turned")(gated)
+    model = keras.Model(picture, layers.Flatten(name="flat")(turned))
+    path = tmp_path / "net.onnx"
+    found = by_way(ways, random_weights(model), path)
+    wanted = dict.fromkeys(["conv", "mean", "wide", "gate", "gated", "flat"], "same")
+    assert found.items() >= wanted.items()
+    if ways == "ours":
+        assert found["turned"] == "same"
+    seen = tvc.activations(converters.load_onnx(path), torch.rand(2, 3, 12, 10), ["wide", "gated"])
+    assert [maps.shape[1:] for maps in seen.values()] == [(6, 1, 1), (6, 10, 8)]
+
+
+@pytest.mark.parametrize("ways", ["ours", "Keras'"])
+def test_scores_may_come_as_maps_of_one_cell(ways, tmp_path):
+    """Keras' exporter turns them around by changing their shape, for the numbers stay in order."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((6, 5, 3)),
+            layers.Conv2D(8, (6, 5), name="wide"),
+            layers.Conv2D(4, 1, name="scores"),
+        ]
+    )
+    path = tmp_path / "net.onnx"
+    assert by_way(ways, random_weights(model), path) == {"wide": "same", "scores": "same"}
+    assert converters.load_onnx(path)(torch.rand(2, 3, 6, 5)).shape == (2, 4, 1, 1)

@@ -1082,3 +1082,9 @@ def test_an_unforeseen_error_is_not_hidden(save: Save, monkeypatch: pytest.Monke
     monkeypatch.setattr(trust, "check_sizes", broken)
     with pytest.raises(RuntimeError, match="unforeseen"):
         read_model(save(good()))
+
+
+def test_borders_narrower_than_nothing_are_keras_exporters(save: Save) -> None:
+    nodes = [helper.make_node("ConvTranspose", ["x", "kernel"], ["out"], pads=[0, 0, -1, -1])]
+    path = save(network(nodes, [weights((3, 2, 2, 2), "kernel")]))
+    refused(path, "'pads'", "[0, 0, -1, -1]", "narrower than 0", "export-keras")

@@ -14,6 +14,7 @@ from converters.passes.borders import (
     resolve_transposed,
     separate_borders,
 )
+from converters.passes.cells import nearest_cells
 from converters.passes.constants import (
     drop_no_ops,
     fold_constants,
@@ -71,6 +72,7 @@ def merge(graph: Graph) -> None:
     resolve_same_padding(graph)
     resolve_transposed(graph)
     separate_borders(graph)
+    nearest_cells(graph)
     convolution_biases(graph)
     batch_norms(graph)
     silu(graph)

@@ -35,6 +35,7 @@ _PICTURE_BY_PICTURE = UNARY | {
     "MaxPool",
     "MeanVarianceNormalization",
     "Not",
+    "Repeat",
     "Resize",
     "Softmax",
     "SpaceToDepth",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ TO_CHANNELS_LAST = [0, 2, 3, 1]
 
 
 def transposing_reshapes(graph: Graph) -> None:
-    """With one channel, the exporter turns pictures around by a Reshape: make it a Transpose."""
+    """The exporter turns maps of one channel, or one cell, around by a Reshape: make it a Transpose."""
     for node in graph.nodes:
         if node.op != "Reshape" or node.owner or not node.attributes.get("keeps_batch"):
             continue
@@ -26,8 +26,9 @@ def transposing_reshapes(graph: Graph) -> None:
             continue
         for perm in (TO_CHANNELS_FIRST, TO_CHANNELS_LAST):
             channel = 3 if perm is TO_CHANNELS_FIRST else 1
+            cells = [source[axis] for axis in (1, 2, 3) if axis != channel]
             turned = [source[axis] for axis in perm[1:]] == target[1:] != list(source[1:])
-            if source[channel] == 1 and turned:
+            if turned and (source[channel] == 1 or cells == [1, 1]):
                 node.op, node.attributes = "Transpose", {"perm": perm}
                 break
 
@@ -108,8 +109,10 @@ def channels_first(graph: Graph, *, keras: bool) -> None:
     network until it meets its inverse. Where it meets the flattening before a dense layer, the
     layer's kernel is permuted instead, and where the features lie is noted in ``graph.permuted``.
     """
+    as_they_are = False
     for name, shape in list(graph.inputs.items()):
         if not is_channels_last(graph, name, keras=keras):
+            as_they_are = as_they_are or len(shape) == 4
             continue
         turned = graph.fresh(name)
         graph.rename_uses(name, turned)
@@ -118,7 +121,7 @@ def channels_first(graph: Graph, *, keras: bool) -> None:
         graph.inputs[name] = graph.shapes[name] = _permute(shape, TO_CHANNELS_FIRST)
     push_transposes(graph)
     if keras:
-        turn_remaining_maps(graph)
+        turn_remaining_maps(graph, made_first=as_they_are)
         push_transposes(graph)
     absorb_into_dense(graph)
     graph.sort()
@@ -256,13 +259,19 @@ _ALWAYS_FIRST = frozenset(
 )
 
 
-def turn_remaining_maps(graph: Graph) -> None:
+def turn_remaining_maps(graph: Graph, *, made_first: bool = False) -> None:
     """Let layers that the exporter left channels last put their maps out channels first.
 
-    Keras' maps are channels last, so a layer's output is unless it comes from what was turned. It
-    is turned inside the layer, and back for whoever reads it, where that may cancel again.
+    Keras' maps are channels last, so a layer's output is unless it comes from what was turned, or
+    goes as it is into a convolution. It is turned inside the layer, and back for whoever reads it,
+    where that may cancel again.
+
+    Args:
+        graph: changed in place.
+        made_first: whether the network is given pictures with the channels first, as Keras has them
+            too where it is told to: so are the maps that are made out of something else.
     """
-    last = _channels_last_maps(graph)
+    last = _channels_last_maps(graph, made_first=made_first)
     consumers = graph.consumers()
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -287,20 +296,55 @@ def turn_remaining_maps(graph: Graph) -> None:
     graph.nodes = nodes
 
 
-def _channels_last_maps(graph: Graph) -> set[str]:
+def _channels_last_maps(graph: Graph, *, made_first: bool) -> set[str]:
     """Tensors of four axes that nothing has turned channels first."""
     first = {name for name, shape in graph.inputs.items() if len(shape) == 4}
+    first |= _read_channels_first(graph)
     last: set[str] = set()
+    makers = graph.makers()
     for node in graph.nodes:
         if len(graph.shapes.get(node.output, ())) != 4:
             continue
         turned = _is_free_transpose(node) and node.attributes["perm"] == TO_CHANNELS_FIRST
         keeps = node.op not in ("Reshape", "Transpose") and first.intersection(node.inputs)
-        if turned or keeps or node.op in _ALWAYS_FIRST:
+        made = made_first and _made_first(graph, makers, node, first)
+        if turned or keeps or made or node.op in _ALWAYS_FIRST:
             first.add(node.output)
-        elif not _is_free_transpose(node):
+        elif node.output not in first and not _is_free_transpose(node):
             last.add(node.output)
     return last
+
+
+def _made_first(
+    graph: Graph, makers: Mapping[str, Node], node: Node, first: Collection[str]
+) -> bool:
+    """Whether what changes the shape or the order of axes makes maps with the channels first.
+
+    Of maps that have them first, as long as they stay there, or of nothing like maps; or back to
+    that order, as layers do that TensorFlow has for channels last alone.
+    """
+    name, perm = node.inputs[0], node.attributes.get("perm")
+    if perm == TO_CHANNELS_FIRST and name not in first:
+        return True
+    if node.op != "Reshape" and (perm is None or perm[1] != 1):
+        return False
+    while len(graph.shapes.get(name, ())) > 4 and name in makers:
+        maker = makers[name]
+        if maker.attributes.get("perm") in ([0, 2, 3, 4, 1], [0, 4, 1, 2, 3]):
+            return bool(maker.attributes["perm"][1] == 4)
+        name = maker.inputs[0]  # with an axis more for a while
+    return name in first or len(graph.shapes.get(name, ())) < 4
+
+
+def _read_channels_first(graph: Graph) -> set[str]:
+    """What convolutions and poolings read as it is, or after nothing but element-wise operators."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.op in _ALWAYS_FIRST:
+            found.add(node.inputs[0])
+        elif node.op in UNARY | BINARY and node.output in found:
+            found.update(name for name in node.inputs if len(graph.shapes.get(name, ())) == 4)
+    return found
 
 
 def absorb_into_dense(graph: Graph) -> None:

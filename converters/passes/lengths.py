@@ -7,8 +7,10 @@ maps; with a picture of known size it is a constant, and so is every size behind
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import helper
 
 from converters.graph import Graph, Node, Shape
 
@@ -34,33 +36,69 @@ def known_lengths(graph: Graph, elementwise: Collection[str]) -> bool:
             if merged != before:
                 graph.shapes[node.output] = merged
                 news = True
-    shapes = {node.output: node.inputs[0] for node in graph.nodes if node.op == "Shape"}
+    asked = _lengths(graph)
     for node in list(graph.nodes):
-        lengths = _asked(graph, node, shapes)
-        if lengths is not None:
-            graph.constants[node.output] = lengths
+        numbers = _worth(graph, asked.get(node.output))
+        if numbers is not None:
+            graph.constants[node.output] = numbers
             graph.nodes.remove(node)
             news = True
     return news
 
 
-def _asked(graph: Graph, node: Node, shapes: dict[str, str]) -> np.ndarray | None:
-    """What a Shape, or a Gather from one, comes to, where all lengths it asks for are known."""
-    if node.op == "Shape" and not {"start", "end"} & node.attributes.keys():
-        shape = graph.shape(node.inputs[0])
-        known = shape is not None and None not in shape
-        return np.array(shape, np.int64) if known else None
-    index = graph.static(node, 1)
-    if node.op != "Gather" or node.inputs[0] not in shapes or index is None:
+@dataclass(frozen=True)
+class _Lengths:
+    """Some lengths of a tensor's shape: which, of whose, and as what kind of numbers."""
+
+    of: str
+    places: np.ndarray
+    kind: np.dtype = field(default_factory=lambda: np.dtype(np.int64))
+
+
+def _lengths(graph: Graph) -> dict[str, _Lengths]:
+    """What nodes put out that hold nothing but lengths of one tensor's axes."""
+    found: dict[str, _Lengths] = {}
+    for node in graph.nodes:
+        if node.op == "Shape" and not {"start", "end"} & node.attributes.keys():
+            shape = graph.shape(node.inputs[0])
+            if shape is not None:
+                found[node.output] = _Lengths(node.inputs[0], np.arange(len(shape)))
+            continue
+        before = found.get(node.inputs[0]) if node.inputs else None
+        if before is None:
+            continue
+        if node.op == "Cast":
+            kind = helper.tensor_dtype_to_np_dtype(node.attributes["to"])
+            if kind.kind == "i":
+                found[node.output] = replace(before, kind=kind)
+        elif (places := _chosen(graph, node, before.places)) is not None:
+            found[node.output] = replace(before, places=places)
+    return found
+
+
+def _chosen(graph: Graph, node: Node, places: np.ndarray) -> np.ndarray | None:
+    """Which of these a Slice or a Gather takes."""
+    a, count = node.attributes, places.size
+    if places.ndim != 1:
         return None
-    if node.attributes.get("axis", 0) != 0 or index.dtype.kind not in "iu":
+    if node.op == "Slice" and {"starts", "ends"} <= a.keys() and len(a["starts"]) == 1:
+        step = a.get("steps", [1])[0]
+        along = a.get("axes", [0]) in ([0], [-1]) and step > 0
+        return places[a["starts"][0] : a["ends"][0] : step] if along else None
+    index = graph.static(node, 1) if node.op == "Gather" else None
+    if index is None or a.get("axis", 0) != 0 or index.dtype.kind not in "iu":
         return None
-    shape = graph.shape(shapes[node.inputs[0]])
-    places = index.reshape(-1).tolist()
-    if shape is None or not all(-len(shape) <= i < len(shape) for i in places):
+    inside = all(-count <= i < count for i in index.reshape(-1).tolist())
+    return places[index] if inside else None
+
+
+def _worth(graph: Graph, asked: _Lengths | None) -> np.ndarray | None:
+    """The numbers themselves, where all are known."""
+    shape = None if asked is None else graph.shape(asked.of)
+    if asked is None or shape is None:
         return None
-    lengths = [shape[i] for i in places]
-    return None if None in lengths else np.array(lengths, np.int64).reshape(index.shape)
+    lengths = [shape[place] for place in asked.places.reshape(-1).tolist()]
+    return None if None in lengths else np.array(lengths, asked.kind).reshape(asked.places.shape)
 
 
 def _shape(graph: Graph, node: Node, elementwise: Collection[str]) -> Shape | None:

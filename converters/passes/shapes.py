@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from converters.graph import Array, Graph, Node, Shape, known_length
 from converters.passes.batch import Batch
+from converters.passes.vocabulary import UNARY
 
 Dim = int | str  # a known length, or the name of one that is not known
 
@@ -18,17 +21,21 @@ def shape_arithmetic(graph: Graph) -> None:
     The batch axis keeps its freedom: a target that starts with the batch's length becomes ``-1``,
     also where the file has fixed that length. What cannot be set free is told by ``graph.batch``.
     """
-    batch = Batch(graph)
+    batch, makers = Batch(graph), graph.makers()
     known: dict[str, list[Dim]] = {}
     for name, value in graph.constants.items():
         if value.dtype.kind in "iu" and value.size <= 64 and value.ndim <= 1:
             known[name] = value.reshape(-1).tolist()
     for node in graph.nodes:
-        result = _dims(node, known, graph, batch)
+        result = _dims(node, known, graph, batch, makers)
         if result is not None:
             known[node.output] = result
-        if node.op == "Reshape" and len(node.inputs) == 2 and node.inputs[1] in known:
-            _fix_reshape(graph, node, known[node.inputs[1]], batch)
+        to_shape = node.op == "Reshape" and len(node.inputs) == 2
+        target = known.get(node.inputs[1]) if to_shape else None
+        if target is not None and not _repeated(graph, node, target, batch, makers):
+            _fix_reshape(graph, node, target, batch)
+        if node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3] in known:
+            _fix_size(graph, node, known[node.inputs[3]], batch)
         if batch.length is not None and _fixes_batch(graph, node, batch.length):
             graph.batch = batch.length
         batch.follow(node)
@@ -39,16 +46,37 @@ def _first(name: str, batch: Batch) -> str:
     return _BATCH if name in batch else f"{name}#0"
 
 
-def _dims(node: Node, known: dict[str, list[Dim]], graph: Graph, batch: Batch) -> list[Dim] | None:
+Makers = Mapping[str, Node]
+
+
+def _lengths(graph: Graph, tensor: str, batch: Batch, makers: Makers) -> list[Dim] | None:
+    """The lengths of a tensor's axes, or what they are called: after the first that has them."""
+    shape = graph.shape(tensor)
+    if shape is None:
+        return None
+    places = list(range(len(shape)))
+    before: str | None = tensor
+    while before is not None:
+        name, maker = before, makers.get(before)
+        before = maker.inputs[0] if maker is not None and maker.op in UNARY else None
+        if maker is not None and maker.op == "Transpose" and "perm" in maker.attributes:
+            places = [maker.attributes["perm"][place] for place in places]
+            before = maker.inputs[0]
+    names: list[Dim] = [
+        f"{name}#{p}" if n is None else n for p, n in zip(places, shape, strict=True)
+    ]
+    if shape and shape[0] is None:
+        names[0] = _first(tensor, batch)
+    return names
+
+
+def _dims(
+    node: Node, known: dict[str, list[Dim]], graph: Graph, batch: Batch, makers: Makers
+) -> list[Dim] | None:
     if node.op == "Shape":
-        shape = graph.shape(node.inputs[0])
-        if shape is None:
+        names = _lengths(graph, node.inputs[0], batch, makers)
+        if names is None:
             return None
-        names: list[Dim] = [
-            f"{node.inputs[0]}#{i}" if n is None else n for i, n in enumerate(shape)
-        ]
-        if shape and shape[0] is None:
-            names[0] = _first(node.inputs[0], batch)
         return names[node.attributes.get("start", 0) : node.attributes.get("end")]
     values = [known.get(name) for name in node.inputs if name]
     if not values or any(value is None for value in values):
@@ -152,6 +180,43 @@ def _fix_reshape(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> N
         graph.shapes[node.output] = (source[0] if source else None, *lengths[1:])
     elif all(n != 0 for n in lengths):
         graph.shapes.setdefault(node.output, tuple(None if n < 0 else n for n in lengths))
+
+
+def _fix_size(graph: Graph, node: Node, target: list[Dim], batch: Batch) -> None:
+    """The size that a Resize is given, where it is that of its input but for rows and columns."""
+    first, *rest = target or [0]
+    if first != _first(node.inputs[0], batch) or any(isinstance(side, str) for side in rest):
+        return
+    name = f"{node.inputs[3]}//sides"
+    graph.constants[name] = np.array([1, *rest], np.int64)  # the number of pictures stays open
+    node.inputs = [*node.inputs[:3], name]
+
+
+def _repeated(graph: Graph, node: Node, target: list[Dim], batch: Batch, makers: Makers) -> bool:
+    """Make a Reshape a ``Repeat`` where TensorFlow enlarges maps, of whatever size they are.
+
+    A new axis is tiled and merged with the one before it.
+    """
+    tile = makers.get(node.inputs[0])
+    new = makers.get(tile.inputs[0]) if tile is not None and tile.op == "Tile" else None
+    times = None if tile is None or new is None else graph.static(tile, 1)
+    axes = [] if new is None or new.op != "Unsqueeze" else new.attributes.get("axes", [])
+    if new is None or times is None or len(axes) != 1:
+        return False
+    source = _lengths(graph, new.inputs[0], batch, makers)
+    if source is None or len(times) != len(source) + 1:
+        return False
+    axis = axes[0] % len(times)
+    longer = _product([[source[axis - 1]], [int(times[axis])]])
+    others = [int(n) for place, n in enumerate(times) if place != axis]
+    if axis < 2 or set(others) != {1} or longer is None:
+        return False
+    if target != [*source[: axis - 1], *longer, *source[axis:]]:
+        return False
+    node.op, node.inputs = "Repeat", [new.inputs[0]]
+    node.attributes = {"axis": axis - 1, "times": int(times[axis])}
+    graph.shapes[node.output] = tuple(n if isinstance(n, int) else None for n in target)
+    return True
 
 
 def repeats(graph: Graph) -> None:

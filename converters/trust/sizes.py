@@ -202,7 +202,8 @@ class Walk:
         if shape is None or None in shape:
             raise InputError(
                 f"{title} makes a tensor whose size is settled only when the network runs, so "
-                "that nothing bounds it; export with fixed sizes"
+                "that nothing bounds it; export with fixed sizes, or a Keras model with torchviz-cnn "
+                "export-keras (converters.export_keras)"
             )
 
     def _fold(self, node: NodeProto) -> Array | None:

@@ -230,6 +230,13 @@ def _check_window(node: NodeProto, stored: Mapping[str, Sequence[int]], title: s
                 f"{title}, attribute {quoted(name)}, has {counted(len(given), 'number')} where "
                 f"its window has {len(size) or 'fewer'} axes; it is damaged, export it again"
             )
+        if name == "pads" and node.op_type == "ConvTranspose" and min(given) < 0:
+            raise InputError(
+                f"{title}, attribute {quoted(name)}, is {given}, and no border is narrower than 0; "
+                "Keras' own exporter writes such borders where a transposed convolution's steps are "
+                "longer than its window: export the Keras model with torchviz-cnn export-keras "
+                "(converters.export_keras)"
+            )
         if name in ("kernel_shape", "strides", "dilations") and min(given) < 1:
             raise InputError(
                 f"{title}, attribute {quoted(name)}, is {by(given)}; a window is at least one "
