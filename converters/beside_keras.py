@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from converters.arrangement import as_laid_out
 from converters.file_tensors import FIRST, output_tensors, tensor_axes
 from converters.importer import LayerRecord, load_onnx
 from converters.keras_files import check_keras_file
@@ -24,7 +22,7 @@ from converters.keras_itself import keras_of, load_keras
 from converters.sides import bounds_for, inputs_left, network_inputs, run_network
 from converters.trust import Limits, read_model
 from converters.trust.limits import USUAL
-from converters.verdicts import LAID_OUT, Bounds, Comparison, LayerComparison, beside
+from converters.verdicts import Bounds, Comparison, LayerComparison, beside
 from converters.wiring import ImportedNetwork
 from torchviz_cnn.errors import InputError
 
@@ -130,12 +128,7 @@ def _compare_layer(
         ours = ours[:, list(record.permutation)]
     sigmoid = record.module is not None and _ends_in_sigmoid(network, record.module)
     theirs = _as_many_axes(theirs, ours)
-    row = beside(record.name, record.type, ours, theirs, bounds, sigmoid=sigmoid)
-    laid_out = as_laid_out(theirs, ours, bounds.same) if row.status == "differs" else None
-    if laid_out is None:
-        return row
-    row = beside(record.name, record.type, ours, laid_out, bounds, sigmoid=sigmoid)
-    return replace(row, status=LAID_OUT)
+    return beside(record.name, record.type, ours, theirs, bounds, sigmoid=sigmoid)
 
 
 def _compare_outputs(

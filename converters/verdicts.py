@@ -33,7 +33,6 @@ Verdict = Literal["same", "nearly the same", "differs"]
 NOT_RUN = "not run by the network"
 LOST = "not in the network"
 NAN = "NaN on both sides"
-LAID_OUT = "same, laid out otherwise"
 _FAILING = ("differs", NOT_RUN, LOST, NAN)
 
 
@@ -48,9 +47,7 @@ class LayerComparison:
         status: ``"same"``, ``"nearly the same"``, ``"differs"``, ``"fused into X"``,
             ``"not in the file"``; ``"not in the network"`` for a layer of the file that the import
             lost, ``"not run by the network"`` for one, or a call of one, that never ran;
-            ``"NaN on both sides"`` where there are no numbers to compare; ``"same, laid out
-            otherwise"`` beside Keras, where the exporter has merged the layer's end with what
-            follows: the file has the same numbers in another shape, or order of axes.
+            ``"NaN on both sides"`` where there are no numbers to compare.
         max_abs: largest difference; ``None`` where there was nothing to compare, as the two below.
         relative: the same over the reference's largest magnitude; over 0.0012 where a sigmoid's is
             smaller, for it is rounded as numbers beside 1 are.

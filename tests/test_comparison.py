@@ -14,7 +14,6 @@ from onnx import numpy_helper
 
 import converters
 import torchviz_cnn as tvc
-from converters.arrangement import as_laid_out
 from converters.file_tensors import output_tensors, tensor_axes
 from converters.reference import Session
 from converters.trust import read_model
@@ -754,15 +753,3 @@ def test_what_is_nan_on_both_sides_is_not_the_same():
     assert beside("a", "Dense", np.ones((1, 3)), numbers).status == "differs"
     infinite = np.array([[1.0, -np.inf]])
     assert beside("a", "Dense", infinite, infinite.copy()).status == "same"  # as of a mask
-
-
-def test_numbers_in_another_place_are_not_the_same_laid_out_otherwise() -> None:
-    random = np.random.default_rng(0)
-    maps = random.normal(size=(2, 6, 4, 4))
-    assert as_laid_out(maps, maps.transpose(0, 2, 3, 1).reshape(2, 4, 4, 3, 2), 1e-6) is not None
-    assert as_laid_out(maps, maps.transpose(1, 0, 2, 3), 1e-6) is not None
-    exchanged = maps.swapaxes(2, 3)  # rows and columns of one shape: a mistake
-    assert as_laid_out(maps, exchanged, 1e-6) is None
-    assert as_laid_out(maps, random.permutation(maps.ravel()).reshape(2, 96), 1e-6) is None
-    assert as_laid_out(maps, maps.reshape(2, 96) * 1.01, 1e-6) is None
-    assert as_laid_out(maps, np.full((2, 96), np.nan), 1e-6) is None
