@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 from torch.profiler import ProfilerActivity, profile
+from torchvision.ops import StochasticDepth
 
 import torchviz_cnn as tvc
 from tests.networks import (
@@ -273,6 +274,7 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "which is larger": lambda: Through(lambda x: torch.where(x > 0.1, x, x.exp() * (x.le(1)))),
     "more channels": lambda: Through(lambda x: F.pad(x, (0, 0, 0, 0, 2, 1), value=0.5)),
     "response norm": lambda: nn.LocalResponseNorm(3, alpha=0.5),
+    "depth that is stochastic in training": lambda: StochasticDepth(0.5, "row"),
     "activations": lambda: nn.Sequential(
         *(nn.ReLU6(inplace=True), nn.LeakyReLU(0.2), nn.SiLU(inplace=True), nn.Hardswish()),
         *(nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.PReLU(4), nn.Dropout(0.5), nn.Identity()),

@@ -72,6 +72,10 @@ def by_pictures(x: Tensor) -> Tensor:
     return x.reshape(len(x.shape) and x.shape[0] * x.shape[1], -1).mean(1).view(x.size(0), -1)
 
 
+def by_length(x: Tensor) -> Tensor:
+    return x.reshape(len(x), len(x.shape) + 1, -1).mean(2)
+
+
 def by_kind(x: Tensor) -> Tensor:
     if x.dtype is torch.float64 and x.device.type == "cpu" and x.dim() == 4:
         return x.mean((2, 3))
@@ -84,6 +88,7 @@ ASKING = {
     "same": (same, mean),
     "rows and columns": (even, by_columns),
     "pictures": (even, by_pictures),
+    "length": (even, by_length),
     "kind": (even, by_kind),
 }
 
@@ -121,6 +126,12 @@ def test_arguments_that_nobody_gives() -> None:
             return (y * 2 if twice else y) if more is None else y + more
 
     compared(randomised(Optional()), pictures(2, 3, 23, 18))
+
+
+def test_len_means_what_it_did_afterwards() -> None:
+    read(randomised(Two(even, by_length)), pictures(1, 3, 23, 18))
+    assert "len" not in globals()
+    assert len("ab") == 2
 
 
 class Judging(nn.Module):

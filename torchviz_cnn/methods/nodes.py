@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torchvision.ops import stochastic_depth
 
 from torchviz_cnn.methods.channels import picked
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
@@ -206,7 +207,9 @@ class Reader:
         if target is F.batch_norm:
             return self._given_batch_norm(node)
         if target is F.dropout or target is F.dropout2d:
-            return self._given_dropout(node)
+            return self._given_dropout(node, ("input", "p", "training", "inplace"))
+        if target is stochastic_depth:
+            return self._given_dropout(node, ("input", "p", "mode", "training"))
         if target in _POINTWISE:
             source = node.args[0] if node.args else None
             known = isinstance(source, fx.Node) and self._is_alike_everywhere(node.all_input_nodes)
@@ -356,8 +359,8 @@ class Reader:
             return None
         return self._kept(node, (given["input"],))
 
-    def _given_dropout(self, node: fx.Node) -> InPlace | None:
-        given = self._given(node, ("input", "p", "training", "inplace"))
+    def _given_dropout(self, node: fx.Node, names: tuple[str, ...]) -> InPlace | None:
+        given = self._given(node, names)
         still = given is not None and given.get("training") is False
         return self._kept(node, (given["input"],)) if given is not None and still else None
 

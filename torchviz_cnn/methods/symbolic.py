@@ -53,7 +53,8 @@ def read(module: nn.Module, images: Tensor) -> tuple[fx.GraphModule, bool]:
         graph, sized = _traced(module, _Tracer()), False
     except Exception:  # whatever the network's own code raises when it is shown a stand-in
         try:
-            graph, sized = _traced(module, _SizedTracer(images)), True
+            with _lengths_of_stand_ins(module):
+                graph, sized = _traced(module, _SizedTracer(images)), True
         except Exception as error:
             words = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise Unsuited(f"torch.fx cannot trace it ({words})") from error
@@ -129,6 +130,25 @@ class _Sized(fx.Proxy):
 
     def _asked(self, name: str) -> Any:
         return fx.proxy.Attribute(self, name)
+
+
+@contextmanager
+def _lengths_of_stand_ins(module: nn.Module) -> Iterator[None]:
+    """Let ``len(x)`` in a network's own code be ``x.size(0)``: Python takes nothing but a number."""
+    forwards = {type(each).forward for each in every_module(module)}
+    spaces = [getattr(forward, "__globals__", {}) for forward in forwards]
+    lent = list({id(space): space for space in spaces if "len" not in space}.values())
+    try:
+        for space in lent:
+            space["len"] = _length
+        yield
+    finally:
+        for space in lent:
+            space.pop("len", None)
+
+
+def _length(of: Any) -> Any:
+    return of.size(0) if isinstance(of, _Sized) and isinstance(of._value, Tensor) else len(of)
 
 
 class _SizedTracer(_Tracer):
