@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 SUITES = ("peers", "limit", "scaling", "convert")
+_IF_MEASURED = ("classes",)
 
 
 def rewrite(readme: Path, results: Path) -> None:
@@ -72,7 +73,8 @@ def section(results: Path) -> str:
     Raises:
         InputError: where a suite's results are missing, or of another machine than the others.
     """
-    found = {name: read(results / f"{name}.json") for name in SUITES}
+    names = [*SUITES, *(n for n in _IF_MEASURED if (results / f"{n}.json").exists())]
+    found = {name: read(results / f"{name}.json") for name in names}
     for name, record in found.items():
         if differ := differences(found[SUITES[0]].machine, record.machine):
             raise InputError(
@@ -96,8 +98,9 @@ def section(results: Path) -> str:
         "ours beside the fewest there can be.",
         *_occlusion(peers.rows, limit.rows),
         *_grid(peers.rows),
-        "A network imported from ONNX: what others take for the same forward pass, as multiples of "
-        f"the imported one; {_batches(found['convert'].rows)}.",
+        *(_classes(found["classes"].rows) if "classes" in found else ()),
+        "A network imported from ONNX: what others take for the same, as multiples of the imported "
+        f"one; {_batches(found['convert'].rows)}.",
         *_wide(_convert_lines(found["convert"].rows), found["convert"].rows),
         _goals(found.values()),
     ]
@@ -148,13 +151,19 @@ def _wide(lines: list[tuple[str, list[Row]]], rows: Sequence[Row]) -> list[str]:
     for label, group in lines:
         cells = [
             " / ".join(
-                _cell([r for r in group if r.model == name and r.setting.startswith(f"batch {b},")])
-                for b in batches
+                _cell([r for r in group if r.model == name and _is_of(r, b)]) for b in batches
             )
             for name in networks
         ]
         table.append([label, *cells])
     return ["\n".join("| " + " | ".join(cells) + " |" for cells in table)]
+
+
+def _is_of(row: Row, batch: str) -> bool:
+    """Whether a row is of so many pictures; what has no batch, as occlusion, is of one."""
+    return f"{row.setting},".startswith(f"batch {batch},") or (
+        batch == "1" and not row.setting.startswith("batch ")
+    )
 
 
 def _cell(rows: Sequence[Row]) -> str:
@@ -232,6 +241,20 @@ def _grid(rows: Sequence[Row]) -> list[str]:
         f"takes {row.value:.1f} s, {number(row.median)} times as long."
         for row in found
     ]
+
+
+def _classes(rows: Sequence[Row]) -> list[str]:
+    """What the maps of many classes from one call cost, a sentence each network."""
+    sentences = []
+    for model in dict.fromkeys(row.model for row in rows):
+        timed = pick(rows, method="grad_cam", model=model, measure="time")
+        numbers = [row.setting.split(" ")[0] for row in timed]
+        costs = [number(row.median) for row in timed]
+        sentences.append(
+            f"Grad-CAM of {' / '.join(numbers)} classes of {model} in one call takes "
+            f"{' / '.join(costs)} times as long as a plain forward pass of one picture."
+        )
+    return sentences
 
 
 def _goals(records: Iterable[Record]) -> str:

@@ -530,10 +530,13 @@ class TestReadme:
         _, quoted, _ = speed.parts(speed.README.read_text(encoding="utf-8"))
         assert quoted == speed.quoted(speed.RESULTS), "python -m benchmarks readme"
 
-    @pytest.mark.parametrize("name", speed.SUITES)
-    @pytest.mark.parametrize("folder", speed.folders(speed.RESULTS), ids=lambda each: each.name)
-    def test_results_are_kept_whole_and_not_of_a_quick_run(self, folder, name):
-        record = read(folder / f"{name}.json")
+    @pytest.mark.parametrize(
+        "file",
+        [file for folder in speed.folders(speed.RESULTS) for file in sorted(folder.glob("*.json"))],
+        ids=lambda each: f"{each.parent.name}-{each.stem}",
+    )
+    def test_results_are_kept_whole_and_not_of_a_quick_run(self, file):
+        record, folder, name = read(file), file.parent, file.stem
         assert record.suite == name
         assert not record.quick
         assert record.machine["processor"]
@@ -609,6 +612,30 @@ class TestReadme:
         assert "| `grad_cam`, captum | 0.40 | ≠ |" in text
         assert "0 are reached" in text
         assert "Missed: grad_cam, vgg16" in text
+
+    def test_many_classes_and_what_has_no_batch_are_quoted(self, tmp_path):
+        def put(name, *rows):
+            when = "2026-01-02T03:04:05+00:00"
+            Record(name, about(CPU), when, False, rows).write(tmp_path / f"{name}.json")
+
+        for name in speed.SUITES:
+            put(name)
+        imported = {"suite": "convert", "side": "torchvision", "against": "imported"}
+        put(
+            "convert",
+            row(method="forward", setting="batch 1, 224×224", median=0.7, **imported),
+            row(method="forward", setting="batch 8, 224×224", median=0.8, **imported),
+            row(
+                method="occlusion", setting="224×224, window 32, stride 16", median=1.3, **imported
+            ),
+        )
+        assert "| occlusion, torchvision | 1.30 / – |" in speed.section(tmp_path)
+        assert "in one call" not in speed.section(tmp_path)
+        ours = {"suite": "classes", "side": OURS, "against": "forward"}
+        one, many = (f"{n} classes, batch 1, 224×224" for n in (1, 100))
+        put("classes", row(setting=one, median=1.1, **ours), row(setting=many, median=1.2, **ours))
+        told = "Grad-CAM of 1 / 100 classes of vgg16 in one call takes 1.10 / 1.20 times as long"
+        assert told in speed.section(tmp_path)
 
     def test_it_is_told_which_code_was_measured(self, tmp_path):
         machine = {**about(CPU), "commit": "new"}
