@@ -175,7 +175,8 @@ def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(low / 1.05, high * 1.05)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(which="both", color="0.92")
-    axes.legend(fontsize=8, frameon=False)
+    if lines:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _line(method: str, side: str) -> str:
