@@ -6,6 +6,7 @@ Whatever is not certain is not local: that costs time, never exactness.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
-from torchvision.ops import stochastic_depth
 
 from torchviz_cnn.methods.channels import picked
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
@@ -208,7 +208,7 @@ class Reader:
             return self._given_batch_norm(node)
         if target is F.dropout or target is F.dropout2d:
             return self._given_dropout(node, ("input", "p", "training", "inplace"))
-        if target is stochastic_depth:
+        if _is_stochastic_depth(target):
             return self._given_dropout(node, ("input", "p", "mode", "training"))
         if target in _POINTWISE:
             source = node.args[0] if node.args else None
@@ -428,6 +428,12 @@ class Reader:
             elif isinstance(value, list | tuple) and any(isinstance(v, fx.Node) for v in value):
                 return None
         return given
+
+
+def _is_stochastic_depth(target: Any) -> bool:
+    """Whether it is torchvision's function, which need not have been imported."""
+    operators = sys.modules.get("torchvision.ops")
+    return operators is not None and target is operators.stochastic_depth
 
 
 def _is_torchs(module: nn.Module) -> bool:
