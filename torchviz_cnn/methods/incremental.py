@@ -411,18 +411,18 @@ class Engine:
             del part, parts[local.source]
         result = local.apply(crop)
         if local.divisors is not None:
-            result.div_(self._divisors(local.divisors, area))
+            divisors = self._divisors(local.divisors, area)
+            result.div_(divisors[:, None] if result.ndim == 4 else divisors)
         return result
 
     def _divisors(self, divisors: tuple[Tensor, Tensor], area: Area) -> Tensor:
-        """What the numbers of every item are divided by."""
+        """What the numbers of every item are divided by, ``(positions · n, rows, columns)``."""
         down, across = (
             torch.stack([by[start : start + strip.size] for start in strip.starts])
             for by, strip in zip(divisors, area, strict=True)
         )
         each = down[:, None, :, None] * across[None, :, None, :]
-        items = each.flatten(0, 1).repeat_interleave(len(self.images), 0)
-        return items[:, None]
+        return each.flatten(0, 1).repeat_interleave(len(self.images), 0)
 
     def _whole(self, node: fx.Node, part: Tensor, tile: Pair, into: Tensor | None = None) -> Tensor:
         """The whole map of every variant of a tile."""

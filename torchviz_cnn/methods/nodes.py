@@ -165,7 +165,11 @@ class Reader:
             known = module.running_mean is not None and not module.training
             return self._kept(node, (source,)) if known else None
         if isinstance(module, _POINTWISE_MODULES):
-            return self._kept(node, (source,))
+            by_channel = isinstance(module, nn.LocalResponseNorm) or (
+                isinstance(module, nn.PReLU) and module.num_parameters > 1
+            )
+            known = self._has_channels(node) or not by_channel
+            return self._kept(node, (source,)) if known else None
         if isinstance(module, _DROPOUTS) and not module.training:
             return self._kept(node, (source,))
         return None
@@ -355,9 +359,14 @@ class Reader:
         names = ("running_mean", "running_var", "weight", "bias")
         given = self._given(node, _BATCH_NORM, tensors=names)
         known = given is not None and isinstance(given.get("running_mean"), Tensor)
+        known = known and self._has_channels(node)
         if given is None or not known or given.get("training") is True:
             return None
         return self._kept(node, (given["input"],))
+
+    def _has_channels(self, node: fx.Node) -> bool:
+        """Whether the axis behind the pictures' is not that of the rows."""
+        return bool(self.values[node].ndim > 3)
 
     def _given_dropout(self, node: fx.Node, names: tuple[str, ...]) -> InPlace | None:
         given = self._given(node, names)
