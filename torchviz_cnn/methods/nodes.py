@@ -78,7 +78,8 @@ def writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
+        own = name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+        return own or (name.endswith("_") and not name.endswith("__"))
     inplace = node.kwargs.get("inplace", False)
     positional = [arg for arg in node.args[1:] if isinstance(arg, bool) and _may_write(node.target)]
     return node.target in _IN_PLACE_FUNCTIONS or bool(inplace) or any(positional)
