@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
@@ -360,9 +360,17 @@ class Scratch(nn.Module):
         return found
 
 
-def test_what_a_module_notes_while_it_runs_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def several_at_a_time() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_at_a_time")
+def test_what_a_module_notes_while_it_runs_is_its_own() -> None:
     """Several parts of the work are done at a time, and nothing of the attempt to read it stays."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     net = randomised(Two(lambda x: F.max_pool2d(x, 4), nn.Sequential(Scratch(), Through(mean))))
     x = pictures(1, 3, 63, 58)
     graph, _ = read(net, x)
