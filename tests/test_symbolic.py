@@ -501,3 +501,25 @@ def test_looking_whether_it_can_be_computed_in_part_changes_nothing(kind: type[n
         torch.manual_seed(3)
         found.append(tvc.occlusion(net, x, 1, engine=engine, **WINDOWS).values)
     assert torch.equal(*found)
+
+
+class Trying(nn.Module):
+    """Does without an answer where it gets none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            dark = bool(x.mean() < 0.1)
+        except Exception:
+            dark = True
+        return x.mean((2, 3)) if dark else x.amax((2, 3))
+
+
+def test_what_does_without_an_answer_is_run_as_it_is() -> None:
+    """The first picture is dark, so that the graph of a dark one answers for it as it should."""
+    net, x = randomised(Two(torch.relu, Trying())), pictures(1, 3, 23, 18)
+    net.conv2.bias.data.sub_(net.conv2(net.conv1(x).relu()).mean().detach() - 0.099)
+    dense = tvc.occlusion(net, x, 1, engine="dense", batch_size=1, **WINDOWS)
+    found = tvc.occlusion(net, x, 1, engine="incremental", batch_size=1, **WINDOWS)
+    assert (found.values - dense.values).abs().max() < 1e-12 * dense.values.abs().max()
+    with pytest.raises(Unsuited, match="it goes on where it is not told"):
+        read(Trying(), x)

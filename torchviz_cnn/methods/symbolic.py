@@ -90,10 +90,12 @@ def _let_go_of(made: Made) -> None:
             holder[:] = [value for value in holder if id(value) not in ids]
 
 
-def _traced(module: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
+def _traced(module: nn.Module, tracer: _Tracer) -> fx.GraphModule:
     tensors = [*module.parameters(), *module.buffers()]
     twin = copy.deepcopy(module, {id(t): t for t in tensors})
-    return fx.GraphModule(twin, tracer.trace(twin, concrete_args=_defaults(module)))
+    graph = tracer.trace(twin, concrete_args=_defaults(module))
+    tracer.check_answered()
+    return fx.GraphModule(twin, graph)
 
 
 class _Tracer(fx.Tracer):
@@ -106,6 +108,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, made: Made) -> None:
         super().__init__()
         self.made = made
+        self.asked = False  # for a truth that no graph can tell
         self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -115,6 +118,19 @@ class _Tracer(fx.Tracer):
 
     def _stand_in(self, node: fx.Node) -> fx.Proxy:
         return super().proxy(node)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.asked = True
+        return super().to_bool(obj)
+
+    def check_answered(self) -> None:
+        """Refuse what asks for a truth and goes on without an answer: with one it might do otherwise.
+
+        Raises:
+            ValueError: for such code.
+        """
+        if self.asked:
+            raise ValueError("it goes on where it is not told what is true of its maps")
 
     @property
     def _looks_away(self) -> bool:
@@ -230,10 +246,14 @@ class _SizedTracer(_Tracer):
         last = next(iter(reversed(self.graph.nodes)), None)
         stack = self.module_stack.copy()
         own = [(vars(each), vars(each).copy()) for each in m.modules()]
+        asked, self.asked = self.asked, False
         try:
-            return super().call_module(m, forward, args, kwargs)
+            found = super().call_module(m, forward, args, kwargs)
+            self.check_answered()
+            self.asked = asked
+            return found
         except Exception:  # as above; a module around it may yet be run as it is
-            self.module_stack = stack
+            self.asked, self.module_stack = asked, stack
             self._forget(last)
             for attributes, before in own:
                 attributes.clear()
