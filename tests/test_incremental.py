@@ -188,6 +188,31 @@ def by_other_maps(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], wide.shape[1] // 4, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
+class ByWeights(nn.Module):
+    """As many groups as it has weights, not as many as there are pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, rows, columns = x.shape
+        groups = self.weight.shape[0]
+        x = x.view(n, groups, channels // groups, rows, columns)
+        return x.transpose(1, 2).reshape(n, channels, rows, columns)
+
+
+def rectifying_shuffle() -> nn.Module:
+    module = nn.ChannelShuffle(2)
+    module.forward = torch.relu  # which leaves the numbers of cells as they are
+    return module
+
+
+def by_turned_maps(x: Tensor) -> Tensor:
+    groups = x.permute(1, 0, 2, 3).shape[0] // 2
+    return x.view(x.size(0), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
 class Shifted(nn.Module):
     """A batch norm's numbers, as imported networks apply them."""
 
@@ -266,6 +291,8 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "halved": lambda: Through(halved),
     "in pieces": lambda: Through(in_pieces),
     "by the size of other maps": lambda: Through(by_other_maps),
+    "by the size of weights": ByWeights,
+    "by the size of turned maps": lambda: Through(by_turned_maps),
     "cropped": lambda: Through(lambda x: x[:, :, 9:-7, 8:20]),
     "cropped by padding": lambda: nn.ZeroPad2d((-3, 2, -4, -1)),
     "padded on all axes": lambda: Through(lambda x: F.pad(x, (1, 2, 0, 3, 0, 0, 0, 0))),
@@ -284,6 +311,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "reflected": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "more channels, moved aside": lambda: Through(lambda x: F.pad(x, (1, -1, 0, 0, 2, 1))),
     "the first picture": lambda: Through(lambda x: x + 0 * x[:1, :]),
+    "a shuffle that was given another forward": rectifying_shuffle,
     "widths for heights": lambda: Through(widths_for_heights),
     "a shift for each place": lambda: Shifted((1, 31, 26)),
     "backwards": lambda: Through(lambda x: x.flip(-1)),
@@ -323,6 +351,35 @@ def test_small_networks(net: Callable[[], nn.Module], window: Any, stride: Any) 
 def test_a_network_without_a_channel_axis() -> None:
     x = pictures(2, 1, 21, 16)[:, 0]
     compared(randomised(Gray()), x, [3, 1])
+
+
+def standardised_rows(x: Tensor) -> Tensor:
+    """A batch norm whose channels are rows."""
+    numbers = torch.linspace(0.5, 2, 19, dtype=torch.float64)
+    return F.batch_norm(x, numbers, numbers.flip(0))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        *(nn.LocalResponseNorm(3, alpha=0.5), nn.PReLU(19), Through(standardised_rows), nn.PReLU()),
+        *(nn.AvgPool2d(3, 2, 1), nn.MaxPool2d(3, 2), Through(lambda x: x[:, ::2, 1:])),
+    ],
+)
+def test_what_is_done_to_channels_may_be_done_to_rows(middle: nn.Module) -> None:
+    """Of maps without a channel axis the rows stand where channels would."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 5, 3)
+            self.middle, self.fc = middle, nn.Linear(5, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.middle(self.stem(x[:, None])[:, 0])
+            return self.fc(self.conv(x[:, None]).mean((2, 3)))
+
+    compared(randomised(Rows()), pictures(2, 1, 21, 16)[:, 0], [3, 1])
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -6,7 +6,9 @@ What they answer is compared with running the whole of them, in double precision
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import torchviz_cnn as tvc
 from tests.networks import CLASSES, pictures, plain, randomised
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.methods.graphs import Network
+from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.symbolic import Unsuited, read
 
 WINDOWS = {"window": 4, "stride": 4, "fill": 0.3}
@@ -287,3 +290,236 @@ def test_the_reason_is_that_of_the_network() -> None:
 
     with pytest.raises(Unsuited, match="control flow"):
         read(Asking(), pictures(1))
+
+
+class Keeping(nn.Module):
+    """Keeps what it sees for others to read, and cannot be read itself."""
+
+    def __init__(self, keep: Callable[[nn.Module, Tensor], None]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.kept: list[Tensor] = []
+        self.register_buffer("top", torch.ones(1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.keep(self, x.detach().amax((1, 2, 3), keepdim=True))
+        return x if float(x.detach().amax()) > -1e9 else -x
+
+
+def keep_as_attribute(module: nn.Module, top: Tensor) -> None:
+    module.largest = top
+
+
+def keep_in_a_list(module: nn.Module, top: Tensor) -> None:
+    module.kept[:] = [top]
+
+
+def keep_in_a_buffer(module: nn.Module, top: Tensor) -> None:
+    module.top.resize_(top.shape).copy_(top)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (keep_as_attribute, lambda module: module.largest),
+        (keep_in_a_list, lambda module: module.kept[0]),
+        (keep_in_a_buffer, lambda module: module.top),
+    ],
+)
+def test_what_a_module_keeps_of_one_picture_does_not_stand_for_all(
+    keep: Callable[[nn.Module, Tensor], None], kept: Callable[[nn.Module], Tensor]
+) -> None:
+    """Turned round a picture has the same largest value, so that comparing two tells nothing."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.measured, self.net = Keeping(keep), Two(torch.relu, mean)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.measured(x)
+            return self.net(y) / kept(self.measured).flatten(1)
+
+    net, x = randomised(Scaled()), pictures(1, 3, 23, 18)
+    with pytest.raises(InputError, match="a Keeping of it keeps what it computes"):
+        tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+
+
+class Scratch(nn.Module):
+    """Notes something for as long as it runs, and cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.doubled = x * 2
+        time.sleep(1e-3)
+        found = self.doubled if float(x.detach().amax()) > -1e9 else x
+        self.doubled = None
+        return found
+
+
+@pytest.fixture
+def several_at_a_time() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_at_a_time")
+def test_what_a_module_notes_while_it_runs_is_its_own() -> None:
+    """Several parts of the work are done at a time, and nothing of the attempt to read it stays."""
+    net = randomised(Two(lambda x: F.max_pool2d(x, 4), nn.Sequential(Scratch(), Through(mean))))
+    x = pictures(1, 3, 63, 58)
+    graph, _ = read(net, x)
+    assert "end.0" in {str(n.target) for n in graph.graph.nodes}
+    compared(net, x)
+
+
+class Through(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+RAMPS: dict[int, Tensor] = {}
+
+
+class Ramped(nn.Module):
+    """Keeps what depends on the size for all networks of its kind."""
+
+    ramps: ClassVar[dict[int, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = x.shape[-1]
+        assert x.ndim == 4
+        for ramps in (self.ramps, RAMPS):
+            if columns not in ramps:
+                ramps[columns] = torch.linspace(-1, 1, columns).to(x)
+            x = x + ramps[columns]
+        return x
+
+
+def test_no_stand_in_stays_in_what_all_networks_share() -> None:
+    net, x = randomised(Two(Ramped(), mean)), pictures(2, 3, 23, 18)
+    read(net, x[:1])
+    assert not RAMPS
+    assert not Ramped.ramps
+    compared(net, x)
+    assert isinstance(RAMPS[16], Tensor)
+
+
+@pytest.mark.parametrize("out", ["set", "out"])
+def test_what_is_written_into_a_constant_is_not_that_of_the_first_picture(out: str) -> None:
+    """A tensor made while it is read is a constant of the graph."""
+
+    def bordered(x: Tensor) -> Tensor:
+        border = torch.zeros(1, 1, *x.shape[2:], dtype=x.dtype)
+        if out == "set":
+            border[:, :, 3:5] = x[:1, :1, 3:5]
+        else:
+            torch.mul(x[:1, :1], 2, out=border)
+        return x + border
+
+    class Bordered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.ndim == 4
+            return bordered(x)
+
+    net, x = randomised(Two(Bordered(), mean)), pictures(1, 3, 23, 18)
+    with pytest.raises(InputError, match="it writes in"):
+        tvc.occlusion(net, x, 1, engine="incremental", batch_size=1, **WINDOWS)
+
+
+class OnlyOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x.shape) == 4
+        if x.shape[0] != 1:
+            raise ValueError("one picture at a time")
+        return x
+
+
+def by_turned(x: Tensor) -> Tensor:
+    """Of two pictures the graph cannot even be run."""
+    assert x.ndim == 4
+    return x.reshape(x.transpose(0, 1).shape[1], *x.shape[1:]).mean((2, 3))
+
+
+@pytest.fixture
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "pays", True)
+
+
+@pytest.mark.usefixtures("always_pays")
+def test_networks_for_one_picture_at_a_time() -> None:
+    net, x = randomised(Two(OnlyOne(), mean)), pictures(2, 3, 23, 18)
+    dense = tvc.occlusion(net, x, 1, engine="dense", batch_size=1, **WINDOWS)
+    found = tvc.occlusion(net, x, 1, batch_size=1, **WINDOWS)
+    assert (found.values - dense.values).abs().max() < 1e-12 * dense.values.abs().max()
+    with pytest.raises(InputError, match=r"it fails for two pictures at a time \(one picture"):
+        tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+
+
+@pytest.mark.usefixtures("always_pays")
+def test_a_graph_that_cannot_be_run_is_left() -> None:
+    net, x = randomised(Two(torch.relu, by_turned)), pictures(2, 3, 23, 18)
+    dense = tvc.occlusion(net, x, 1, engine="dense", **WINDOWS)
+    assert torch.equal(tvc.occlusion(net, x, 1, **WINDOWS).values, dense.values)
+    with pytest.raises(InputError, match="traces it, it fails"):
+        tvc.occlusion(net, x, 1, engine="incremental", **WINDOWS)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(1, dtype=x.dtype)
+
+
+class Following(nn.Module):
+    """Subtracts a mean that moves with every picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.mean((0, 2, 3), keepdim=True))
+        assert x.ndim == 4
+        return x - self.mean
+
+
+@pytest.mark.usefixtures("always_pays")
+@pytest.mark.parametrize("kind", [Noisy, Following])
+def test_looking_whether_it_can_be_computed_in_part_changes_nothing(kind: type[nn.Module]) -> None:
+    net, x = randomised(Two(kind(), mean)), pictures(1, 3, 23, 18)
+    found = []
+    for engine in ("dense", "auto"):
+        torch.manual_seed(3)
+        found.append(tvc.occlusion(net, x, 1, engine=engine, **WINDOWS).values)
+    assert torch.equal(*found)
+
+
+class Trying(nn.Module):
+    """Does without an answer where it gets none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            dark = bool(x.mean() < 0.1)
+        except Exception:
+            dark = True
+        return x.mean((2, 3)) if dark else x.amax((2, 3))
+
+
+def test_what_does_without_an_answer_is_run_as_it_is() -> None:
+    """The first picture is dark, so that the graph of a dark one answers for it as it should."""
+    net, x = randomised(Two(torch.relu, Trying())), pictures(1, 3, 23, 18)
+    net.conv2.bias.data.sub_(net.conv2(net.conv1(x).relu()).mean().detach() - 0.099)
+    dense = tvc.occlusion(net, x, 1, engine="dense", batch_size=1, **WINDOWS)
+    found = tvc.occlusion(net, x, 1, engine="incremental", batch_size=1, **WINDOWS)
+    assert (found.values - dense.values).abs().max() < 1e-12 * dense.values.abs().max()
+    with pytest.raises(Unsuited, match="it goes on where it is not told"):
+        read(Trying(), x)

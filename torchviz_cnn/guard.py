@@ -170,8 +170,18 @@ def rehearsing(module: nn.Module, inputs: Tensor) -> Iterator[None]:
         module: an unwrapped network.
         inputs: what it will be run on; only its device matters.
     """
-    modules, devices = every_module(module), _devices([inputs])
-    with torch.random.fork_rng(devices=devices), _copied_buffers(modules), _without_hooks(modules):
+    with trying(module, inputs), _without_hooks(every_module(module)):
+        yield
+
+
+@contextmanager
+def trying(module: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """As :func:`rehearsing`, but hooks stay.
+
+    Args:
+        module, inputs: as for :func:`rehearsing`.
+    """
+    with torch.random.fork_rng(devices=_devices([inputs])), _copied_buffers(every_module(module)):
         yield
 
 

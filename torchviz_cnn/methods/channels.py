@@ -8,7 +8,7 @@ its place, of another channel, that channel is picked.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import lru_cache
 from typing import Any
 
@@ -70,7 +70,7 @@ def pick_channels(graph: fx.GraphModule, values: dict[fx.Node, Any], follows: se
         value, maps = values[node], values[origin]
         if not _are_maps(value) or not _are_maps(maps) or value.shape[2:] != maps.shape[2:]:
             continue
-        picks = _picks(node, origin, values, modules)
+        picks = _picks(node, origin, values, follows, modules)
         if picks is None:
             continue
         with graph.graph.inserting_before(node):
@@ -87,7 +87,8 @@ def pick_channels(graph: fx.GraphModule, values: dict[fx.Node, Any], follows: se
 def _moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether all that it may do is move numbers."""
     if node.op == "call_module":
-        return type(modules[str(node.target)]) in _MODULES
+        module = modules[str(node.target)]
+        return type(module) in _MODULES and "forward" not in vars(module)
     return node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
 
 
@@ -103,6 +104,7 @@ def _picks(
     node: fx.Node,
     origin: fx.Node,
     values: Mapping[fx.Node, Any],
+    follows: Set[fx.Node],
     modules: Mapping[str, nn.Module],
 ) -> tuple[int, ...] | None:
     """Which channels a node has of those of the maps that it is made of, if that is all it does."""
@@ -113,8 +115,22 @@ def _picks(
 
     def run(each: fx.Node) -> Any:
         if each not in known:
-            known[each] = _moved(each, run, values, modules)
+            known[each] = _moved(each, run, like, modules)
         return known[each]
+
+    def like(each: fx.Node) -> Tensor:
+        """A tensor as large as what a node gives for so many pictures."""
+        try:
+            return run(each)
+        except _UnknownError:
+            value = values[each]
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise
+            if each not in follows:
+                return value
+            if len(value) != 1:  # its first axis is not that of the pictures
+                raise
+            return value.new_empty(()).expand(pictures, *value.shape[1:])
 
     try:
         found = run(node)
@@ -123,22 +139,23 @@ def _picks(
     if not _are_maps(found):
         return None
     picks = found[0, :, 0, 0] // (shape[2] * shape[3])
-    if not len(picks) or not torch.equal(found, numbers[:, picks]):
+    if not len(picks) or int(picks.max()) >= shape[1]:
+        return None
+    if not torch.equal(found, numbers[:, picks]):
         return None
     return tuple(picks.tolist())
 
 
 def _moved(
-    node: fx.Node, run: Any, values: Mapping[fx.Node, Any], modules: Mapping[str, nn.Module]
+    node: fx.Node,
+    run: Callable[[fx.Node], Any],
+    like: Callable[[fx.Node], Tensor],
+    modules: Mapping[str, nn.Module],
 ) -> Any:
     if asks_shape(node):
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if not isinstance(values[source], Tensor) or values[source].ndim == 0:
-            raise _UnknownError
-        # Any other map has as many pictures, and the sizes that it has.
-        like = values[source].new_empty(()).expand(2, *values[source].shape[1:])
-        args: tuple[Any, ...] = (like, *node.args[1:])
+        args: tuple[Any, ...] = (like(source), *node.args[1:])
     elif _moves(node, modules) or node.target in _ARITHMETIC:
         args = fx.node.map_arg(node.args, run)
     else:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
@@ -100,6 +102,7 @@ class Network:
     """
 
     def __init__(self, module: nn.Module, images: Tensor) -> None:
+        self._turn = Lock()
         self.channels_last = (
             images.device.type == "cpu" and images.dtype is torch.float32 and images.ndim == 4
         )
@@ -132,6 +135,9 @@ class Network:
         self._writing = {node for node in self.nodes if writes(node, self.modules)}
         self._sharing = {node for node in self._writing if self._shared(node)}
         self.last_uses = last_uses(self.nodes)
+        # These may note something for as long as they run, so they do so one at a time.
+        calls = [node for node in self.nodes if node.op == "call_module"]
+        self._strange = {node for node in calls if _is_strange(self.modules[str(node.target)])}
 
     def _first_run(self, images: Tensor) -> dict[fx.Node, Any]:
         """What every node gives; of maps that nothing needs any more, a tensor of that shape."""
@@ -188,7 +194,8 @@ class Network:
         if node in self._sharing or (keeping and node in self._writing):
             args = (args[0].clone(), *args[1:])
         if node.op == "call_module":
-            return self.modules[str(node.target)](*args, **kwargs)
+            with self._turn if node in self._strange else nullcontext():
+                return self.modules[str(node.target)](*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "output":
@@ -218,6 +225,12 @@ class Network:
         if isinstance(module, nn.Conv2d | WinogradConvolution) and isinstance(value, Tensor):
             return module.weight.numel() * value.shape[-2:].numel()
         return 0
+
+
+def _is_strange(module: nn.Module) -> bool:
+    """Whether others than torch have written any of it."""
+    kinds = {type(each) for each in module.modules()} - {WinogradConvolution}
+    return not all(kind.__module__.startswith("torch.nn.") for kind in kinds)
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.guard import is_autocast
+from torchviz_cnn.guard import is_autocast, trying
 from torchviz_cnn.head import Output, run, tensor_in
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import Pair, Sliding
@@ -65,22 +65,22 @@ def engine_for(
     if not always and (few or images.is_cuda):  # whether it pays there has not been measured
         return None
     try:
-        engine = Engine(module, images, request, together)
-        if not always and not engine.pays:
-            if engine.ratio < _WORTH_RATIO:
-                logger.info(
-                    "occlusion of this network in part saves little: %s; every window runs the "
-                    "whole of it",
-                    engine.obstacle(),
-                )
-            return None
-        engine.prepare()
+        with trying(module, images):  # it is run, and may still turn out to be for the other engine
+            engine = Engine(module, images, request, together)
+            if always or engine.pays:
+                engine.prepare()
+                return engine
     except Unsuited as unsuited:
         if always:
             raise
         logger.info("%s; every window runs the whole of it", unsuited)
         return None
-    return engine
+    if engine.ratio < _WORTH_RATIO:
+        logger.info(
+            "occlusion of this network in part saves little: %s; every window runs the whole of it",
+            engine.obstacle(),
+        )
+    return None
 
 
 class Engine:
@@ -105,10 +105,13 @@ class Engine:
         self.first = images[:1]
         try:
             self.network = Network(module, self.first)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        except Unsuited:
+            raise
+        except Exception as error:  # whatever a network's own code raises
             run(module, self.first, sure=True)  # if it fails as well, it says so better
             raise Unsuited(f"as torch.fx traces it, it fails ({error})") from error
         self.plan = Plan(self.network, request, together, cores_for(images.device))
+        self.alone = self.plan.behind * together == 1
         self.macs = self.plan.macs()
         if not any(self.network.macs[node] for node in self.plan.spans):
             raise Unsuited(self.obstacle())
@@ -168,13 +171,23 @@ class Engine:
 
     def _check_same(self) -> None:
         """A graph that was traced along another branch than pictures take is of no use."""
-        self._compare(self.first, self.network.values[self.network.answer])
-        if self.network.is_sized:  # the number of pictures may have been taken for a size
-            two = torch.cat([self.first, self.first.flip(-1)])
-            self._compare(two, self.network.answer_for(two))
+        network = self.network
+        wanted = run(self.module, self.first, sure=True).raw
+        self._compare(wanted, lambda: network.values[network.answer])
+        if network.is_sized and not self.alone:  # their number may have been taken for a size
+            other = self.first.flip(-1)
+            two = torch.cat([self.first, other + torch.linspace(-1, 1, other.shape[-1]).to(other)])
+            try:
+                wanted = run(self.module, two, sure=True).raw
+            except Exception as error:
+                raise Unsuited(f"it fails for two pictures at a time ({error})") from error
+            self._compare(wanted, lambda: network.answer_for(two))
 
-    def _compare(self, images: Tensor, found: Any) -> None:
-        wanted, found = run(self.module, images, sure=True).raw, tensor_in(found)
+    def _compare(self, wanted: Tensor, answer: Callable[[], Any]) -> None:
+        try:
+            found = tensor_in(answer())
+        except Exception as error:
+            raise Unsuited(f"as torch.fx traces it, it fails ({error})") from error
         room = math.sqrt(torch.finfo(wanted.dtype).eps) * float(wanted.abs().max())
         same = found.numel() == wanted.numel()
         if not same or not float((found.reshape(wanted.shape) - wanted).abs().max()) <= room:
@@ -411,18 +424,18 @@ class Engine:
             del part, parts[local.source]
         result = local.apply(crop)
         if local.divisors is not None:
-            result.div_(self._divisors(local.divisors, area))
+            divisors = self._divisors(local.divisors, area)
+            result.div_(divisors[:, None] if result.ndim == 4 else divisors)
         return result
 
     def _divisors(self, divisors: tuple[Tensor, Tensor], area: Area) -> Tensor:
-        """What the numbers of every item are divided by."""
+        """What the numbers of every item are divided by, ``(positions · n, rows, columns)``."""
         down, across = (
             torch.stack([by[start : start + strip.size] for start in strip.starts])
             for by, strip in zip(divisors, area, strict=True)
         )
         each = down[:, None, :, None] * across[None, :, None, :]
-        items = each.flatten(0, 1).repeat_interleave(len(self.images), 0)
-        return items[:, None]
+        return each.flatten(0, 1).repeat_interleave(len(self.images), 0)
 
     def _whole(self, node: fx.Node, part: Tensor, tile: Pair, into: Tensor | None = None) -> Tensor:
         """The whole map of every variant of a tile."""

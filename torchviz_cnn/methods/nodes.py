@@ -78,7 +78,8 @@ def writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
+        own = name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+        return own or (name.endswith("_") and not name.endswith("__"))
     inplace = node.kwargs.get("inplace", False)
     positional = [arg for arg in node.args[1:] if isinstance(arg, bool) and _may_write(node.target)]
     return node.target in _IN_PLACE_FUNCTIONS or bool(inplace) or any(positional)
@@ -165,7 +166,11 @@ class Reader:
             known = module.running_mean is not None and not module.training
             return self._kept(node, (source,)) if known else None
         if isinstance(module, _POINTWISE_MODULES):
-            return self._kept(node, (source,))
+            by_channel = isinstance(module, nn.LocalResponseNorm) or (
+                isinstance(module, nn.PReLU) and module.num_parameters > 1
+            )
+            known = self._has_channels(node) or not by_channel
+            return self._kept(node, (source,)) if known else None
         if isinstance(module, _DROPOUTS) and not module.training:
             return self._kept(node, (source,))
         return None
@@ -355,9 +360,14 @@ class Reader:
         names = ("running_mean", "running_var", "weight", "bias")
         given = self._given(node, _BATCH_NORM, tensors=names)
         known = given is not None and isinstance(given.get("running_mean"), Tensor)
+        known = known and self._has_channels(node)
         if given is None or not known or given.get("training") is True:
             return None
         return self._kept(node, (given["input"],))
+
+    def _has_channels(self, node: fx.Node) -> bool:
+        """Whether the axis behind the pictures' is not that of the rows."""
+        return bool(self.values[node].ndim > 3)
 
     def _given_dropout(self, node: fx.Node, names: tuple[str, ...]) -> InPlace | None:
         given = self._given(node, names)

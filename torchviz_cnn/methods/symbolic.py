@@ -8,11 +8,14 @@ there are. What cannot be read even so stays a module that is run as it is.
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +25,8 @@ from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
 from torchviz_cnn.methods.nodes import makes_new, writes
 from torchviz_cnn.methods.shapes import asks_shape
+
+Made = list[ReferenceType[fx.Proxy]]  # stand-ins, as long as anybody holds them
 
 
 class Unsuited(InputError):  # noqa: N818 - it is a finding about a network, not a fault
@@ -49,33 +54,83 @@ def read(module: nn.Module, images: Tensor) -> tuple[fx.GraphModule, bool]:
     for each in every_module(module):
         if _hooked(each):
             raise Unsuited(f"a hook is attached to a {type(each).__name__} of it")
+    made: Made = []
     try:
-        graph, sized = _traced(module, _Tracer()), False
-    except Exception:  # whatever the network's own code raises when it is shown a stand-in
-        try:
-            with _lengths_of_stand_ins(module):
-                graph, sized = _traced(module, _SizedTracer(images)), True
-        except Exception as error:
-            words = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise Unsuited(f"torch.fx cannot trace it ({words})") from error
+        graph, sized = _read(module, images, made)
+    finally:
+        _let_go_of(made)
     _check_writes(graph)
     graph.graph.eliminate_dead_code()  # bookkeeping, perhaps, of a whole batch
     graph.recompile()
     return graph, sized
 
 
-def _traced(module: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
+def _read(module: nn.Module, images: Tensor, made: Made) -> tuple[fx.GraphModule, bool]:
+    with suppress(Exception):  # whatever the network's own code raises when it is shown a stand-in
+        return _traced(module, _Tracer(made)), False
+    try:
+        with _lengths_of_stand_ins(module):
+            return _traced(module, _SizedTracer(made, images)), True
+    except Exception as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise Unsuited(f"torch.fx cannot trace it ({words})")  # not from it: its frames hold stand-ins
+
+
+def _let_go_of(made: Made) -> None:
+    """Take stand-ins out of what outlives the reading: what classes, or others, keep for later."""
+    if any(each() is not None for each in made):
+        gc.collect()
+    left = tuple(stand_in for each in made if (stand_in := each()) is not None)
+    ids = {id(each) for each in left}
+    for holder in gc.get_referrers(*left) if left else ():
+        if type(holder) is dict:
+            for key in [key for key, value in holder.items() if id(value) in ids]:
+                del holder[key]
+        elif type(holder) is list:
+            holder[:] = [value for value in holder if id(value) not in ids]
+
+
+def _traced(module: nn.Module, tracer: _Tracer) -> fx.GraphModule:
     tensors = [*module.parameters(), *module.buffers()]
     twin = copy.deepcopy(module, {id(t): t for t in tensors})
-    return fx.GraphModule(twin, tracer.trace(twin, concrete_args=_defaults(module)))
+    graph = tracer.trace(twin, concrete_args=_defaults(module))
+    tracer.check_answered()
+    return fx.GraphModule(twin, graph)
 
 
 class _Tracer(fx.Tracer):
-    """Notes what is called in this thread: torch shows it what any thread calls meanwhile."""
+    """Notes what is called in this thread: torch shows it what any thread calls meanwhile.
 
-    def __init__(self) -> None:
+    Args:
+        made: where its stand-ins are noted.
+    """
+
+    def __init__(self, made: Made) -> None:
         super().__init__()
+        self.made = made
+        self.asked = False  # for a truth that no graph can tell
         self.thread = threading.get_ident()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        stand_in = self._stand_in(node)
+        self.made.append(ref(stand_in))
+        return stand_in
+
+    def _stand_in(self, node: fx.Node) -> fx.Proxy:
+        return super().proxy(node)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.asked = True
+        return super().to_bool(obj)
+
+    def check_answered(self) -> None:
+        """Refuse what asks for a truth and goes on without an answer: with one it might do otherwise.
+
+        Raises:
+            ValueError: for such code.
+        """
+        if self.asked:
+            raise ValueError("it goes on where it is not told what is true of its maps")
 
     @property
     def _looks_away(self) -> bool:
@@ -155,11 +210,12 @@ class _SizedTracer(_Tracer):
     """Runs what it notes on some pictures, for the sizes of all maps.
 
     Args:
+        made: as for :class:`_Tracer`.
         images: the pictures.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        super().__init__()
+    def __init__(self, made: Made, images: Tensor) -> None:
+        super().__init__(made)
         self.images = images
         self.running = False
 
@@ -167,7 +223,7 @@ class _SizedTracer(_Tracer):
     def _looks_away(self) -> bool:
         return self.running or super()._looks_away
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
+    def _stand_in(self, node: fx.Node) -> fx.Proxy:
         return _Sized(node, self)
 
     def create_proxy(
@@ -189,11 +245,19 @@ class _SizedTracer(_Tracer):
             return forward(*args, **kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         stack = self.module_stack.copy()
+        own = [(vars(each), vars(each).copy()) for each in m.modules()]
+        asked, self.asked = self.asked, False
         try:
-            return super().call_module(m, forward, args, kwargs)
+            found = super().call_module(m, forward, args, kwargs)
+            self.check_answered()
+            self.asked = asked
+            return found
         except Exception:  # as above; a module around it may yet be run as it is
-            self.module_stack = stack
+            self.asked, self.module_stack = asked, stack
             self._forget(last)
+            for attributes, before in own:
+                attributes.clear()
+                attributes.update(before)
             self._check_leaves_alone(m, args, kwargs)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
@@ -216,18 +280,29 @@ class _SizedTracer(_Tracer):
                 self.graph.erase_node(node)
 
     def _check_leaves_alone(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Refuse a module that writes into what it is given: nobody would know.
+        """Refuse a module that writes into what it is given, or keeps anything.
+
+        Nobody would know of the first. The second is lost on whoever reads it: what was kept of one
+        picture would stand for all of them, and parts of the work are done at a time.
 
         Raises:
             ValueError: for such a module.
         """
+        held = _held(module)
+        if any(isinstance(each, fx.Proxy) for each in held):  # of the attempt to read it
+            raise ValueError(f"a {type(module).__name__} of it keeps what it computes")
         with self._run(), torch.inference_mode(False), torch.no_grad():
             args, kwargs = _mapped((args, kwargs), lambda a: _copied(_value_of(a)))
-            tensors = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor)]
-            before = [tensor._version for tensor in tensors]
+            given = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor)]
+            own = [each for each in held if isinstance(each, Tensor)]
+            before = [tensor._version for tensor in given], [tensor._version for tensor in own]
             module(*args, **kwargs)
-        if before != [tensor._version for tensor in tensors]:
+        if before[0] != [tensor._version for tensor in given]:
             raise ValueError(f"a {type(module).__name__} of it writes into what it is given")
+        now = _held(module)
+        same = len(now) == len(held) and all(a is b for a, b in zip(now, held, strict=True))
+        if not same or before[1] != [tensor._version for tensor in own]:
+            raise ValueError(f"a {type(module).__name__} of it keeps what it computes")
 
     @contextmanager
     def _run(self) -> Iterator[None]:
@@ -268,6 +343,17 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
+def _held(module: nn.Module) -> list[Any]:
+    """What a module and its parts hold, in containers too."""
+    held = [value for each in module.modules() for value in vars(each).values()]
+    for value in held.copy():
+        if isinstance(value, dict):
+            held += [*value, *value.values()]
+        elif isinstance(value, list | set | deque):
+            held += value
+    return held
+
+
 def _hooked(module: nn.Module) -> bool:
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(getattr(h, "__module__", None) != "torchviz_cnn.inputs" for h in hooks)
@@ -298,6 +384,8 @@ def _check_writes(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         family = {node}
         into = node.args[0] if node.args else None
+        if isinstance(node.kwargs.get("out"), fx.Node):
+            raise Unsuited(f"it writes into what it names as out ({node.name})")
         if writes(node, modules) and isinstance(into, fx.Node):
             seen = {u for member in shared[into] for u in member.users}
             later = any(order[u] > order[node] and not asks_shape(u) for u in seen)
