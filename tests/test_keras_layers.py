@@ -378,3 +378,37 @@ def test_functions_between_layers_do_not_hide_that_keras_3_numbers_its_layers(tm
     result = converters.compare_with_keras(tmp_path / "net.onnx", model)
     assert result.passed
     assert {row.name: row.status for row in result.layers} == {"conv": "same", "last": "same"}
+
+
+class AfterACheck(keras.layers.Layer):
+    """Twice what it is given, once TensorFlow has looked at that."""
+
+    def __init__(self, check, **settings):
+        super().__init__(**settings)
+        self.check = check
+
+    def call(self, x):
+        with tf.control_dependencies([self.check(x)]):
+            return 2 * tf.identity(x)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda x: tf.reduce_sum(x),
+        lambda x: tf.debugging.assert_less(tf.reduce_min(x), 1e9),
+        lambda x: tf.image.resize(x, (4, 4), method="area"),
+    ],
+    ids=["a sum", "an assertion", "what could not be exported"],
+)
+def test_what_only_runs_before_a_layer_is_no_part_of_the_network(check, tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((6, 5, 3)),
+            layers.Conv2D(4, 3, name="before"),
+            AfterACheck(check, name="checked"),
+            layers.Conv2D(2, 3, name="conv"),
+        ]
+    )
+    imported(model, tmp_path / "net.onnx")
