@@ -323,7 +323,7 @@ class _Merger:
         if len(conv.input) > 2:
             bias = bias + numpy_helper.to_array(self.constants[conv.input[2]]) * wide.reshape(-1)
         scope = scope_of(self.calls[conv.name])
-        names = [f"{scope}/merged_kernel", f"{scope}/merged_bias"]
+        names = [self._fresh(f"{scope}/merged_{role}") for role in ("kernel", "bias")]
         arrays = ((kernel * wide).astype(kernel.dtype), bias.astype(kernel.dtype))
         self._put(conv, names, dict(zip(names, arrays, strict=True)), last)
 

@@ -412,3 +412,38 @@ def test_what_only_runs_before_a_layer_is_no_part_of_the_network(check, tmp_path
         ]
     )
     imported(model, tmp_path / "net.onnx")
+
+
+class NormedSteps(keras.layers.Layer):
+    """One kernel and one batch norm for each of some pictures in a row."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.norm = keras.layers.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, 3, shape[-1], 4), name="kernel")
+        self.norm.build((None, None, None, 4))
+
+    def call(self, x):
+        made = [
+            self.norm(keras.ops.conv(x[:, step], self.kernel, padding="same"))
+            for step in range(x.shape[1])
+        ]
+        return keras.ops.stack(made, 1)
+
+
+def test_norms_merged_into_several_convolutions_of_one_layer(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((3, 6, 5, 2)),
+            NormedSteps(name="steps"),
+            layers.GlobalAveragePooling3D(name="mean"),
+        ]
+    )
+    converters.export_keras(random_weights(model), tmp_path / "net.onnx")
+    network = converters.load_onnx(tmp_path / "net.onnx")
+    x = np.random.default_rng(1).uniform(0, 1, (2, 3, 6, 5, 2)).astype(np.float32)
+    ours = network(torch.from_numpy(x))
+    np.testing.assert_allclose(ours.detach().numpy(), model.predict_on_batch(x), atol=1e-5)
