@@ -401,6 +401,8 @@ def _to_onnx(
             raise InputError(f"tf2onnx cannot write this model as ONNX: {reason}") from error
     model = found.make_model("network")
     for node in model.graph.node:
+        if node.op_type == "Transpose" and node.name in nameless.values():
+            node.name += "__0"  # it only turns, wherever it has been moved
         node.name = nameless.get(node.name, node.name)
         node.op_type = "Transpose" if node.op_type == _SETTLED else node.op_type
     return model
@@ -409,8 +411,8 @@ def _to_onnx(
 def _nameless(graph: Any) -> dict[str, str]:
     """Operators to which the exporter gives a name of its own -> the one that TensorFlow knows.
 
-    A resize goes between two transposes; it is the last of the three that is called after it, and
-    that one may be moved far away.
+    A resize goes between two transposes; it is the last of the three that is called so, and that one
+    may be moved far away.
     """
     found = {}
     for node in graph.get_nodes():
@@ -418,7 +420,7 @@ def _nameless(graph: Any) -> dict[str, str]:
             continue
         readers = graph.find_output_consumers(node.output[0])
         if [reader.type for reader in readers] == ["Transpose"]:
-            found[node.name] = plain(readers[0].output[0])
+            found[node.name] = readers[0].name
     return found
 
 

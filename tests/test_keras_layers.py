@@ -447,3 +447,21 @@ def test_norms_merged_into_several_convolutions_of_one_layer(tmp_path):
     x = np.random.default_rng(1).uniform(0, 1, (2, 3, 6, 5, 2)).astype(np.float32)
     ours = network(torch.from_numpy(x))
     np.testing.assert_allclose(ours.detach().numpy(), model.predict_on_batch(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("last", ["sigmoid", "softmax", "relu"])
+@pytest.mark.parametrize("way", ["bilinear", "nearest"])
+def test_maps_resized_and_activated_at_the_very_end(way, last, tmp_path):
+    """As networks that segment end: nothing behind takes the turn back to channels last; and where
+    the middle of a new cell lies between two (6 cells become 7), the file has the one Keras takes.
+    """
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((8, 9, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.Resizing(7, 12, interpolation=way, name="resized"),
+            layers.Activation(last, name="last"),
+        ]
+    )
+    imported(model, tmp_path / "net.onnx")
