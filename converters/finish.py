@@ -150,9 +150,12 @@ def make_names_regular(trace: Trace) -> dict[str, Call]:
     renamed: dict[str, str] = {name: name for name in trace.inputs}
     found: dict[str, Call] = {}
     constants = {tensor.name for tensor in graph.initializer}
+    at_work = {owner_of(node, owners) for node in graph.node if plain(node.name) == node.name}
     for node in graph.node:
         call = owner_of(node, owners)
-        helps = plain(node.name) != node.name or call is None
+        # An operator that ONNX does not have, a roll for one, is written by helpers alone.
+        helps = plain(node.name) != node.name and (call in at_work or node.op_type == "Transpose")
+        helps = helps or call is None
         stem = f"{scope_of(call) if call else 'network_1'}/{node.op_type}"
         node.name = _free(stem, taken, helper=helps)
         if call is not None and not helps:

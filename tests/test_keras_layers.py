@@ -465,3 +465,27 @@ def test_maps_resized_and_activated_at_the_very_end(way, last, tmp_path):
         ]
     )
     imported(model, tmp_path / "net.onnx")
+
+
+def test_an_operator_that_onnx_writes_as_several_is_a_layer(tmp_path):
+    """Rolled maps are those of the roll, not of the convolution before it."""
+    layers = keras.layers
+    given = layers.Input((6, 5, 3))
+    conv = layers.Conv2D(4, 3, padding="same", name="conv")(given)
+    rolled = keras.ops.roll(layers.SpatialDropout2D(0.3, name="idle")(conv), 2, axis=1)
+    model = keras.Model(given, layers.Conv2D(2, 3, name="last")(rolled))
+    network = imported(model, tmp_path / "net.onnx")
+    name = next(row.name for row in network.source.layers if row.name.startswith("roll"))
+    seen = tvc.activations(network, torch.rand(1, 3, 6, 5), ["conv", name])
+    conv, after = seen["conv"], seen[name]
+    torch.testing.assert_close(after, conv.roll(2, dims=2), atol=0, rtol=0)
+
+
+def test_what_cannot_be_imported_is_told_by_the_layer_that_does_it(tmp_path):
+    layers = keras.layers
+    given = layers.Input((6, 5, 3))
+    turned = keras.ops.flip(layers.Conv2D(4, 3, name="conv")(given), 1)
+    model = keras.Model(given, layers.Conv2D(2, 3, name="last")(turned))
+    converters.export_keras(model, tmp_path / "net.onnx")
+    with pytest.raises(tvc.InputError, match="ReverseSequence of the layer 'flip"):
+        converters.load_onnx(tmp_path / "net.onnx")
