@@ -50,7 +50,7 @@ class Unsupported(InputError):  # noqa: N818 - it is a finding about a file
 
 def unsupported(node: Node, why: str = "") -> Unsupported:
     """What to say of an operator that has no module."""
-    layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner else ""
+    layer = f" of the layer {'.'.join(node.owner.path)!r}" if node.owner and node.owner.path else ""
     return Unsupported(f"the operator {node.op}{layer} is not supported{f' {why}' if why else ''}")
 
 

@@ -22,7 +22,9 @@ def reach_sizes(graph: Any) -> None:
     """Factors of resizes that come to the size asked for, wherever a product is rounded down.
 
     TensorFlow resizes to a size; the exporter writes it over the length, in single precision, which
-    may be a trace too small: 90 times that of 75 is then 74 rows.
+    may be a trace too small: 90 times that of 75 is then 74 rows. Of nearest cells only where the
+    product in single precision, as onnxruntime has it, is too small as well: a factor that is a trace
+    too large takes another cell where a middle lies between two.
     """
     for node in graph.get_nodes():
         factors = graph.get_node_by_output(node.input[2]) if node.type == "Resize" else None
@@ -34,7 +36,8 @@ def reach_sizes(graph: Any) -> None:
         for axis, length in enumerate(graph.get_shape(node.input[0]) or ()):
             size = round(length * float(values[axis]))
             if length > 0 and values[axis] == np.float32(size / length):
-                while math.floor(length * float(values[axis])) < size:
+                wide = np.float32 if node.get_attr_str("mode") == "nearest" else np.float64
+                while math.floor(wide(length) * wide(values[axis])) < size:
                     values[axis] = np.nextafter(values[axis], np.float32(np.inf))
         factors.set_tensor_value(values)
 

@@ -150,9 +150,12 @@ def make_names_regular(trace: Trace) -> dict[str, Call]:
     renamed: dict[str, str] = {name: name for name in trace.inputs}
     found: dict[str, Call] = {}
     constants = {tensor.name for tensor in graph.initializer}
+    at_work = {owner_of(node, owners) for node in graph.node if plain(node.name) == node.name}
     for node in graph.node:
         call = owner_of(node, owners)
-        helps = plain(node.name) != node.name or call is None
+        # An operator that ONNX does not have, a roll for one, is written by helpers alone.
+        helps = plain(node.name) != node.name and (call in at_work or node.op_type == "Transpose")
+        helps = helps or call is None
         stem = f"{scope_of(call) if call else 'network_1'}/{node.op_type}"
         node.name = _free(stem, taken, helper=helps)
         if call is not None and not helps:
@@ -323,7 +326,7 @@ class _Merger:
         if len(conv.input) > 2:
             bias = bias + numpy_helper.to_array(self.constants[conv.input[2]]) * wide.reshape(-1)
         scope = scope_of(self.calls[conv.name])
-        names = [f"{scope}/merged_kernel", f"{scope}/merged_bias"]
+        names = [self._fresh(f"{scope}/merged_{role}") for role in ("kernel", "bias")]
         arrays = ((kernel * wide).astype(kernel.dtype), bias.astype(kernel.dtype))
         self._put(conv, names, dict(zip(names, arrays, strict=True)), last)
 

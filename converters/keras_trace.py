@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,8 +187,9 @@ def trace(
         with refusals_told(tf, model):
             made = model(given[0] if len(given) == 1 else given, training=False)
     outputs = [tensor for tensor in tf.nest.flatten(made) if hasattr(tensor, "op")]
-    _check_plain(graph, recorder.calls)
-    definition, weights = _without_weights(tf, graph, outputs)
+    needed = _needed(outputs)
+    _check_plain(needed.values(), recorder.calls)
+    definition, weights = _without_weights(tf, graph, needed)
     proto = _to_onnx(
         tf,
         definition,
@@ -204,14 +205,14 @@ def trace(
 _BRANCHING = frozenset(["While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"])
 
 
-def _check_plain(graph: Any, calls: Sequence[Call]) -> None:
+def _check_plain(operators: Iterable[Any], calls: Sequence[Call]) -> None:
     """Refuse what does not compute the same operators for every picture.
 
     Raises:
         InputError: names the layer.
     """
     owners = {operator.name: call for call in calls for operator in call.operators}
-    for operator in graph.get_operations():
+    for operator in operators:
         call = owners.get(operator.name)
         where = f"the layer {'.'.join(call.path)!r}" if call and call.path else "the model"
         if operator.type in _BRANCHING:
@@ -250,11 +251,12 @@ def _inlined(tf: Any) -> Iterator[None]:
 
 
 def _without_weights(
-    tf: Any, graph: Any, outputs: Sequence[Any]
+    tf: Any, graph: Any, needed: Container[str]
 ) -> tuple[Any, dict[str, Callable[[], Array]]]:
     """The recorded graph, each reading of a variable replaced by an input of its own.
 
-    Without what no output depends on, as chance that is drawn and not used outside training.
+    Without what no output depends on, as chance that is drawn and not used outside training, or what
+    is only to run before (a check of numbers, a line printed).
     A few numbers for each channel stay, for transposes move past an operator on constants only. What
     else was captured from outside (the numbers of a ``Normalization``) becomes a constant.
     """
@@ -262,10 +264,12 @@ def _without_weights(
     recorded = graph.as_graph_def(add_shapes=True)
     definition = tf.compat.v1.GraphDef(versions=recorded.versions)
     weights: dict[str, Callable[[], Array]] = {}
-    needed = _needed(outputs)
     for node in recorded.node:
         if node.name not in needed and node.op != "Placeholder":
             continue
+        plain_inputs = [name for name in node.input if not name.startswith("^")]
+        del node.input[:]
+        node.input.extend(plain_inputs)
         outside = captured.get(node.name)
         if outside is None and node.op != "ReadVariableOp":
             definition.node.append(node)
@@ -286,14 +290,14 @@ def _without_weights(
     return definition, weights
 
 
-def _needed(outputs: Sequence[Any]) -> set[str]:
-    """The operators that outputs depend on."""
-    found: set[str] = set()
+def _needed(outputs: Sequence[Any]) -> dict[str, Any]:
+    """The operators that outputs depend on, by their names."""
+    found: dict[str, Any] = {}
     waiting = [tensor.op for tensor in outputs]
     while waiting:
         operator = waiting.pop()
         if operator.name not in found:
-            found.add(operator.name)
+            found[operator.name] = operator
             waiting += [tensor.op for tensor in operator.inputs]
     return found
 
@@ -397,6 +401,8 @@ def _to_onnx(
             raise InputError(f"tf2onnx cannot write this model as ONNX: {reason}") from error
     model = found.make_model("network")
     for node in model.graph.node:
+        if node.op_type == "Transpose" and node.name in nameless.values():
+            node.name += "__0"  # it only turns, wherever it has been moved
         node.name = nameless.get(node.name, node.name)
         node.op_type = "Transpose" if node.op_type == _SETTLED else node.op_type
     return model
@@ -405,8 +411,8 @@ def _to_onnx(
 def _nameless(graph: Any) -> dict[str, str]:
     """Operators to which the exporter gives a name of its own -> the one that TensorFlow knows.
 
-    A resize goes between two transposes; it is the last of the three that is called after it, and
-    that one may be moved far away.
+    A resize goes between two transposes; it is the last of the three that is called so, and that one
+    may be moved far away.
     """
     found = {}
     for node in graph.get_nodes():
@@ -414,7 +420,7 @@ def _nameless(graph: Any) -> dict[str, str]:
             continue
         readers = graph.find_output_consumers(node.output[0])
         if [reader.type for reader in readers] == ["Transpose"]:
-            found[node.name] = plain(readers[0].output[0])
+            found[node.name] = readers[0].name
     return found
 
 

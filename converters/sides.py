@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,6 +39,11 @@ def network_inputs(
             f"the network takes {len(source.inputs)} inputs ({', '.join(source.inputs)}): give a "
             "tensor for each"
         )
+    if _takes_no_pictures(source):
+        raise InputError(
+            "the network takes whole numbers and no pictures (an Embedding's, say), and noise may be "
+            "none of those it knows: give inputs="
+        )
     last = source.input_layout == "as_exported"
     size = [
         _side(n, axis, len(source.input_size), last) for axis, n in enumerate(source.input_size)
@@ -45,6 +51,11 @@ def network_inputs(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand((network.fixed_batch or 2, *size), generator=generator)
     return [(noise * 255).round() if source.whole else noise]
+
+
+def _takes_no_pictures(source: Any) -> bool:
+    """Whether a network is given whole numbers in a row, as an Embedding is."""
+    return len(source.inputs) == 1 and bool(source.whole) and len(source.input_size) < 2
 
 
 def _check_whole(network: ImportedNetwork, given: Sequence[Tensor]) -> None:
@@ -140,6 +151,8 @@ def run_network(
         if record.module is not None and record.status == "in the file"
     ]
     placed = [x.to(**place_and_kind(network)) for x in given]
+    if _takes_no_pictures(network.source):
+        placed = [x.long() for x in placed]  # rows of a table are told by whole numbers alone
     with undisturbed(network, placed[0] if placed else None), capture(network, there) as seen:
         results = network(*placed)
     results = results if isinstance(results, tuple) else (results,)

@@ -1,5 +1,6 @@
 """The command line as a stranger types it: what it writes, and what it says when it cannot."""
 
+import importlib
 import json
 import os
 import re
@@ -607,6 +608,10 @@ def test_it_runs_as_a_module_where_the_script_is_not_on_the_path(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Total params: 3,453,121" in done.stdout
+
+
+def test_what_imports_every_module_runs_no_command():
+    assert importlib.import_module("torchviz_cnn.__main__").main is cli.main
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])

@@ -753,3 +753,22 @@ def test_what_is_nan_on_both_sides_is_not_the_same():
     assert beside("a", "Dense", np.ones((1, 3)), numbers).status == "differs"
     infinite = np.array([[1.0, -np.inf]])
     assert beside("a", "Dense", infinite, infinite.copy()).status == "same"  # as of a mask
+
+
+def test_noise_is_for_pictures_and_not_for_an_embedding(tmp_path):
+    path = save(
+        tmp_path / "words.onnx",
+        [
+            node("Gather", "table words", "rows", "net_1/embedding_1/Gather"),
+            node("ReduceMean", "rows", "out", "net_1/mean_1/Mean", axes=[1], keepdims=0),
+        ],
+        {"table": np.arange(60.0).reshape(20, 3)},
+        {"words": ["N", 7]},
+        ["out"],
+    )
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    onnx.save(model, path)
+    with pytest.raises(tvc.InputError, match=r"takes whole numbers and no pictures.* give inputs="):
+        converters.compare(path)
+    assert converters.compare(path, inputs=torch.arange(14).reshape(2, 7)).passed

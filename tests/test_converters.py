@@ -18,6 +18,9 @@ from torch import nn
 
 import torchviz_cnn as tvc
 from converters import load_onnx
+from converters.by_onnx2torch import unsupported
+from converters.graph import Node
+from converters.names import Owner
 from tests.onnx_files import DATA, evaluate
 
 EXTERNAL = os.environ.get("TORCHVIZ_CNN_DATA")
@@ -542,3 +545,8 @@ def test_an_imported_network_knows_what_it_takes_without_being_told():
     )
     turned = load_onnx(DATA / "catdog.k3export.onnx", input_layout="as_exported")
     assert tvc.layers(turned).input_size is None  # rows and columns come first there
+
+
+def test_an_operator_of_no_layer_is_refused_without_an_empty_name() -> None:
+    node = Node("Loop", ["x"], ["y"], {}, owner=Owner((), ()))
+    assert str(unsupported(node)).startswith("the operator Loop is not supported; leave")

@@ -121,3 +121,30 @@ def test_lengths_that_a_shape_is_cut_and_gathered_for_are_numbers(tmp_path: Path
         tmp_path / "n.onnx", nodes, constants, {"x": ["N", 2, 8, 10]}, ["out"], producer="by hand"
     )
     assert check(path, (2, 2, 8, 10)).shape == (2, 2, 4, 5)
+
+
+def test_maps_rolled_twice_have_the_rows_they_had(tmp_path: Path) -> None:
+    """As TensorFlow writes a roll: cut where the length of an axis says, and put together again."""
+    nodes = []
+    for number, (before, after) in enumerate([("x", "once"), ("once", "out")]):
+        nodes += [
+            node("Shape", before, f"shape{number}"),
+            node("Slice", f"shape{number} two three", f"rows{number}"),
+            node("Mod", f"by rows{number}", f"moved{number}"),
+            node("Sub", f"rows{number} moved{number}", f"at{number}"),
+            node("Slice", f"{before} at{number} rows{number} two", f"end{number}"),
+            node("Slice", f"{before} zero at{number} two", f"rest{number}"),
+            node("Concat", f"end{number} rest{number}", after, f"/Concat_{number}", axis=2),
+        ]
+    numbers = {"zero": 0, "two": 2, "three": 3, "by": 11}
+    path = save(
+        tmp_path / "n.onnx",
+        nodes,
+        {name: np.array([value]) for name, value in numbers.items()},
+        {"x": ["N", 2, 8, 10]},
+        ["out"],
+        producer="by hand",
+    )
+    x = torch.arange(320.0).reshape(2, 2, 8, 10)
+    assert torch.equal(load_onnx(path)(x), x.roll(6, dims=2))
+    assert check(path, (2, 2, 8, 10)).shape == (2, 2, 8, 10)

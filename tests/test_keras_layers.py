@@ -378,3 +378,114 @@ def test_functions_between_layers_do_not_hide_that_keras_3_numbers_its_layers(tm
     result = converters.compare_with_keras(tmp_path / "net.onnx", model)
     assert result.passed
     assert {row.name: row.status for row in result.layers} == {"conv": "same", "last": "same"}
+
+
+class AfterACheck(keras.layers.Layer):
+    """Twice what it is given, once TensorFlow has looked at that."""
+
+    def __init__(self, check, **settings):
+        super().__init__(**settings)
+        self.check = check
+
+    def call(self, x):
+        with tf.control_dependencies([self.check(x)]):
+            return 2 * tf.identity(x)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda x: tf.reduce_sum(x),
+        lambda x: tf.debugging.assert_less(tf.reduce_min(x), 1e9),
+        lambda x: tf.image.resize(x, (4, 4), method="area"),
+    ],
+    ids=["a sum", "an assertion", "what could not be exported"],
+)
+def test_what_only_runs_before_a_layer_is_no_part_of_the_network(check, tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((6, 5, 3)),
+            layers.Conv2D(4, 3, name="before"),
+            AfterACheck(check, name="checked"),
+            layers.Conv2D(2, 3, name="conv"),
+        ]
+    )
+    imported(model, tmp_path / "net.onnx")
+
+
+class NormedSteps(keras.layers.Layer):
+    """One kernel and one batch norm for each of some pictures in a row."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.norm = keras.layers.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, 3, shape[-1], 4), name="kernel")
+        self.norm.build((None, None, None, 4))
+
+    def call(self, x):
+        made = [
+            self.norm(keras.ops.conv(x[:, step], self.kernel, padding="same"))
+            for step in range(x.shape[1])
+        ]
+        return keras.ops.stack(made, 1)
+
+
+def test_norms_merged_into_several_convolutions_of_one_layer(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((3, 6, 5, 2)),
+            NormedSteps(name="steps"),
+            layers.GlobalAveragePooling3D(name="mean"),
+        ]
+    )
+    converters.export_keras(random_weights(model), tmp_path / "net.onnx")
+    network = converters.load_onnx(tmp_path / "net.onnx")
+    x = np.random.default_rng(1).uniform(0, 1, (2, 3, 6, 5, 2)).astype(np.float32)
+    ours = network(torch.from_numpy(x))
+    np.testing.assert_allclose(ours.detach().numpy(), model.predict_on_batch(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("last", ["sigmoid", "softmax", "relu"])
+@pytest.mark.parametrize("way", ["bilinear", "nearest"])
+def test_maps_resized_and_activated_at_the_very_end(way, last, tmp_path):
+    """As networks that segment end: nothing behind takes the turn back to channels last; and where
+    the middle of a new cell lies between two (6 cells become 7), the file has the one Keras takes.
+    """
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((8, 9, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.Resizing(7, 12, interpolation=way, name="resized"),
+            layers.Activation(last, name="last"),
+        ]
+    )
+    imported(model, tmp_path / "net.onnx")
+
+
+def test_an_operator_that_onnx_writes_as_several_is_a_layer(tmp_path):
+    """Rolled maps are those of the roll, not of the convolution before it."""
+    layers = keras.layers
+    given = layers.Input((6, 5, 3))
+    conv = layers.Conv2D(4, 3, padding="same", name="conv")(given)
+    rolled = keras.ops.roll(layers.SpatialDropout2D(0.3, name="idle")(conv), 2, axis=1)
+    model = keras.Model(given, layers.Conv2D(2, 3, name="last")(rolled))
+    network = imported(model, tmp_path / "net.onnx")
+    name = next(row.name for row in network.source.layers if row.name.startswith("roll"))
+    seen = tvc.activations(network, torch.rand(1, 3, 6, 5), ["conv", name])
+    conv, after = seen["conv"], seen[name]
+    torch.testing.assert_close(after, conv.roll(2, dims=2), atol=0, rtol=0)
+
+
+def test_what_cannot_be_imported_is_told_by_the_layer_that_does_it(tmp_path):
+    layers = keras.layers
+    given = layers.Input((6, 5, 3))
+    turned = keras.ops.flip(layers.Conv2D(4, 3, name="conv")(given), 1)
+    model = keras.Model(given, layers.Conv2D(2, 3, name="last")(turned))
+    converters.export_keras(model, tmp_path / "net.onnx")
+    with pytest.raises(tvc.InputError, match="ReverseSequence of the layer 'flip"):
+        converters.load_onnx(tmp_path / "net.onnx")

@@ -895,6 +895,13 @@ def test_from_python_a_run_is_that_of_the_command_line(train, pets, tmp_path):
         ("digits", {"epoch": 3}, None, "a run has no setting 'epoch'; did you mean 'epochs'"),
         ("digits", {"epochs": 0}, None, "epochs must be a whole number of at least 1, not 0"),
         ("digits", {"zoom": 2}, ("--zoom", 2), "zoom must lie between 0 and 0.95, not 2"),
+        ("digits", {"rotate": "20"}, None, "rotate must lie between 0 and 180, not '20'"),
+        (
+            "digits",
+            {"augmentation": True},
+            None,
+            "augmentation is an Augmentation, such as .* not True",
+        ),
         ("cat-dog", {}, (), "in one folder a class: name the folder with (data=|--data DIR)"),
         ("digits", {"data": "m"}, ("--data", "m"), "(data|--data) is not for digits"),
         (

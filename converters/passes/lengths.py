@@ -120,6 +120,8 @@ def _shape(graph: Graph, node: Node, elementwise: Collection[str]) -> Shape | No
         )
     if node.op in ("Conv", "MaxPool", "AveragePool"):
         return _windows(graph, node, first)
+    if node.op == "Concat":
+        return _joined(given, node.attributes["axis"])
     if node.op == "Unsqueeze" and "axes" in node.attributes:
         return _with_new_axes(first, node.attributes["axes"])
     if node.op == "Slice" and {"starts", "ends"} <= node.attributes.keys():
@@ -128,6 +130,19 @@ def _shape(graph: Graph, node: Node, elementwise: Collection[str]) -> Shape | No
     if wanted is not None and wanted.ndim == 1 and len(wanted) == len(first):
         return _broadcast([first, tuple(wanted.tolist())])
     return None
+
+
+def _joined(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
+    known = [shape for shape in shapes if shape is not None]
+    rank = len(known[0])
+    alike = len(known) == len(shapes) and {len(shape) for shape in known} == {rank}
+    if not alike or not -rank <= axis < rank:
+        return None
+    sides = [[shape[place] for shape in known] for place in range(rank)]
+    whole: list[int | None] = [next((n for n in each if n is not None), None) for each in sides]
+    lengths = [n for n in sides[axis] if n is not None]
+    whole[axis] = sum(lengths) if len(lengths) == len(known) else None
+    return tuple(whole)
 
 
 def _with_new_axes(first: Shape, axes: Sequence[int]) -> Shape | None:

@@ -24,7 +24,8 @@ def choose_device(wish: str = "auto") -> torch.device:
     if wish not in ("cpu", "cuda"):
         raise InputError(f"there is no device {wish!r}; choose auto, cpu or cuda")
     if wish == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device can be used here; choose --device cpu or auto")
+        lacking = "no CUDA device can be used here; choose"
+        raise InputError(f"{lacking} cpu or auto", typed=f"{lacking} --device cpu or auto")
     return torch.device(wish)
 
 

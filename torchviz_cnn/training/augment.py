@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, is_real
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, most in (("rotate", 180.0), ("shift", 1.0), ("zoom", 0.95)):
             value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise InputError.about(name, f"must lie between 0 and {most:g}, not {value}")
+            if not (is_real(value) and 0 <= value <= most):
+                raise InputError.about(name, f"must lie between 0 and {most:g}, not {value!r}")
 
     def __bool__(self) -> bool:
         return self != Augmentation()

@@ -150,6 +150,11 @@ def settings_of(task: str, changes: Mapping[str, Any]) -> Settings:
             raise InputError(f"a run has no setting {name!r}{closest(name, sorted(moves | own))}")
     wishes = {name: value for name, value in changes.items() if name in own}
     turned = {name: value for name, value in changes.items() if name in moves}
+    if not isinstance(wishes.get("augmentation", usual.augmentation), Augmentation):
+        fault = (
+            f"is an Augmentation, such as Augmentation(flip=True), not {changes['augmentation']!r}"
+        )
+        raise InputError.about("augmentation", fault)
     if turned:
         wishes["augmentation"] = replace(wishes.get("augmentation", usual.augmentation), **turned)
     return replace(usual, **wishes)
