@@ -234,7 +234,7 @@ def convert_command(
     if file is not None and "grad_cam" in (method or ()):
         raise InputError(
             "grad_cam is compared of torchvision's own networks only, whose layers are known on both "
-            "sides; of a --file the method is forward"
+            "sides; of a --file the methods are forward and occlusion"
         )
     if against is not None and file is None:
         raise InputError(

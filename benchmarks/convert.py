@@ -91,11 +91,11 @@ def _file(
         about = About(SUITE, "forward", name, f"batch {batch}, {size}")
         if effort.wants("forward"):
             yield from _forward(effort, about, path, model, native, inputs, note, same_network)
-        if native is not None and same_network:
+        if native is not None and same_network and effort.wants("grad_cam"):
             yield from _explained(effort, about, model, native, inputs)
-        if batch == 1 and effort.wants("occlusion"):
+        if batch == effort.sizes()[0] and effort.wants("occlusion"):
             twin = native if same_network else None
-            yield from _occluded(effort, about, model, twin, inputs)
+            yield from _occluded(effort, about, model, twin, inputs[:1])
 
 
 def _forward(
@@ -137,8 +137,6 @@ def _explained(
     effort: Effort, about: About, model: tvc.models.Model, native: nn.Module, inputs: Tensor
 ) -> Iterator[Row]:
     """Grad-CAM of both, at the layer that each is found to have."""
-    if not effort.wants("grad_cam"):
-        return
     about = About(SUITE, "grad_cam", about.model, about.setting)
     target = int(plain(native, inputs).mean(0).argmax())
     ours: Run = lambda: tvc.grad_cam(model, inputs, target, relu=False).values  # noqa: E731
@@ -153,7 +151,7 @@ def _occluded(
     native: nn.Module | None,
     inputs: Tensor,
 ) -> Iterator[Row]:
-    """Occlusion of the imported network beside torchvision's; without one, beside whole passes."""
+    """Occlusion of one picture, beside torchvision's network; without one, beside whole passes."""
     window = max(1, min(inputs.shape[-2:]) // 7)
     stride = window if effort.quick else max(1, window // 2)
     setting = f"{about.setting.partition(', ')[2]}, window {window}, stride {stride}"

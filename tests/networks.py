@@ -314,3 +314,14 @@ def with_part(part: nn.Module, after: str = "relu1") -> nn.Sequential:
         if name == after:
             parts["part"] = part
     return nn.Sequential(parts)
+
+
+class Through(nn.Module):
+    """One function in a module's place."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -30,6 +30,12 @@ def check(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     return found
 
 
+def of_any_size(folder: Path, nodes: list, constants: dict) -> Path:
+    """A file of these operators, which takes any number of maps of two channels and any size."""
+    sizes = {"x": ["N", 2, "H", "W"]}
+    return save(folder / "n.onnx", nodes, constants, sizes, ["out"], producer="by hand")
+
+
 @pytest.mark.parametrize("sides", [(5, 4), (11, 21), (3, 30)], ids=str)
 def test_the_cell_in_which_the_middle_lies(tmp_path: Path, sides: tuple[int, int]) -> None:
     factors = np.array([1, 1, sides[0] / 8, sides[1] / 10], np.float32)
@@ -53,14 +59,7 @@ def test_a_size_that_follows_the_number_of_pictures(tmp_path: Path) -> None:
         node("Resize", "x   size", "out", "/Resize", **RULE),
     ]
     constants = {"begin": np.array([0]), "two": np.array([2]), "sides": np.array([6, 7])}
-    path = save(
-        tmp_path / "n.onnx",
-        nodes,
-        constants,
-        {"x": ["N", 2, "H", "W"]},
-        ["out"],
-        producer="by hand",
-    )
+    path = of_any_size(tmp_path, nodes, constants)
     for shape in ((1, 2, 4, 9), (3, 2, 13, 6)):
         assert check(path, shape).shape == (*shape[:2], 6, 7)
 
@@ -84,14 +83,7 @@ def test_cells_are_repeated_whatever_the_size(tmp_path: Path, merged: str, is_kn
     ]
     constants = {str(n): np.array([n]) for n in (0, 2, 3, 4)}
     constants |= {"times": np.array([3]), "tiles": np.array([1, 1, 1, 3, 1])}
-    path = save(
-        tmp_path / "n.onnx",
-        nodes,
-        constants,
-        {"x": ["N", 2, "H", "W"]},
-        ["out"],
-        producer="by hand",
-    )
+    path = of_any_size(tmp_path, nodes, constants)
     if is_known:
         assert check(path, (2, 2, 4, 5)).shape == (2, 2, 12, 5)
     else:

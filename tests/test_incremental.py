@@ -34,6 +34,7 @@ from tests.networks import (
     Normalising,
     Repeated,
     Residual,
+    Through,
     pictures,
     plain,
     randomised,
@@ -148,17 +149,6 @@ class Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.pad(x, (0, 1, 2, 3), value=0.7), 2)
-
-
-class Through(nn.Module):
-    """One function in a module's place."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def shuffled(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
-from tests.networks import CLASSES, pictures, plain, randomised
+from tests.networks import CLASSES, Through, pictures, plain, randomised
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.incremental import Engine
@@ -376,15 +376,6 @@ def test_what_a_module_notes_while_it_runs_is_its_own() -> None:
     graph, _ = read(net, x)
     assert "end.0" in {str(n.target) for n in graph.graph.nodes}
     compared(net, x)
-
-
-class Through(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 RAMPS: dict[int, Tensor] = {}

@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchviz_cnn.methods.channels import pick_channels
 from torchviz_cnn.methods.local import Local, Sliding
-from torchviz_cnn.methods.nodes import Reader, makes_new, writes
+from torchviz_cnn.methods.nodes import Reader
+from torchviz_cnn.methods.operations import makes_new, writes
 from torchviz_cnn.methods.products import multiply_fast
 from torchviz_cnn.methods.symbolic import Unsuited, read
 from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited

@@ -150,10 +150,10 @@ def occlusion(
             every early map only what the window changes, and from where that is most of it the
             rest as usual: the same numbers up to rounding, several times faster on large pictures.
             It needs a network that ``torch.fx`` can trace, without hooks (sizes of maps may be asked
-            for, and modules that cannot be traced are run as they are, if they keep nothing); memory for one picture's
-            maps, for a copy of the convolutions' weights and, on a CPU, up to 256 MiB (less where
-            ``batch_size`` is small) for those of large ones, transformed; and runs the network's
-            own ``forward`` once or twice more to trace a copy of it.
+            for, and modules that cannot be traced are run as they are, if they keep nothing);
+            memory for one picture's maps, for a copy of the convolutions' weights and, on a CPU, up
+            to 256 MiB (less where ``batch_size`` is small) for those of large ones, transformed;
+            and runs the network's own ``forward`` a few times more to trace a copy of it.
             ``"auto"`` takes it where it is possible and clearly pays (on a CPU; the
             logger ``torchviz_cnn`` tells at level INFO why it was impossible, or saves little).
         dtype: ``torch.bfloat16`` (two to three digits) or ``torch.float16`` (three, of numbers up to

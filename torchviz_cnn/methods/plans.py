@@ -23,8 +23,8 @@ _SIDE = 6  # positions along the side of a batch: more of them have less in comm
 # What an operation costs before it computes anything, in multiply-adds: itself, and a weight that
 # has to be read and laid out.
 _OVERHEAD = 2e6
-_GETTING_READY = 1e7  # reading and planning, for each operation, in multiply-adds
 _OVERHEAD_OF_A_WEIGHT = 64.0
+_GETTING_READY = 1e7  # reading and planning, for each operation, once
 # The memory of the batches at work, in pictures that go through the whole network. With 8, ResNet50 goes
 # in batches of 10, and reads its weights anew for each; in batches of 15 or 25 it takes 0.84 of the time.
 _PICTURES = 15

@@ -23,7 +23,7 @@ from torch.nn.modules import module as _of_all_modules
 
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.guard import every_module
-from torchviz_cnn.methods.nodes import makes_new, writes
+from torchviz_cnn.methods.operations import makes_new, writes
 from torchviz_cnn.methods.shapes import asks_shape
 
 Made = list[ReferenceType[fx.Proxy]]  # stand-ins, as long as anybody holds them
