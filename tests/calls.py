@@ -14,9 +14,9 @@ def shapes_given(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list
     shapes: list[torch.Size] = []
     real = getattr(where, name)
 
-    def counted(first: Tensor, *args: Any) -> Tensor:
+    def counted(first: Tensor, *args: Any, **options: Any) -> Tensor:
         shapes.append(first.shape)
-        found: Tensor = real(first, *args)
+        found: Tensor = real(first, *args, **options)
         return found
 
     monkeypatch.setattr(where, name, counted)

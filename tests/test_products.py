@@ -1,4 +1,4 @@
-"""Linear layers of a graph by the library that multiplies faster."""
+"""Products by the library that multiplies faster: linear layers, and weights laid out beforehand."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.networks import pictures, randomised
 from torchviz_cnn.methods import products
 
 IS_FASTER_HERE = products.onednn_is_faster_here  # before a test puts another in its place
+ARE_PACKED_FASTER = products.are_packed_faster.__wrapped__
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
@@ -128,3 +129,44 @@ def test_incremental_occlusion_multiplies_so_and_leaves_the_network_alone(monkey
     assert {shape[1] for shape in shapes} == {4 * 14 * 12, 20}
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
     assert not any("forward" in module.__dict__ for module in net.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("given", ROWS.values(), ids=ROWS)
+def test_a_matrix_laid_out_beforehand_gives_the_products(bias, given):
+    weight, shift = drawn(33, 70), drawn(33)
+    wanted = (given()[:, None, :] * weight).sum(2) + (shift if bias else 0)
+    matrix = products.Matrix(weight.float())
+    for rows in (given(), given()[:3], given()[:0]):
+        found = matrix.times(rows.float(), shift.float() if bias else None)
+        assert found.shape == (len(rows), 33)
+        assert float((found.double() - wanted[: len(rows)]).abs().sum()) < 1e-4 * wanted.numel()
+
+
+@pytest.mark.parametrize(("slow", "found"), [("linear", True), ("times", False)])
+def test_laying_out_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
+    where = {"linear": products.F, "times": products.Matrix}[slow]
+    real = getattr(where, slow)
+
+    def slowly(*args: Any) -> Tensor:
+        busy(0.1)  # more than either takes
+        return real(*args)
+
+    monkeypatch.setattr(where, slow, slowly)
+    with torch.device("meta"):
+        assert ARE_PACKED_FASTER() is found
+
+
+@pytest.mark.parametrize("fails", ["missing", "other numbers"])
+def test_nothing_is_laid_out_where_torch_no_longer_does_it(fails, monkeypatch):
+    """Operations that are not public: another version may have others."""
+    monkeypatch.setattr(products, "is_clearly_faster", lambda *args, **kwargs: True)
+    assert ARE_PACKED_FASTER()
+
+    def changed(matrix: products.Matrix, rows: Tensor) -> Tensor:
+        if fails == "missing":
+            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute")
+        return rows @ torch.ones(256, 1024)
+
+    monkeypatch.setattr(products.Matrix, "times", changed)
+    assert not ARE_PACKED_FASTER()

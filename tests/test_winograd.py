@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.methods import incremental, winograd
 from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.plans import Request
-from torchviz_cnn.methods.winograd import WinogradConvolution, is_suited
+from torchviz_cnn.methods.winograd import WinogradConvolution, Workbench, is_suited
 
 IS_FASTER_HERE = winograd.is_faster_here  # before a test puts another in its place
 
@@ -89,6 +90,44 @@ def test_in_single_precision_five_digits_are_right():
         assert differ(filtered(maps.float()).double(), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_either_library_multiplies(packed, monkeypatch):
+    """A batch in pieces, and in one."""
+    if packed and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(winograd, "are_packed_faster", lambda: packed)
+    monkeypatch.setattr(winograd, "_AT_A_TIME_PACKED" if packed else "_AT_A_TIME", 20)
+    conv, after = randomised(nn.Conv2d(12, 70, 3, padding=1, bias=False)), norm(70, True)
+    maps = drawn(5, 12, 7, 9)
+    with torch.no_grad():
+        wanted = after(conv(maps)), conv(maps[:1])
+        batch_norm = WinogradConvolution(conv.float(), after.float())
+        alone = WinogradConvolution(conv)
+        bench = Workbench()
+        for each in (batch_norm, alone):
+            each.prepare(bench)
+        assert differ(batch_norm(maps.float()).double(), wanted[0]) < 1e-5
+        assert differ(alone(maps[:1].float()).double(), wanted[1]) < 1e-5
+    calls = shapes_given(monkeypatch, torch, "bmm")
+    alone(maps.float())
+    assert bool(calls) is not packed
+
+
+def test_a_workbench_is_used_over_and_over_by_each_thread_its_own():
+    bench, like = Workbench(), torch.zeros(())
+    with ThreadPoolExecutor(1) as pool:
+        there = [pool.submit(bench.room, "a", (2, 3), like).result() for _ in range(2)]
+    here = [bench.room("a", shape, like) for shape in ((2, 3), (3, 1), (4, 4), (5,))]
+    other, double = bench.room("b", (2, 3), like), bench.room("b", (2,), like.double())
+    assert [tuple(each.shape) for each in here] == [(2, 3), (3, 1), (4, 4), (5,)]
+    assert there[0].data_ptr() == there[1].data_ptr()
+    assert here[0].data_ptr() == here[1].data_ptr()
+    assert here[2].data_ptr() == here[3].data_ptr()
+    places = [each.data_ptr() for each in (there[0], here[0], here[2], other, double)]
+    assert len(set(places)) == len(places)
+    assert double.dtype is torch.float64
+
+
 SUITED = {"padding": 1}
 UNSUITED: list[dict[str, Any]] = [
     {"kernel_size": 5},
@@ -126,12 +165,13 @@ def test_only_plain_windows_of_3_by_3_are_suited(monkeypatch):
 
 @pytest.mark.parametrize(("slow", "found"), [("conv2d", True), ("bmm", False)])
 def test_filtering_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
+    monkeypatch.setattr(winograd, "are_packed_faster", lambda: False)
     real = {"conv2d": (winograd.F, winograd.F.conv2d), "bmm": (torch, torch.bmm)}
     where, function = real[slow]
 
-    def slowly(*args: Any) -> Tensor:
+    def slowly(*args: Any, **options: Any) -> Tensor:
         busy(0.2)  # more than either takes
-        return function(*args)
+        return function(*args, **options)
 
     monkeypatch.setattr(where, slow, slowly)
     trial = IS_FASTER_HERE.__wrapped__
@@ -242,8 +282,8 @@ def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters(monkeypatch)
     filters = []
     prepare = WinogradConvolution.prepare
 
-    def watched(layer: WinogradConvolution) -> None:
-        prepare(layer)
+    def watched(layer: WinogradConvolution, bench: Workbench) -> None:
+        prepare(layer, bench)
         assert layer.filters is not None
         filters.append(weakref.ref(layer.filters))
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from torchviz_cnn.methods.channels import pick_channels
+from torchviz_cnn.methods.convolutions import OwnConvolution, ProductConvolution, is_product
 from torchviz_cnn.methods.local import Local, Sliding
 from torchviz_cnn.methods.nodes import Reader
 from torchviz_cnn.methods.operations import makes_new, writes
@@ -79,11 +80,13 @@ def _fold(conv: Any, norm: Any) -> None:
     )
 
 
-def _filter(graph: fx.GraphModule) -> None:
-    """Put Winograd's filtering in the place of convolutions that no batch norm was folded into."""
+def _replace(graph: fx.GraphModule) -> None:
+    """Put faster convolutions in the place of those that no batch norm asked for one."""
     for name, module in list(graph.named_modules()):
         if isinstance(module, nn.Conv2d) and is_suited(module):
             graph.set_submodule(name, WinogradConvolution(module))
+        elif isinstance(module, nn.Conv2d) and is_product(module):
+            graph.set_submodule(name, ProductConvolution(module))
 
 
 def _lay_out_weights(graph: fx.GraphModule) -> None:
@@ -109,7 +112,7 @@ class Network:
         )
         self.graph, self.is_sized = read(module, images)
         _fold_norms(self.graph)
-        _filter(self.graph)
+        _replace(self.graph)
         if self.channels_last:
             _lay_out_weights(self.graph)
         self.modules = dict(self.graph.named_modules())
@@ -223,15 +226,15 @@ class Network:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Linear):
             return module.weight.numel() * value[0].numel() // module.out_features
-        if isinstance(module, nn.Conv2d | WinogradConvolution) and isinstance(value, Tensor):
+        if isinstance(module, nn.Conv2d) and isinstance(value, Tensor):
             return module.weight.numel() * value.shape[-2:].numel()
         return 0
 
 
 def _is_strange(module: nn.Module) -> bool:
     """Whether others than torch have written any of it."""
-    kinds = {type(each) for each in module.modules()} - {WinogradConvolution}
-    return not all(kind.__module__.startswith("torch.nn.") for kind in kinds)
+    others = [each for each in module.modules() if not isinstance(each, OwnConvolution)]
+    return not all(type(each).__module__.startswith("torch.nn.") for each in others)
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

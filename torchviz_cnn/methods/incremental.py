@@ -27,6 +27,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.guard import is_autocast, trying
 from torchviz_cnn.head import Output, run, tensor_in
+from torchviz_cnn.methods.convolutions import OwnConvolution, ProductConvolution
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.local import Pair, Sliding
 from torchviz_cnn.methods.plans import Area, Plan, Request
@@ -34,7 +35,7 @@ from torchviz_cnn.methods.shapes import asks_shape
 from torchviz_cnn.methods.sheets import Extent, Sheet, extents, padded
 from torchviz_cnn.methods.sidebyside import cores_for, side_by_side
 from torchviz_cnn.methods.symbolic import Unsuited
-from torchviz_cnn.methods.winograd import WinogradConvolution
+from torchviz_cnn.methods.winograd import WinogradConvolution, Workbench
 
 logger = logging.getLogger("torchviz_cnn")
 
@@ -124,23 +125,25 @@ class Engine:
         """
         self._check_same()
         network, plan = self.network, self.plan
-        self._prepare_filters()
+        self._prepare_convolutions()
         self.blanks = {node: network.values[node] for node in plan.spans}
         network.values = {}
 
-    def _prepare_filters(self) -> None:
-        """Transform weights for Winograd's filtering, first those that are used most often."""
-        network, plan = self.network, self.plan
+    def _prepare_convolutions(self) -> None:
+        """Lay out weights; transform those for Winograd's filtering that are used most often."""
+        network, plan, bench = self.network, self.plan, Workbench()
         room = min(_FILTERS, plan.request.limit * plan.numbers_of_a_picture())
         wanted: dict[WinogradConvolution, float] = {}
         for node in network.nodes:
             module = network.modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ProductConvolution):
+                module.prepare()
             if isinstance(module, WinogradConvolution) and module.suits(*plan.shape(node)):
                 uses = plan.share(node) * network.macs[node] / module.size
                 wanted[module] = wanted.get(module, 0) + uses
         for module in sorted(wanted, key=wanted.__getitem__, reverse=True):
             if module.size <= room:
-                module.prepare()
+                module.prepare(bench)
                 room -= module.size
 
     @property
@@ -408,7 +411,8 @@ class Engine:
     ) -> Tensor:
         part = parts[local.source]
         if local.keeps_place:
-            few = self.network.channels_last and len(part) < _MANY
+            own = isinstance(self.network.modules.get(str(node.target)), OwnConvolution)
+            few = self.network.channels_last and len(part) < _MANY and not own
             return _by_rows(local.apply, part) if few else local.apply(part)
         before = (local.reaches[0].before, local.reaches[1].before)
         seen = tuple(

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.methods.channels import picked
+from torchviz_cnn.methods.convolutions import OwnConvolution
 from torchviz_cnn.methods.local import InPlace, Local, Pair, Reach, Sliding
 from torchviz_cnn.methods.operations import (
     CONCATENATIONS,
@@ -24,7 +25,6 @@ from torchviz_cnn.methods.operations import (
     POINTWISE,
     POINTWISE_MODULES,
 )
-from torchviz_cnn.methods.winograd import WinogradConvolution
 from torchviz_cnn.pooling import finds_no_indices, max_pool2d
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -71,10 +71,10 @@ class Reader:
         source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         if not isinstance(source, fx.Node):
             return None
-        if isinstance(module, WinogradConvolution):
-            return self._convolution(
-                *(node, source, module.weight, None, module.stride, module.padding),
-                *(module.dilation, 1, module.of_crops),
+        if isinstance(module, OwnConvolution):
+            return self._sliding(
+                *(node, source, module.kernel_size, module.stride, module.padding),
+                *(module.dilation, module.of_crops, module.costs),
             )
         if not _is_torchs(module):
             return None
@@ -179,11 +179,26 @@ class Reader:
         padding: Any,
         dilation: Any,
         groups: int,
-        apply: Callable[[Tensor], Tensor] | None = None,
+    ) -> Sliding | None:
+        apply = partial(
+            F.conv2d, weight=weight, bias=bias, stride=stride, dilation=dilation, groups=groups
+        )
+        kernel: Pair = (weight.shape[-2], weight.shape[-1])
+        return self._sliding(node, source, kernel, stride, padding, dilation, apply, weight.numel())
+
+    def _sliding(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        kernel: Sequence[int],
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        apply: Callable[[Tensor], Tensor],
+        costs: int,
     ) -> Sliding | None:
         if not self._is_map(source) or self.values[source].ndim != 4:
             return None
-        kernel = weight.shape[-2:]
         if padding == "same":
             before: Any = tuple(
                 d * (k - 1) // 2 for d, k in zip(pair(dilation), kernel, strict=True)
@@ -192,11 +207,8 @@ class Reader:
             before = 0 if padding == "valid" else padding
         reaches = self._reaches(node, tuple(kernel), stride, before, dilation)
         alone = all(r.extent == 1 and r.stride == 1 and r.before == 0 for r in reaches)
-        apply = apply or partial(
-            F.conv2d, weight=weight, bias=bias, stride=stride, dilation=dilation, groups=groups
-        )
         same_size = self.values[source].shape[-2:] == self.values[node].shape[-2:]
-        return Sliding(source, reaches, 0.0, apply, alone and same_size, costs=weight.numel())
+        return Sliding(source, reaches, 0.0, apply, alone and same_size, costs=costs)
 
     def _max_pool(
         self, node: fx.Node, source: Any, kernel: Any, stride: Any, padding: Any, dilation: Any

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from torchviz_cnn.methods.winograd import WinogradConvolution
+from torchviz_cnn.methods.convolutions import OwnConvolution
 
 POINTWISE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
@@ -76,7 +76,9 @@ def makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        new = (nn.Conv2d, WinogradConvolution, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+        if isinstance(module, OwnConvolution):
+            return True
+        new = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
         return type(module) in (*new, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU)
     sure = {F.conv2d, torch.conv2d, F.batch_norm, F.relu, torch.relu}
     sure |= {F.max_pool2d, F.avg_pool2d, F.linear}

@@ -56,3 +56,46 @@ def _linear(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - nn.Line
 def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Of a tensor in oneDNN's own format torch makes the product by oneDNN."""
     return F.linear(rows.to_mkldnn(), weight, bias).to_dense()
+
+
+# ---- weights that are laid out beforehand -------------------------------------------------------
+
+_MANY = 100  # rows, to lay weights out for; nothing changes with 30 or 4000
+
+
+class Matrix:
+    """A matrix of weights as oneDNN reads them fastest: for many products with one matrix.
+
+    Args:
+        weight: ``(K, C)``, in single precision on the CPU.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        reorder = torch.ops.mkldnn._reorder_linear_weight.default
+        self._packed = reorder(weight.contiguous(), _MANY)
+
+    def times(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, K)``: the products of rows ``(N, C)``, and the bias added."""
+        product = torch.ops.mkldnn._linear_pointwise.default
+        result: Tensor = product(rows, self._packed, bias, "none", [], "")
+        return result
+
+
+@cache
+def are_packed_faster() -> bool:
+    """Whether a :class:`Matrix` multiplies faster on this processor; tried once, as above.
+
+    Torch has these operations for its compiler's use and may change them; then nothing is lost but time.
+    """
+    draw = torch.Generator(device="cpu").manual_seed(0)
+    rows, weight = (
+        torch.randn(n, 256, generator=draw, device="cpu", dtype=torch.float32)
+        for n in (_MANY, 1024)
+    )
+    usual = partial(F.linear, rows, weight)
+    try:
+        packed = partial(Matrix(weight).times, rows)
+        right = torch.allclose(packed(), usual(), rtol=1e-4, atol=1e-3)
+    except Exception:  # whatever becomes of what is not public
+        return False
+    return right and is_clearly_faster(packed, usual, rounds=5)
