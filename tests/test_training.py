@@ -484,6 +484,26 @@ def test_wherever_the_disk_gets_full_the_files_agree_when_the_run_is_taken_up_ag
             assert same(weights(tmp_path / "whole", name), weights(folder, name)), (failing, name)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        (1, "epochs done: 2, asked for: 1; nothing is left to do"),
+        (2, "epochs done: 2, asked for: 2; nothing is left to do"),
+        (3, "going on after epoch 2 of 3"),
+    ],
+)
+def test_a_run_that_is_taken_up_says_what_is_left(epochs, said, tmp_path):
+    pictures = noise(8, 2, (1, 28, 28))
+    rest = ("0123456789", pictures, pictures, tmp_path / "run")
+    fit(mnist_start(), *rest, replace(SHORT, epochs=2))
+    told: list[str] = []
+    again = replace(SHORT, epochs=epochs)
+    run = fit(mnist_start(), *rest, again, resume=True, tell=told.append)
+    assert said in told
+    assert sum("epoch" in line and ("going on" in line or "left" in line) for line in told) == 1
+    assert len(run.history) == max(2, epochs)
+
+
 def test_a_run_without_its_best_network_is_not_taken_up_silently(tmp_path):
     pictures = noise(8, 2, (1, 28, 28))
     opposite = replace(pictures, labels=1 - pictures.labels)

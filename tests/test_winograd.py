@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_CHANNELS", 1)
     monkeypatch.setattr(winograd, "_LEAST_SQUARES", 1)
     monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(incremental, "_LEAST_USES", 0)
     monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: True)
 
 
@@ -68,15 +70,16 @@ def test_it_is_the_convolution(size, padding, layout, monkeypatch):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("prepared", [True, False])
-def test_a_batch_norm_is_part_of_it(bias, affine, prepared):
+@pytest.mark.parametrize("ready", ["prepare", "fold", None])
+def test_a_batch_norm_is_part_of_it(bias, affine, ready):
     conv, after = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double(), norm(7, affine)
     with torch.no_grad():
         both = WinogradConvolution(conv, after)
-        if prepared:
-            both.prepare()
+        if ready is not None:
+            getattr(both, ready)()
         maps = drawn(3, 5, 9, 6)
         assert differ(both(maps), after(conv(maps))) < 1e-13
+        assert (both.scale is None) is (ready == "fold")
 
 
 def test_in_single_precision_five_digits_are_right():
@@ -276,6 +279,31 @@ def test_a_small_batch_size_bounds_the_transformed_weights_too(batch_size, found
     layers = [m for m in engine.network.graph.modules() if isinstance(m, WinogradConvolution)]
     assert [int(layer.filters is not None) for layer in layers] == found
     compared(net, x, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("factor", "found"), [(0.99, True), (1.01, False)])
+def test_weights_are_transformed_where_they_are_used_often(factor, found, monkeypatch):
+    """For 36 of them 9 weights are multiplied at each place of the map that is computed."""
+    net = randomised(
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+        )
+    )
+    x = pictures(1, 3, 31, 26)
+    with undisturbed(net, x), torch.no_grad():
+        engine = Engine(net, x, Request((5, 4), (3, 2), (10, 12), 25))
+        node = next(n for n in engine.network.nodes if str(n.target) == "2")
+        places = sum(
+            len(down.starts) * down.size * len(across.starts) * across.size
+            for down, across in product(*engine.plan.areas[node])
+        )
+        monkeypatch.setattr(incremental, "_LEAST_USES", factor * places * 9 / 36)
+        engine.prepare()
+    layer = engine.network.modules["2"]
+    assert isinstance(layer, WinogradConvolution)
+    assert (layer.filters is not None) is found
+    assert (layer.scale is None) is not found  # else its batch norm is folded
 
 
 def test_the_network_keeps_its_layers_and_nothing_keeps_the_filters(monkeypatch):

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torchviz_cnn.methods.products import Matrix, are_packed_faster
 from torchviz_cnn.methods.trials import are_allowed
 
-# With fewer, calls cost what is gained: with 2¹⁵ and more MobileNetV2 takes 1.1 times as long.
+# With fewer, calls cost what is gained: with 2¹⁴ ResNet50 takes 0.98 of the time, GoogLeNet 1.04.
 _WEIGHTS = 2**17
 
 

@@ -121,8 +121,8 @@ class Workbench(threading.local):
 class WinogradConvolution(OwnConvolution):
     """A convolution, and perhaps the batch norm behind it, as a graph's own.
 
-    Weights are transformed by :meth:`prepare`, to four times as many; without that, and where there
-    are few squares, the network's own weights are summed up.
+    Weights are transformed by :meth:`prepare`, to four times as many; where there are few squares, the
+    network's own weights are summed up. Where that is always so, :meth:`fold` is better.
 
     Args:
         convolution: one that :func:`is_suited`.
@@ -165,6 +165,15 @@ class WinogradConvolution(OwnConvolution):
         if self.scale is not None:
             weight = weight * self.scale[:, None, None, None]
         self.filters = Filters(weight)
+
+    def fold(self) -> None:
+        """Weights of its own to sum up, batch norm and all, as they are read fastest."""
+        weight = self.weight
+        if self.scale is not None:
+            weight = weight * self.scale[:, None, None, None]
+        last = weight.dtype is torch.float32
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.weight, self.scale = weight.contiguous(memory_format=layout), None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Of whole maps ``(N, C, H, W)``."""

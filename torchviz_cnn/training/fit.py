@@ -201,8 +201,11 @@ def fit(
         if remarks:
             text = "\n".join(remarks) + "\n"
             write_atomically(folder / REMARKS, lambda file: file.write(text.encode()))
-    if resumed is not None:
-        tell(f"going on after epoch {len(resumed.history)} of {settings.epochs}")
+    before = 0 if resumed is None else len(resumed.history)
+    if before >= settings.epochs:
+        tell(f"epochs done: {before}, asked for: {settings.epochs}; nothing is left to do")
+    elif before:
+        tell(f"going on after epoch {before} of {settings.epochs}")
     elif resume:
         tell("no epoch was finished: starting from the beginning")
     gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
