@@ -86,12 +86,12 @@ class Filters:
     def __init__(self, weight: Tensor) -> None:
         self.outputs = len(weight)
         self.at_a_time = _AT_A_TIME
-        self._whole = _transformed(weight)
         self._matrices: list[Matrix] | None = None
         if weight.dtype is torch.float32 and are_packed_faster():
             self.at_a_time = _AT_A_TIME_PACKED
-            self._matrices = [Matrix(each.t()) for each in self._whole]
-            del self._whole
+            self._matrices = _packed(weight)
+        else:
+            self._whole = _transformed(weight)
 
     def times(self, seen: Tensor, into: Tensor) -> None:
         """Products of ``(36, squares, C)``, put into ``(36, squares, K)``."""
@@ -207,6 +207,13 @@ def _transformed(weight: Tensor) -> Tensor:
     return torch.mm(_matrices(weight.dtype)[1], windows).view(_SEEN**2, channels, outputs)
 
 
+def _packed(weight: Tensor) -> list[Matrix]:
+    """The same 36 matrices laid out for oneDNN, a few at a time, so that not all are in hand twice."""
+    windows = weight.permute(2, 3, 0, 1).reshape(_KERNEL**2, -1)
+    pieces = (torch.mm(some, windows) for some in _matrices(weight.dtype)[1].split(_SEEN))
+    return [Matrix(each.view(weight.shape[:2])) for piece in pieces for each in piece]
+
+
 def _squares(size: tuple[int, int]) -> int:
     """Of how many squares a map of this height and width is made."""
     return math.ceil(size[0] / _SIDE) * math.ceil(size[1] / _SIDE)
@@ -236,9 +243,8 @@ def _filtered(
     places = maps.movedim(1, -1)  # channels are neighbours
     _, height, width, channels = places.shape
     after = (down * _SIDE + 2 - padding[0] - height, across * _SIDE + 2 - padding[1] - width)
-    pieces = math.ceil(
-        len(maps) / max(1, filters.at_a_time // (down * across))
-    )  # of about one size
+    together = max(1, filters.at_a_time // (down * across))
+    pieces = math.ceil(len(maps) / together)  # of about one size
     for some, into in zip(places.tensor_split(pieces), found.tensor_split(pieces), strict=True):
         count = len(some)
         squares = count * down * across
