@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -40,7 +40,7 @@ from tests.networks import (
     randomised,
 )
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.methods import incremental, plans
+from torchviz_cnn.methods import incremental
 from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.local import Reach
 from torchviz_cnn.methods.plans import Request
@@ -778,41 +778,6 @@ def test_auto_counts_what_small_operations_cost_besides() -> None:
     assert engine.ratio > 1.25
     assert not engine.pays
     assert large.pays
-
-
-def partitions(count: int, side: int) -> Iterator[list[int]]:
-    """Every way to cut a row of so many into pieces of at most ``side``."""
-    if not count:
-        yield []
-    for first in range(1, min(count, side) + 1):
-        for rest in partitions(count - first, side):
-            yield [first, *rest]
-
-
-@given(
-    needs=st.lists(st.lists(st.integers(1, 9), min_size=7, max_size=7), min_size=1, max_size=3),
-    prices=st.lists(st.integers(1, 5), min_size=3, max_size=3),
-    side=st.integers(1, 7),
-    each=st.integers(0, 40),
-)
-def test_positions_are_grouped_so_that_least_is_computed(
-    needs: list[list[int]], prices: list[int], side: int, each: int
-) -> None:
-    """Against trying every way to group seven positions."""
-
-    def price(sizes: list[int]) -> int:
-        total, start = 0, 0
-        for size in sizes:
-            stop = start + size
-            rows = sum(p * max(n[start:stop]) for p, n in zip(prices, needs, strict=False))
-            total, start = total + each + size * rows, stop
-        return total
-
-    costs = [(float(p), n) for p, n in zip(prices, needs, strict=False)]
-    groups = plans._cheapest(costs, 7, side, each)
-    assert [position for group in groups for position in group] == list(range(7))
-    assert max(map(len, groups)) <= side
-    assert price([len(group) for group in groups]) == min(map(price, partitions(7, side)))
 
 
 def test_a_group_at_the_border_computes_no_more_than_it_must() -> None:

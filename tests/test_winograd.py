@@ -19,7 +19,7 @@ from tests.clock import busy
 from tests.networks import pictures, randomised
 from tests.test_incremental import Body, Skip, compared, differ
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.methods import incremental, winograd
+from torchviz_cnn.methods import incremental, products, squares, winograd
 from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.plans import Request
 from torchviz_cnn.methods.winograd import WinogradConvolution, Workbench, is_suited
@@ -32,7 +32,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of channels will do, any number of squares and any processor."""
     monkeypatch.setattr(winograd, "_CHANNELS", 1)
     monkeypatch.setattr(winograd, "_LEAST_SQUARES", 1)
-    monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(winograd, "_MOST_PRODUCTS", 9.0)
     monkeypatch.setattr(incremental, "_LEAST_USES", 0)
     monkeypatch.setattr(winograd, "is_faster_here", lambda dtype: True)
 
@@ -111,9 +111,19 @@ def test_either_library_multiplies(packed, monkeypatch):
             each.prepare(bench)
         assert differ(batch_norm(maps.float()).double(), wanted[0]) < 1e-5
         assert differ(alone(maps[:1].float()).double(), wanted[1]) < 1e-5
-    calls = shapes_given(monkeypatch, torch, "bmm")
+    rows = []
+    times = products.Matrix.times
+
+    def counted(matrix: products.Matrix, given: Tensor) -> Tensor:
+        rows.append(len(given))
+        return times(matrix, given)
+
+    monkeypatch.setattr(products.Matrix, "times", counted)
     alone(maps.float())
-    assert bool(calls) is not packed
+    needed = (6 + 5) * (
+        6 + 6 + 3
+    )  # points of rows cut into 4 and 3, and of columns into 4, 4 and 1
+    assert sum(rows) == (5 * needed if packed else 0)
 
 
 def test_a_workbench_is_used_over_and_over_by_each_thread_its_own():
@@ -166,11 +176,11 @@ def test_only_plain_windows_of_3_by_3_are_suited(monkeypatch):
     assert not is_suited(nn.Conv2d(8, 4, 3))
 
 
-@pytest.mark.parametrize(("slow", "found"), [("conv2d", True), ("bmm", False)])
+@pytest.mark.parametrize(("slow", "found"), [("conv2d", True), ("times", False)])
 def test_filtering_has_to_be_faster_on_this_processor(slow, found, monkeypatch):
     monkeypatch.setattr(winograd, "are_packed_faster", lambda: False)
-    real = {"conv2d": (winograd.F, winograd.F.conv2d), "bmm": (torch, torch.bmm)}
-    where, function = real[slow]
+    where = {"conv2d": winograd.F, "times": winograd.Filters}[slow]
+    function = getattr(where, slow)
 
     def slowly(*args: Any, **options: Any) -> Tensor:
         busy(0.2)  # more than either takes
@@ -203,9 +213,12 @@ def test_a_trial_is_for_nobody_to_see(monkeypatch):
 
 def test_matrices_are_made_where_they_are_used():
     threads = torch.get_num_threads()
-    winograd._matrices.cache_clear()
+    for made in (squares.of_weights, squares._matrices):
+        made.cache_clear()
     with torch.device("meta"):
-        assert {each.device.type for each in winograd._matrices(torch.float32)} == {"cpu"}
+        cut = squares.Tiling((7, 9))
+        found = [each for kind in cut.kinds for each in cut.matrices(kind, torch.float32)]
+        assert {each.device.type for each in [squares.of_weights(torch.float32), *found]} == {"cpu"}
         assert isinstance(IS_FASTER_HERE.__wrapped__(torch.float32), bool)
     assert torch.get_num_threads() == threads
 
@@ -230,15 +243,15 @@ def test_whole_maps_are_filtered_too(monkeypatch):
     assert any(tuple(shape[-2:]) == (9, 8) for shape in shapes)
 
 
-def test_few_squares_and_small_corners_of_them_are_summed_up(monkeypatch):
+def test_few_squares_and_those_that_save_little_are_summed_up(monkeypatch):
     conv = WinogradConvolution(convolution())
     monkeypatch.setattr(winograd, "_LEAST_SQUARES", 8)
-    monkeypatch.setattr(winograd, "_LEAST_SHARE", 0.5)
+    monkeypatch.setattr(winograd, "_MOST_PRODUCTS", 4.5)
     assert conv.suits(2, (8, 8))
     assert not conv.suits(1, (8, 8))
-    assert conv.suits(9, (6, 6))
-    assert not conv.suits(9, (5, 5))
-    assert not conv.suits(99, (2, 2))
+    assert conv.suits(2, (5, 5))
+    assert conv.suits(8, (1, 4))  # 18 products, of 36
+    assert not conv.suits(99, (1, 3))  # 15, of 27
 
 
 @pytest.mark.parametrize(

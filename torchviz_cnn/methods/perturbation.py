@@ -108,7 +108,7 @@ def most_in_part(images: Tensor, batch_size: int | None) -> int:
     """
     if batch_size is not None:
         return batch_size
-    return max(25, batch_of(images, None, 8)) * cores_for(images.device)
+    return max(32, batch_of(images, None, 8)) * cores_for(images.device)
 
 
 @attribution_method

@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor, fx
 
 from torchviz_cnn.methods.graphs import Network
+from torchviz_cnn.methods.grouping import Costs, Load, cheapest, even_groups, sides, tiles_along
 from torchviz_cnn.methods.local import InPlace, Pair, Sliding
 from torchviz_cnn.methods.shapes import asks_shape
 
 # From here on cropping and pasting costs more than the rest of the map (measured on VGG16).
 MOSTLY_CHANGED = 0.8
-_SIDE = 6  # positions along the side of a batch: more of them have less in common
 # What an operation costs before it computes anything, in multiply-adds: itself, and a weight that
 # has to be read and laid out.
 _OVERHEAD = 2e6
@@ -48,7 +49,6 @@ class Strip:
 
 Spans = tuple[list[Pair], list[Pair]]  # what each row of positions changes, and each column
 Area = tuple[Strip, Strip]
-Costs = tuple[float, list[int]]  # of a map: one row, and the rows that each position needs
 
 
 @dataclass(frozen=True)
@@ -77,49 +77,11 @@ class Request:
         return rows, columns
 
 
-def _tiles(count: int, side: int) -> list[tuple[int, ...]]:
-    """Neighbouring positions in groups of about one size, none larger than ``side``."""
-    groups = math.ceil(count / side)
-    edges = [count * g // groups for g in range(groups + 1)]
-    return [tuple(range(*edge)) for edge in pairwise(edges)]
-
-
-def _sides(positions: Pair, limit: int) -> list[Pair]:
-    """How many rows and columns of positions may go together, the largest batches first."""
-    found: dict[Pair, None] = {}
-    for most in range(min(limit, _SIDE**2), 0, -1):
-        down = min(positions[0], _SIDE, math.isqrt(most))
-        found[down, min(positions[1], _SIDE, most // down)] = None
-    return list(found)
-
-
-def _cheapest(costs: Sequence[Costs], count: int, side: int, each: float) -> list[tuple[int, ...]]:
-    """Neighbouring positions in the groups that cost least.
-
-    A group computes as many rows for each of its positions as the one that needs most; so it pays
-    to keep those at the border, whose windows are cut off, to themselves, where that saves more
-    than another group costs.
-
-    Args:
-        costs: a row's, and the rows that each position needs, of every map.
-        count: of positions.
-        side: how many may be in a group.
-        each: what a group costs besides.
-    """
-    least, cut = [0.0] + [math.inf] * count, [0] * (count + 1)
-    for start in range(count):
-        most = [0] * len(costs)
-        for stop in range(start + 1, min(start + side, count) + 1):
-            most = [max(m, needs[stop - 1]) for m, (_, needs) in zip(most, costs, strict=True)]
-            rows = sum(cost * m for m, (cost, _) in zip(most, costs, strict=True))
-            total = least[start] + each + (stop - start) * rows
-            if total < least[stop]:
-                least[stop], cut[stop] = total, start
-    groups: list[tuple[int, ...]] = []
-    while count:
-        groups.insert(0, tuple(range(cut[count], count)))
-        count = cut[count]
-    return groups
+@lru_cache(4096)  # most layers change the same rows as others
+def _strips(
+    spans: tuple[Pair, ...], tiles: tuple[tuple[int, ...], ...], rows: int
+) -> tuple[Strip, ...]:
+    return tuple(_strip(spans, tile, rows) for tile in tiles)
 
 
 def _strip(spans: Sequence[Pair], tile: Sequence[int], rows: int) -> Strip:
@@ -149,6 +111,7 @@ class Plan:
         pasted: those of them that windows are pasted into as they are, without padding.
         behind: how many positions go together through what is computed whole.
         workers: how many tiles are at work at a time.
+        groups: the tiles that go together through what is computed whole.
     """
 
     def __init__(self, network: Network, request: Request, together: int, cores: int) -> None:
@@ -156,8 +119,11 @@ class Plan:
         self.request = request
         limit = max(1, request.limit // together)
         room = _PICTURES * self.numbers_of_a_picture()
-        for down, across in _sides(request.positions, limit):
-            self.tiles = (_tiles(request.positions[0], down), _tiles(request.positions[1], across))
+        for down, across in sides(request.positions, limit):
+            self.tiles = (
+                tiles_along(request.positions[0], down),
+                tiles_along(request.positions[1], across),
+            )
             self._lay()
             fits = min(limit, int(room / max(self._numbers())))  # positions, of all tiles at work
             self.workers = max(1, min(cores, fits // min(_LEAST_TILE, down * across)))
@@ -167,8 +133,8 @@ class Plan:
             self._regroup(axis, side)
         self._find_needs()
         self.behind = self._together_behind(limit, room)
-        groups = math.prod(map(len, self.tiles))
-        self.workers = min(self.workers, groups)
+        self.workers = min(self.workers, math.prod(map(len, self.tiles)))
+        self.groups = self._grouped()
 
     def _regroup(self, axis: int, side: int) -> None:
         """Group the positions of an axis so that least is computed, the other axis as it is."""
@@ -180,7 +146,7 @@ class Plan:
                 across = sum(strip.size * len(strip.starts) for strip in self.areas[node][other])
                 costs.append((cell * across, [max(1, high - low) for low, high in spans[axis]]))
         each = self._overhead() * len(self.tiles[other])
-        groups = _cheapest(costs, self.request.positions[axis], side, each)
+        groups = cheapest(costs, self.request.positions[axis], side, each)
         self.tiles = (groups, self.tiles[1]) if axis == 0 else (self.tiles[0], groups)
         self._lay()
 
@@ -196,7 +162,7 @@ class Plan:
     def _lay(self) -> None:
         network = self.network
         self.spans: dict[fx.Node, Spans] = {}
-        self.areas: dict[fx.Node, tuple[list[Strip], list[Strip]]] = {}
+        self.areas: dict[fx.Node, tuple[tuple[Strip, ...], tuple[Strip, ...]]] = {}
         self._add(network.picture, self.request.spans(self._size(network.picture)))
         # What follows the last layer is a final activation, if anything: it has to be seen at work.
         costly = [i for i, node in enumerate(network.nodes) if network.macs[node]]
@@ -225,7 +191,7 @@ class Plan:
         """Compute a node in part, unless that is most of it."""
         size = self._size(node)
         strips = [
-            [_strip(spans[axis], tile, size[axis]) for tile in self.tiles[axis]] for axis in (0, 1)
+            _strips(tuple(spans[axis]), tuple(self.tiles[axis]), size[axis]) for axis in (0, 1)
         ]
         share = math.prod(
             sum(s.size * len(s.starts) for s in strips[axis])
@@ -276,6 +242,21 @@ class Plan:
         tile = math.prod(max(map(len, groups)) for groups in self.tiles)
         fits = min(limit, int(room / max(1, self._numbers()[1])))
         return max(tile, fits // self.workers)
+
+    def _grouped(self) -> list[list[Pair]]:
+        """Groups of about as much work, as many for each worker."""
+        macs = self.network.macs
+        behind = sum(m for node, m in macs.items() if node not in self.spans)
+        cells = {n: macs[n] / math.prod(self._size(n)) for n in self.spans if macs[n]}
+        loads: dict[Pair, Load] = {}
+        for tile in product(range(len(self.tiles[0])), range(len(self.tiles[1]))):
+            size = math.prod(map(len, self.positions(tile)))
+            part = sum(
+                cell * math.prod(strip.size * len(strip.starts) for strip in self.area(node, tile))
+                for node, cell in cells.items()
+            )
+            loads[tile] = size, size * behind + part
+        return even_groups(loads, self.behind, self.workers)
 
     def _numbers(self) -> tuple[float, float]:
         """The most numbers that an item has in hand, in what is computed in part and behind it."""

@@ -99,3 +99,44 @@ def are_packed_faster() -> bool:
     except Exception:  # whatever becomes of what is not public
         return False
     return right and is_clearly_faster(packed, usual, rounds=5)
+
+
+# ---- few rows, and long ones --------------------------------------------------------------------
+
+_LONG = 2**14  # numbers in a row, for the trial
+
+
+def multiply_wide(matrix: Tensor, rows: Tensor, into: Tensor) -> None:
+    """The product of a small matrix with few long rows.
+
+    Args:
+        matrix: ``(M, K)``.
+        rows: ``(K, N)``.
+        into: where it is put, ``(M, N)``.
+    """
+    if matrix.dtype is torch.float32 and is_wide_faster():
+        into.copy_(_wide(matrix, rows))
+    else:
+        torch.mm(matrix, rows, out=into)
+
+
+def _wide(matrix: Tensor, rows: Tensor) -> Tensor:
+    """By oneDNN, which takes the rows for weights; of rows apart from each other it makes very little."""
+    product = torch.ops.mkldnn._linear_pointwise.default
+    result: Tensor = product(matrix, rows.contiguous().t(), None, "none", [], "")
+    return result
+
+
+@cache
+def is_wide_faster() -> bool:
+    """Whether oneDNN multiplies few long rows faster on this processor; tried once, as above."""
+    draw = torch.Generator(device="cpu").manual_seed(0)
+    matrix, rows = (
+        torch.randn(36, n, generator=draw, device="cpu", dtype=torch.float32) for n in (36, _LONG)
+    )
+    usual, wide = partial(torch.mm, matrix, rows), partial(_wide, matrix, rows)
+    try:
+        right = torch.allclose(wide(), usual(), rtol=1e-4, atol=1e-3)
+    except Exception:  # whatever becomes of what is not public
+        return False
+    return right and is_clearly_faster(wide, usual, rounds=5)

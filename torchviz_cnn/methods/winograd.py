@@ -2,8 +2,8 @@
 
 Squares of 4×4 numbers of a map are computed from the 6×6 that they see by 36 products for each
 channel, where summing up takes 144 (Lavin and Gray 2016, *Fast algorithms for convolutional neural
-networks*, section 4). The matrices are those of Toom and Cook for five points and infinity. It is the
-same sum in another order, so only rounding differs.
+networks*, section 4); smaller ones at the edges by fewer. The matrices are those of Toom and Cook for
+five points and infinity. It is the same sum in another order, so only rounding differs.
 """
 
 from __future__ import annotations
@@ -17,25 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.methods.convolutions import OwnConvolution
-from torchviz_cnn.methods.products import Matrix, are_packed_faster
+from torchviz_cnn.methods.products import Matrix, are_packed_faster, multiply_wide
+from torchviz_cnn.methods.squares import KERNEL, SEEN, SIDE, Kind, Tiling, of_weights, tiling
 from torchviz_cnn.methods.trials import are_allowed, is_clearly_faster
 
-_SIDE = 4  # of the squares of outputs
-_KERNEL = 3
-_SEEN = _SIDE + _KERNEL - 1  # of what they see
-# Which points decides how much rounding grows. Of 512 channels the numbers are off by 1.0e-6 of their
-# deviation, with 2 for ½ by 1.2e-6; summed up by 0.5e-6.
-_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 # Squares: 9 MiB of 512 channels, twice; half as fast again with 32, hardly faster with 128.
 _AT_A_TIME = 64
 # Where oneDNN multiplies: with 64, ResNet18 and ResNet50 take 1.04 times as long.
-_AT_A_TIME_PACKED = 128
+_AT_A_TIME_PACKED = 192
 
 # Where it is faster. Its time over summing up, for batches of 25: of 512 channels 0.5 for maps of 7×7,
 # 0.7 of 14×14; of 256 channels 0.5 for crops of 8×8, 0.9 for maps of 14×14; of 128 channels 0.8 to 1.3.
 _CHANNELS = 256
 _LEAST_SQUARES = 32  # weights have to be read for each batch
-_LEAST_SHARE = 0.5  # of the squares that must lie inside of the map
+_MOST_PRODUCTS = 4.5  # for each number that comes out; summing up takes 9
 # These are times of a Xeon. On an EPYC they are about the same where oneDNN multiplies, see
 # :class:`Matrix`; MKL takes twice as long there, and nothing is gained. So it is tried, see
 # :func:`is_faster_here`.
@@ -45,7 +40,7 @@ def is_suited(module: nn.Module) -> bool:
     """Whether :class:`WinogradConvolution` can, and should, take its place."""
     return (
         type(module) is nn.Conv2d
-        and module.kernel_size == (_KERNEL, _KERNEL)
+        and module.kernel_size == (KERNEL, KERNEL)
         and {*module.stride, *module.dilation, module.groups} == {1}
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
@@ -61,7 +56,7 @@ def is_suited(module: nn.Module) -> bool:
 @cache
 def is_faster_here(dtype: torch.dtype) -> bool:
     """Whether filtering is worth it on this processor; tried once, in less than a tenth of a second."""
-    weight = torch.ones(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, dtype=dtype, device="cpu")
+    weight = torch.ones(_CHANNELS, _CHANNELS, KERNEL, KERNEL, dtype=dtype, device="cpu")
     crops = torch.ones(16, _CHANNELS, 10, 10, dtype=dtype, device="cpu")
     weight, crops = (t.contiguous(memory_format=torch.channels_last) for t in (weight, crops))
     shift, filters, bench = weight.new_zeros(_CHANNELS), Filters(weight), Workbench()
@@ -93,13 +88,16 @@ class Filters:
         else:
             self._whole = _transformed(weight)
 
-    def times(self, seen: Tensor, into: Tensor) -> None:
-        """Products of ``(36, squares, C)``, put into ``(36, squares, K)``."""
-        if self._matrices is None:
-            torch.bmm(seen, self._whole, out=into)
-        else:
-            for matrix, rows, result in zip(self._matrices, seen, into, strict=True):
-                result.copy_(matrix.times(rows))
+    def times(self, seen: Tensor, squares: Tiling, into: Tensor) -> None:
+        """Products of ``(points, squares, C)``, put into ``(points, squares, K)``."""
+        count = seen.shape[1] // squares.squares
+        for point, rows, result in zip(squares.points, seen, into, strict=True):
+            which = point.down * SEEN + point.across
+            some = slice(count * point.squares.start, count * point.squares.stop)
+            if self._matrices is None:
+                torch.mm(rows[some], self._whole[which], out=result[some])
+            else:
+                result[some] = self._matrices[which].times(rows[some])
 
 
 class Workbench(threading.local):
@@ -134,7 +132,7 @@ class WinogradConvolution(OwnConvolution):
     @property
     def size(self) -> int:
         """How many numbers the transformed weights are."""
-        return self.weight.shape[:2].numel() * _SEEN**2
+        return self.weight.shape[:2].numel() * SEEN**2
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> None:
         super().__init__(convolution)
@@ -154,9 +152,9 @@ class WinogradConvolution(OwnConvolution):
 
     def suits(self, count: int, size: tuple[int, int]) -> bool:
         """Whether filtering is faster for so many maps of this height and width."""
-        each = _squares(size)
-        inside = math.prod(size) / (_SIDE**2 * each)
-        return count * each >= _LEAST_SQUARES and inside >= _LEAST_SHARE
+        squares = tiling(size)
+        few = squares.products <= _MOST_PRODUCTS * math.prod(size)
+        return few and count * squares.squares >= _LEAST_SQUARES
 
     def prepare(self, bench: Workbench | None = None) -> None:
         """Transform the weights; what is worked on may be shared with other convolutions."""
@@ -185,7 +183,7 @@ class WinogradConvolution(OwnConvolution):
 
     def _of(self, maps: Tensor, padding: tuple[int, ...]) -> Tensor:
         rows, columns = (
-            length + 2 * before - _KERNEL + 1
+            length + 2 * before - KERNEL + 1
             for length, before in zip(maps.shape[-2:], padding, strict=True)
         )
         if self.filters is not None and self.suits(len(maps), (rows, columns)):
@@ -203,20 +201,15 @@ class WinogradConvolution(OwnConvolution):
 def _transformed(weight: Tensor) -> Tensor:
     """Weights ``(K, C, 3, 3)`` as products need them, ``(36, C, K)``."""
     outputs, channels = weight.shape[:2]
-    windows = weight.permute(2, 3, 1, 0).reshape(_KERNEL**2, -1)
-    return torch.mm(_matrices(weight.dtype)[1], windows).view(_SEEN**2, channels, outputs)
+    windows = weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1)
+    return torch.mm(of_weights(weight.dtype), windows).view(SEEN**2, channels, outputs)
 
 
 def _packed(weight: Tensor) -> list[Matrix]:
     """The same 36 matrices laid out for oneDNN, a few at a time, so that not all are in hand twice."""
-    windows = weight.permute(2, 3, 0, 1).reshape(_KERNEL**2, -1)
-    pieces = (torch.mm(some, windows) for some in _matrices(weight.dtype)[1].split(_SEEN))
+    windows = weight.permute(2, 3, 0, 1).reshape(KERNEL**2, -1)
+    pieces = (torch.mm(some, windows) for some in of_weights(weight.dtype).split(SEEN))
     return [Matrix(each.view(weight.shape[:2])) for piece in pieces for each in piece]
-
-
-def _squares(size: tuple[int, int]) -> int:
-    """Of how many squares a map of this height and width is made."""
-    return math.ceil(size[0] / _SIDE) * math.ceil(size[1] / _SIDE)
 
 
 def _filtered(
@@ -237,55 +230,68 @@ def _filtered(
         size: height and width of the result.
         bench: what it works on.
     """
-    to_seen, _, to_sums = _matrices(maps.dtype)
-    down, across = (math.ceil(length / _SIDE) for length in size)
-    found = maps.new_empty(len(maps), down, _SIDE, across, _SIDE, filters.outputs)
+    squares = tiling(size)
+    found = maps.new_empty(len(maps), *size, filters.outputs)
     places = maps.movedim(1, -1)  # channels are neighbours
-    _, height, width, channels = places.shape
-    after = (down * _SIDE + 2 - padding[0] - height, across * _SIDE + 2 - padding[1] - width)
-    together = max(1, filters.at_a_time // (down * across))
+    together = max(1, filters.at_a_time // squares.squares)
     pieces = math.ceil(len(maps) / together)  # of about one size
     for some, into in zip(places.tensor_split(pieces), found.tensor_split(pieces), strict=True):
-        count = len(some)
-        squares = count * down * across
-        whole = F.pad(some, (0, 0, padding[1], after[1], padding[0], after[0])).contiguous()
-        picture, row, column, _ = whole.stride()
-        shape = (_SEEN, _SEEN, count, down, across, channels)
-        strides = (row, column, picture, _SIDE * row, _SIDE * column, 1)
-        cut = bench.room("one", shape, maps).copy_(whole.as_strided(shape, strides))
-        seen = bench.room("other", (_SEEN**2, squares, channels), maps)
-        torch.mm(to_seen, cut.view(_SEEN**2, -1), out=seen.view(_SEEN**2, -1))
-        products = bench.room("one", (_SEEN**2, squares, filters.outputs), maps)
-        filters.times(seen, into=products)
-        sums = bench.room("other", (_SIDE**2, squares * filters.outputs), maps)
-        torch.mm(to_sums, products.view(_SEEN**2, -1), out=sums)
-        sums = sums.view(_SIDE, _SIDE, count, down, across, filters.outputs)
-        torch.add(sums, shift, out=into.permute(2, 4, 0, 1, 3, 5))
-    whole = found.view(len(maps), down * _SIDE, across * _SIDE, filters.outputs)
-    return whole[:, : size[0], : size[1]].contiguous().movedim(-1, 1)
+        whole = _surrounded(some, padding, bench) if any(padding) else some
+        seen = _seen(whole, squares, bench)
+        products = bench.room("one", (*seen.shape[:2], filters.outputs), maps)
+        filters.times(seen, squares, into=products)
+        _sum(products, squares, shift, into, bench)
+    return found.movedim(-1, 1)
 
 
-@cache
-def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What transforms the 6×6 numbers seen, the 3×3 weights, and 6×6 products into 4×4 numbers."""
-    points = torch.tensor(_POINTS, dtype=torch.float64, device="cpu")
-    seen, weights, sums = (
-        points.new_zeros(shape) for shape in ((_SEEN, _SEEN), (_SEEN, _KERNEL), (_SIDE, _SEEN))
-    )
-    for i, point in enumerate(points):
-        others = torch.cat([points[:i], points[i + 1 :]])
-        seen[i, : _SEEN - 1] = _polynomial(others)
-        weights[i] = point ** torch.arange(_KERNEL, device="cpu") / (point - others).prod()
-        sums[:, i] = point ** torch.arange(_SIDE, device="cpu")
-    seen[-1] = _polynomial(points)
-    weights[-1, -1] = sums[-1, -1] = 1
-    one, two, three = (torch.kron(each, each).to(dtype) for each in (seen, weights, sums))
-    return one, two, three
+def _surrounded(places: Tensor, padding: tuple[int, ...], bench: Workbench) -> Tensor:
+    """Places ``(N, H, W, C)`` with zeros around them."""
+    count, height, width, channels = places.shape
+    top, left = padding
+    shape = (count, height + 2 * top, width + 2 * left, channels)
+    whole = bench.room("around", shape, places).zero_()
+    whole[:, top : top + height, left : left + width] = places
+    return whole
 
 
-def _polynomial(roots: Tensor) -> Tensor:
-    """The coefficients of the polynomial with these roots and the leading one 1, rising."""
-    found = roots.new_ones(1)
-    for root in roots:
-        found = F.pad(found, (1, 0)) - root * F.pad(found, (0, 1))
-    return found
+def _seen(places: Tensor, squares: Tiling, bench: Workbench) -> Tensor:
+    """What squares see, transformed: ``(points, squares, C)``."""
+    count, channels = len(places), places.shape[-1]
+    picture, row, column, channel = places.stride()
+    room = (len(squares.points), squares.squares * count, channels)
+    seen = bench.room("other", room, places)
+    for kind in squares.kinds:
+        down, across = kind.down, kind.across
+        first = places[:, down.start :, across.start :]
+        shape = (down.points, across.points, count, down.count, across.count, channels)
+        strides = (row, column, picture, SIDE * row, SIDE * column, channel)
+        cut = bench.room("one", shape, places).copy_(first.as_strided(shape, strides))
+        matrix, _ = squares.matrices(kind, places.dtype)
+        some = _of_kind(seen, kind, count)
+        multiply_wide(matrix, cut.view(matrix.shape[1], -1), into=some)
+    return seen
+
+
+def _sum(products: Tensor, squares: Tiling, shift: Tensor, into: Tensor, bench: Workbench) -> None:
+    """What squares give, of their products ``(points, squares, K)``, into places ``(N, H, W, K)``."""
+    count, outputs = len(into), into.shape[-1]
+    for kind in squares.kinds:
+        down, across = kind.down, kind.across
+        _, matrix = squares.matrices(kind, into.dtype)
+        some = _of_kind(products, kind, count)
+        sums = bench.room("other", (len(matrix), some.shape[1]), into)
+        multiply_wide(matrix, some, into=sums)
+        shape = (down.side, across.side, count, down.count, across.count, outputs)
+        there = into[:, down.start :, across.start :]
+        there = there[:, : down.count * down.side, : across.count * across.side]
+        there = there.unflatten(2, (across.count, across.side)).unflatten(
+            1, (down.count, down.side)
+        )
+        torch.add(sums.view(shape), shift, out=there.permute(2, 4, 0, 1, 3, 5))
+
+
+def _of_kind(numbers: Tensor, kind: Kind, count: int) -> Tensor:
+    """Those of the squares of a kind of so many maps, at their points: ``(points, squares · C)``."""
+    rows = slice(count * kind.squares.start, count * kind.squares.stop)
+    some = numbers[kind.points, rows]
+    return some.view(len(some), -1)
