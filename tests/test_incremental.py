@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import pytest
@@ -22,9 +22,11 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 import torchviz_cnn as tvc
+from tests.calls import shapes_given
 from tests.networks import (
     CLASSES,
     HEADS,
@@ -40,7 +42,8 @@ from tests.networks import (
     randomised,
 )
 from torchviz_cnn.guard import undisturbed
-from torchviz_cnn.methods import incremental
+from torchviz_cnn.methods import grouping, incremental
+from torchviz_cnn.methods.grouping import even_groups
 from torchviz_cnn.methods.incremental import Engine
 from torchviz_cnn.methods.local import Reach
 from torchviz_cnn.methods.plans import Request
@@ -817,6 +820,46 @@ def test_no_more_variants_at_once_than_asked_for(limit: int) -> None:
     assert plan.workers * tile <= limit
     assert plan.workers * plan.behind <= limit
     assert limit < 50 or plan.workers == 3
+
+
+def test_groups_are_of_about_as_much_work_as_torch_counts(monkeypatch):
+    """In part, where tiles at the border are smaller, and behind."""
+    workers = 2
+    monkeypatch.setattr(incremental, "cores_for", lambda device: workers)
+    monkeypatch.setattr(grouping, "_SIDE", 3)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 9, 5, padding=2), nn.MaxPool2d(3), nn.ReLU()),
+        *(nn.Conv2d(9, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4 * 10 * 10, CLASSES)),
+    )
+    x = pictures(1, 3, 64, 64)
+    with undisturbed(randomised(net), x), torch.no_grad():
+        engine = Engine(net, x, Request((8, 8), (4, 4), (15, 15), 40 * workers))
+        plan = engine.plan
+        engine.prepare()
+        engine.show(x, torch.zeros_like(x))
+        loads = {}
+        for tile in product(*(range(len(groups)) for groups in plan.tiles)):
+            size = math.prod(map(len, plan.positions(tile)))
+            with FlopCounterMode(display=False) as counted:
+                engine._answered([tile], torch.zeros(1, 15, 15, dtype=torch.bool))
+            loads[tile] = size, float(counted.get_total_flops())
+    assert plan.workers == workers
+    assert plan.groups == even_groups(loads, plan.behind, workers)
+    alike = {tile: (size, float(size)) for tile, (size, _) in loads.items()}
+    assert plan.groups != even_groups(alike, plan.behind, workers)
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(3, 3), (50, 5)])
+def test_the_untouched_picture_is_answered_for_several_times_at_once(limit, rows, monkeypatch):
+    """Of few rows kernels round otherwise than of as many as variants are."""
+    monkeypatch.setattr(incremental, "_REFERENCES", 5)
+    net, x = plain().double().eval(), pictures(2, 3, 64, 64)
+    with undisturbed(net, x), torch.no_grad():
+        engine = Engine(net, x, Request((4, 4), (2, 2), (31, 31), 2 * limit), 2)
+        engine.prepare()
+        shapes = shapes_given(monkeypatch, F, "linear")
+        engine.show(x, torch.zeros_like(x))
+    assert [shape[0] for shape in shapes] == [2 * rows]
 
 
 class Branches(nn.Module):
