@@ -17,7 +17,6 @@ from tests.networks import pictures, randomised
 from torchviz_cnn.methods import products
 
 IS_FASTER_HERE = products.onednn_is_faster_here  # before a test puts another in its place
-IS_WIDE_FASTER = products.is_wide_faster.__wrapped__
 ARE_PACKED_FASTER = products.are_packed_faster.__wrapped__
 
 pytestmark = pytest.mark.skipif(
@@ -142,54 +141,6 @@ def test_a_matrix_laid_out_beforehand_gives_the_products(bias, given):
         found = matrix.times(rows.float(), shift.float() if bias else None)
         assert found.shape == (len(rows), 33)
         assert float((found.double() - wanted[: len(rows)]).abs().sum()) < 1e-4 * wanted.numel()
-
-
-@pytest.mark.parametrize("faster", [True, False])
-@pytest.mark.parametrize("apart", [True, False])
-def test_few_long_rows_are_multiplied_wherever_they_lie(faster, apart, monkeypatch):
-    """Also rows with others in between, for which oneDNN takes hundreds of times as long."""
-    monkeypatch.setattr(products, "is_wide_faster", lambda: faster)
-    matrix, rows = drawn(12, 30), drawn(30, 90)[:, 20:70] if apart else drawn(30, 50)
-    wanted = (matrix[:, :, None] * rows).sum(1)
-    given = torch.zeros(30, 80)[:, 11:61] if apart else torch.zeros(30, 50)
-    given.copy_(rows)
-    around = torch.full((12, 70), 7.0)
-    into = around[:, 9:59] if apart else torch.zeros(12, 50)
-    products.multiply_wide(matrix.float(), given, into)
-    assert float((into.double() - wanted).abs().max() / wanted.abs().max()) < 1e-6
-    assert bool((around[:, :9] == 7).all())
-    assert bool((around[:, 59:] == 7).all())
-    double = torch.zeros(12, 50, dtype=torch.float64)
-    products.multiply_wide(matrix, rows, double)
-    assert float((double - wanted).abs().max()) < 1e-12
-
-
-@pytest.mark.parametrize(("slow", "found"), [("mm", True), ("_wide", False)])
-def test_few_long_rows_have_to_be_faster_on_this_processor(slow, found, monkeypatch):
-    where = {"mm": torch, "_wide": products}[slow]
-    real = getattr(where, slow)
-
-    def slowly(*args: Any) -> Tensor:
-        busy(0.1)  # more than either takes
-        return real(*args)
-
-    monkeypatch.setattr(where, slow, slowly)
-    with torch.device("meta"):
-        assert IS_WIDE_FASTER() is found
-
-
-@pytest.mark.parametrize("fails", ["missing", "other numbers"])
-def test_few_long_rows_are_multiplied_as_ever_where_torch_no_longer_does_it(fails, monkeypatch):
-    monkeypatch.setattr(products, "is_clearly_faster", lambda *args, **kwargs: True)
-    assert IS_WIDE_FASTER()
-
-    def changed(matrix: Tensor, rows: Tensor) -> Tensor:
-        if fails == "missing":
-            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute")
-        return rows
-
-    monkeypatch.setattr(products, "_wide", changed)
-    assert not IS_WIDE_FASTER()
 
 
 @pytest.mark.parametrize(("slow", "found"), [("linear", True), ("times", False)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from torchviz_cnn.methods.convolutions import OwnConvolution
-from torchviz_cnn.methods.products import Matrix, are_packed_faster, multiply_wide
+from torchviz_cnn.methods.products import Matrix, are_packed_faster
 from torchviz_cnn.methods.squares import KERNEL, SEEN, SIDE, Kind, Tiling, of_weights, tiling
 from torchviz_cnn.methods.trials import are_allowed, is_clearly_faster
 
@@ -268,7 +268,7 @@ def _seen(places: Tensor, squares: Tiling, bench: Workbench) -> Tensor:
         cut = bench.room("one", shape, places).copy_(first.as_strided(shape, strides))
         matrix, _ = squares.matrices(kind, places.dtype)
         some = _of_kind(seen, kind, count)
-        multiply_wide(matrix, cut.view(matrix.shape[1], -1), into=some)
+        torch.mm(matrix, cut.view(matrix.shape[1], -1), out=some)
     return seen
 
 
@@ -280,7 +280,7 @@ def _sum(products: Tensor, squares: Tiling, shift: Tensor, into: Tensor, bench: 
         _, matrix = squares.matrices(kind, into.dtype)
         some = _of_kind(products, kind, count)
         sums = bench.room("other", (len(matrix), some.shape[1]), into)
-        multiply_wide(matrix, some, into=sums)
+        torch.mm(matrix, some, out=sums)
         shape = (down.side, across.side, count, down.count, across.count, outputs)
         there = into[:, down.start :, across.start :]
         there = there[:, : down.count * down.side, : across.count * across.side]
