@@ -192,7 +192,8 @@ def ascend(
         # or the first one past a ReLU, may be many times as large or small as those to come.
         size = slope.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
         board.numbers.grad = slope / _rows(size, slope)
-        optimizer.step()
+        with torch.device("cpu"):  # torch 2.6 counts its steps on the default device
+            optimizer.step()
         board.clip()
         bar.update()
     return torch.stack(history, 1), redirected

@@ -160,7 +160,7 @@ def gradients(
         count = 1 if score.ndim == 1 else score.shape[1]
         for index in range(count):
             weights = torch.ones_like(score) if score.ndim == 1 else torch.zeros_like(score)
-            weights[..., index] = 1
+            weights.select(-1, index).fill_(1)
             more = keep_graph or index + 1 < count
             (found,) = differentiated(score, [at], weights, more=more)
             if found is None:
