@@ -17,7 +17,7 @@ import torchviz_cnn as tvc
 from tests.calls import shapes_given
 from tests.clock import busy
 from tests.networks import pictures, randomised
-from tests.test_incremental import Body, Skip, compared, differ
+from tests.test_incremental import Again, Body, Skip, compared, differ
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.methods import incremental, products, squares, winograd
 from torchviz_cnn.methods.incremental import Engine
@@ -223,7 +223,12 @@ def test_matrices_are_made_where_they_are_used():
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])
+def norms() -> nn.Module:
+    """Two batch norms in a row; the first of them goes with a convolution."""
+    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False), norms, Again])
 @pytest.mark.parametrize("batch_size", [3, 25])
 def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypatch):
     shapes = shapes_given(monkeypatch, winograd, "_filtered")
