@@ -82,6 +82,41 @@ def test_a_batch_norm_is_part_of_it(bias, affine, ready):
         assert (both.scale is None) is (ready == "fold")
 
 
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e308])
+def test_an_infinite_number_goes_no_further_than_the_windows_that_see_it(number):
+    conv, after = nn.Conv2d(5, 7, 3, padding=1).double(), norm(7, affine=True)
+    maps = drawn(3, 5, 9, 11)
+    maps[1, 2, 4, 5] = number
+    with torch.no_grad():
+        filtered = WinogradConvolution(conv, after)
+        filtered.prepare()
+        wanted = after(conv(maps))
+        for found in (filtered(maps), filtered.of_crops(nn.functional.pad(maps, [1] * 4))):
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert 3 * 7 * 99 - 7 * 9 <= wanted.isfinite().sum() <= 3 * 7 * 99
+
+
+class Logarithm(nn.Module):
+    """Of a hidden pixel it is infinite, of which a rectified convolution makes zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dark, self.net = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dark(x.log()).relu()
+        return self.fc(self.net(x).relu().mean((2, 3)))
+
+
+def test_windows_whose_numbers_are_infinite_are_as_in_the_whole_network(monkeypatch):
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
+    net = randomised(Logarithm())
+    net.dark.weight.data.abs_()
+    compared(net, 5 * pictures(2, 3, 31, 26).abs() + 0.1, [3, 1], fill=0.0)
+    assert any(shape[1] == 3 for shape in shapes)
+
+
 def test_in_single_precision_five_digits_are_right():
     """Points farther apart, as 0, ±1, ±4, would lose another."""
     conv = randomised(nn.Conv2d(512, 64, 3, padding=1))

@@ -119,8 +119,9 @@ class Workbench(threading.local):
 class WinogradConvolution(OwnConvolution):
     """A convolution, and perhaps the batch norm behind it, as a graph's own.
 
-    Weights are transformed by :meth:`prepare`, to four times as many; where there are few squares, the
-    network's own weights are summed up. Where that is always so, :meth:`fold` is better.
+    Weights are transformed by :meth:`prepare`, to four times as many; where there are few squares, or
+    numbers are infinite, the network's own weights are summed up. Where that is always so, :meth:`fold`
+    is better.
 
     Args:
         convolution: one that :func:`is_suited`.
@@ -187,9 +188,12 @@ class WinogradConvolution(OwnConvolution):
             for length, before in zip(maps.shape[-2:], padding, strict=True)
         )
         if self.filters is not None and self.suits(len(maps), (rows, columns)):
-            return _filtered(
+            found = _filtered(
                 *(maps, self.filters, self.shift, padding, (rows, columns)), self.bench
             )
+            if bool(found.sum().isfinite()):
+                return found
+            del found  # what is infinite has spoiled all of its square
         bias = self.shift if self.scale is None else None
         sums = F.conv2d(maps, self.weight, bias, self.stride, padding, self.dilation)
         if self.scale is not None:
