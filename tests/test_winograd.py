@@ -82,8 +82,8 @@ def test_a_batch_norm_is_part_of_it(bias, affine, ready):
         assert (both.scale is None) is (ready == "fold")
 
 
-@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e308])
-def test_an_infinite_number_goes_no_further_than_the_windows_that_see_it(number):
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e308, -1e9])
+def test_a_number_out_of_all_proportion_goes_no_further_than_its_windows(number):
     conv, after = nn.Conv2d(5, 7, 3, padding=1).double(), norm(7, affine=True)
     maps = drawn(3, 5, 9, 11)
     maps[1, 2, 4, 5] = number
@@ -107,6 +107,18 @@ class Logarithm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.dark(x.log()).relu()
         return self.fc(self.net(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-2, 1e-5])
+def test_maps_are_filtered_unless_they_are_very_uneven(factor, monkeypatch):
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
+    filtered = WinogradConvolution(nn.Conv2d(64, 4, 3).double())
+    filtered.prepare()
+    maps = drawn(3, 64, 9, 11)
+    maps[1, :, 4, 5:] *= factor
+    with torch.no_grad():
+        filtered(maps)
+    assert len(shapes) == (factor != 1e-5)
 
 
 def test_windows_whose_numbers_are_infinite_are_as_in_the_whole_network(monkeypatch):
