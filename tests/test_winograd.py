@@ -63,9 +63,10 @@ def test_it_is_the_convolution(size, padding, layout, monkeypatch):
     shapes = shapes_given(monkeypatch, winograd, "_filtered")
     with torch.no_grad():
         assert differ(filtered(maps), conv(maps)) < 1e-13
+        assert differ(filtered(maps[3]), conv(maps[3])) < 1e-13
         cropped = nn.functional.conv2d(maps, conv.weight, conv.bias)
         assert differ(filtered.of_crops(maps), cropped) < 1e-13
-    assert len(shapes) == 2
+    assert len(shapes) == 3
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -282,6 +283,24 @@ def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypat
     net = randomised(Body(between()))
     compared(net, pictures(2, 3, 31, 26), [3, 1], batch_size=batch_size)
     assert {shape[1] for shape in shapes} == {3, 4}  # channels: those of the stem, and the others
+
+
+class Squeezed(nn.Module):
+    """Takes away the pictures' axis where there is but one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu().squeeze(0)
+        return self.fc(self.conv(x).relu().mean((-2, -1)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 25])
+def test_one_picture_may_be_without_its_axis(batch_size):
+    compared(randomised(Squeezed()), pictures(1, 3, 13, 16), batch_size=batch_size)
 
 
 def test_whole_maps_are_filtered_too(monkeypatch):

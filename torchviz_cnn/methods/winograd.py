@@ -177,7 +177,7 @@ class WinogradConvolution(OwnConvolution):
         layout = torch.channels_last if last else torch.contiguous_format
         self.weight, self.scale = weight.contiguous(memory_format=layout), None
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def of_maps(self, maps: Tensor) -> Tensor:
         """Of whole maps ``(N, C, H, W)``."""
         return self._of(maps, self.padding)
 
