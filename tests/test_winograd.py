@@ -285,6 +285,12 @@ def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypat
     assert {shape[1] for shape in shapes} == {3, 4}  # channels: those of the stem, and the others
 
 
+def test_a_network_is_spoken_of_by_its_own_layers():
+    net = randomised(Body(nn.ReLU(), size=(13, 16)))
+    with pytest.raises(tvc.InputError, match=r"nearly all that its first layers see \(Conv2d\)"):
+        tvc.occlusion(net, pictures(1, 3, 13, 16), 1, engine="incremental", window=12, stride=9)
+
+
 class Squeezed(nn.Module):
     """Takes away the pictures' axis where there is but one of them."""
 
