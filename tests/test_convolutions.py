@@ -50,6 +50,7 @@ def test_it_is_the_convolution(stride, bias, layout, prepared):
     with torch.no_grad():
         assert differ(found(given).double(), wanted) < 1e-6
         assert torch.equal(found.of_crops(given), found(given))
+        assert differ(found(given[0]).double(), wanted[0]) < 1e-6
     assert (found.weight is None) is prepared
 
 

@@ -248,6 +248,49 @@ class Activated(nn.BatchNorm2d):
         return self.activation(F.batch_norm(input, *of_weights, False, 0.1, self.eps))
 
 
+class Again(nn.Module):
+    """What a batch norm normalises goes by the convolution's weights and bias once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x)).relu()
+        return F.conv2d(x, self.conv.weight, self.conv.bias, padding=1)
+
+
+class Asking(nn.Module):
+    """Looks at the numbers of its maps, so that it cannot be traced."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv.weight, self.conv.bias) if x.amax() > 1e9 else self.conv(x)
+
+
+class Borrowed(nn.Module):
+    """A convolution, and a batch norm behind it; then another part runs that convolution too.
+
+    Args:
+        under_its_name: whether the convolution is called by its name in the other part.
+    """
+
+    def __init__(self, under_its_name: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d(4, 4, 3, padding=1)
+        if under_its_name:
+            self.asking = Asking(conv)
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(4)
+        self.asking = Asking(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.asking(self.bn(self.conv(x)).relu())
+
+
 BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "stride": lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1),
     "stride 3, kernel 2": lambda: nn.Conv2d(4, 4, 2, stride=3),
@@ -271,6 +314,8 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "residual, in place": lambda: Skip(in_place=True),
     "concatenation": lambda: Concat(),
     "batch norm": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+    "batch norms in a row": lambda: nn.Sequential(*map(nn.BatchNorm2d, [4, 4])),
+    "batch norm behind weights that are used again": Again,
     "batch norm, activated": lambda: nn.Sequential(Activated(4), Activated(4)),
     "scaled": Scaled,
     "sliced": Sliced,
@@ -301,6 +346,8 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 WHOLE: dict[str, Callable[[], nn.Module]] = {
+    "batch norm behind what another part runs too": lambda: Borrowed(under_its_name=False),
+    "batch norm behind a part of another part": lambda: Borrowed(under_its_name=True),
     "reflected": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "more channels, moved aside": lambda: Through(lambda x: F.pad(x, (1, -1, 0, 0, 2, 1))),
     "the first picture": lambda: Through(lambda x: x + 0 * x[:1, :]),

@@ -17,7 +17,7 @@ import torchviz_cnn as tvc
 from tests.calls import shapes_given
 from tests.clock import busy
 from tests.networks import pictures, randomised
-from tests.test_incremental import Body, Skip, compared, differ
+from tests.test_incremental import Again, Body, Skip, compared, differ
 from torchviz_cnn.guard import undisturbed
 from torchviz_cnn.methods import incremental, products, squares, winograd
 from torchviz_cnn.methods.incremental import Engine
@@ -63,9 +63,10 @@ def test_it_is_the_convolution(size, padding, layout, monkeypatch):
     shapes = shapes_given(monkeypatch, winograd, "_filtered")
     with torch.no_grad():
         assert differ(filtered(maps), conv(maps)) < 1e-13
+        assert differ(filtered(maps[3]), conv(maps[3])) < 1e-13
         cropped = nn.functional.conv2d(maps, conv.weight, conv.bias)
         assert differ(filtered.of_crops(maps), cropped) < 1e-13
-    assert len(shapes) == 2
+    assert len(shapes) == 3
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -80,6 +81,53 @@ def test_a_batch_norm_is_part_of_it(bias, affine, ready):
         maps = drawn(3, 5, 9, 6)
         assert differ(both(maps), after(conv(maps))) < 1e-13
         assert (both.scale is None) is (ready == "fold")
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e308, -1e9])
+def test_a_number_out_of_all_proportion_goes_no_further_than_its_windows(number):
+    conv, after = nn.Conv2d(5, 7, 3, padding=1).double(), norm(7, affine=True)
+    maps = drawn(3, 5, 9, 11)
+    maps[1, 2, 4, 5] = number
+    with torch.no_grad():
+        filtered = WinogradConvolution(conv, after)
+        filtered.prepare()
+        wanted = after(conv(maps))
+        for found in (filtered(maps), filtered.of_crops(nn.functional.pad(maps, [1] * 4))):
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert 3 * 7 * 99 - 7 * 9 <= wanted.isfinite().sum() <= 3 * 7 * 99
+
+
+class Logarithm(nn.Module):
+    """Of a hidden pixel it is infinite, of which a rectified convolution makes zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dark, self.net = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dark(x.log()).relu()
+        return self.fc(self.net(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-2, 1e-5])
+def test_maps_are_filtered_unless_they_are_very_uneven(factor, monkeypatch):
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
+    filtered = WinogradConvolution(nn.Conv2d(64, 4, 3).double())
+    filtered.prepare()
+    maps = drawn(3, 64, 9, 11)
+    maps[1, :, 4, 5:] *= factor
+    with torch.no_grad():
+        filtered(maps)
+    assert len(shapes) == (factor != 1e-5)
+
+
+def test_windows_whose_numbers_are_infinite_are_as_in_the_whole_network(monkeypatch):
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
+    net = randomised(Logarithm())
+    net.dark.weight.data.abs_()
+    compared(net, 5 * pictures(2, 3, 31, 26).abs() + 0.1, [3, 1], fill=0.0)
+    assert any(shape[1] == 3 for shape in shapes)
 
 
 def test_in_single_precision_five_digits_are_right():
@@ -223,13 +271,42 @@ def test_matrices_are_made_where_they_are_used():
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False)])
+def norms() -> nn.Module:
+    """Two batch norms in a row; the first of them goes with a convolution."""
+    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("between", [lambda: Skip(True), lambda: Skip(False), norms, Again])
 @pytest.mark.parametrize("batch_size", [3, 25])
 def test_incremental_occlusion_is_dense_occlusion(between, batch_size, monkeypatch):
     shapes = shapes_given(monkeypatch, winograd, "_filtered")
     net = randomised(Body(between()))
     compared(net, pictures(2, 3, 31, 26), [3, 1], batch_size=batch_size)
     assert {shape[1] for shape in shapes} == {3, 4}  # channels: those of the stem, and the others
+
+
+def test_a_network_is_spoken_of_by_its_own_layers():
+    net = randomised(Body(nn.ReLU(), size=(13, 16)))
+    with pytest.raises(tvc.InputError, match=r"nearly all that its first layers see \(Conv2d\)"):
+        tvc.occlusion(net, pictures(1, 3, 13, 16), 1, engine="incremental", window=12, stride=9)
+
+
+class Squeezed(nn.Module):
+    """Takes away the pictures' axis where there is but one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu().squeeze(0)
+        return self.fc(self.conv(x).relu().mean((-2, -1)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 25])
+def test_one_picture_may_be_without_its_axis(batch_size):
+    compared(randomised(Squeezed()), pictures(1, 3, 13, 16), batch_size=batch_size)
 
 
 def test_whole_maps_are_filtered_too(monkeypatch):

@@ -37,8 +37,12 @@ class OwnConvolution(nn.Module):
     def prepare(self) -> None:
         """Lay out what it computes with; without that the network's own weights are summed up."""
 
-    @abstractmethod
     def forward(self, maps: Tensor) -> Tensor:
+        """Of whole maps ``(N, C, H, W)``, or of one picture's, ``(C, H, W)``."""
+        return self.of_maps(maps) if maps.ndim == 4 else self.of_maps(maps[None])[0]
+
+    @abstractmethod
+    def of_maps(self, maps: Tensor) -> Tensor:
         """Of whole maps ``(N, C, H, W)``."""
 
     @abstractmethod
@@ -66,7 +70,7 @@ class ProductConvolution(OwnConvolution):
             self.matrix = Matrix(self.weight.flatten(1))
             self.weight = None
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def of_maps(self, maps: Tensor) -> Tensor:
         """Of whole maps ``(N, C, H, W)``."""
         return self.of_crops(maps)  # there is no padding
 

@@ -41,23 +41,35 @@ def _following(graph: fx.GraphModule) -> tuple[fx.Node, set[fx.Node]]:
     return inputs[0], follows
 
 
+def _own(graph: fx.GraphModule) -> dict[str, Any]:
+    """The modules that nodes call, and that nobody else runs or reads the weights of."""
+    nodes = graph.graph.nodes
+    called = {str(n.target): graph.get_submodule(n.target) for n in nodes if n.op == "call_module"}
+    read = {str(n.target).rpartition(".")[0] for n in nodes if n.op == "get_attr"}
+    holders = Counter(part for module in called.values() for part in module.modules())
+    return {n: m for n, m in called.items() if n not in read and holders[m] == 1}
+
+
 def _fold_norms(graph: fx.GraphModule) -> None:
     """Fold batch norms into the convolutions before them; both are the graph's own copies."""
     modules = dict(graph.named_modules())
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    own = _own(graph)
     for node in list(graph.graph.nodes):
         conv = node.args[0] if node.args else None
         if (
             isinstance(conv, fx.Node)
             and node.op == conv.op == "call_module"
             and len(conv.users) == calls[str(node.target)] == calls[str(conv.target)] == 1
-            and _foldable(modules[str(conv.target)], modules[str(node.target)])
+            and str(conv.target) in own
+            and _foldable(own[str(conv.target)], modules[str(node.target)])
         ):
             norm, target = modules[str(node.target)], str(conv.target)
-            if is_suited(modules[target]):
-                graph.set_submodule(target, WinogradConvolution(modules[target], norm))
+            if is_suited(own[target]):
+                own[target] = WinogradConvolution(own[target], norm)  # and takes no second one
+                graph.set_submodule(target, own[target])
             else:
-                _fold(modules[target], norm)
+                _fold(own[target], norm)
             node.replace_all_uses_with(conv)
             graph.graph.erase_node(node)
 
@@ -82,7 +94,7 @@ def _fold(conv: Any, norm: Any) -> None:
 
 def _replace(graph: fx.GraphModule) -> None:
     """Put faster convolutions in the place of those that no batch norm asked for one."""
-    for name, module in list(graph.named_modules()):
+    for name, module in _own(graph).items():
         if isinstance(module, nn.Conv2d) and is_suited(module):
             graph.set_submodule(name, WinogradConvolution(module))
         elif isinstance(module, nn.Conv2d) and is_product(module):

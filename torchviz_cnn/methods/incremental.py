@@ -178,6 +178,7 @@ class Engine:
                     self.network.modules.get(str(node.target)) if node.op == "call_module" else None
                 )
                 what = type(target).__name__ if target is not None else node.name
+                what = nn.Conv2d.__name__ if isinstance(target, OwnConvolution) else what
                 if node in self.network.local:
                     return f"a window changes nearly all that its first layers see ({what})"
                 return f"{what} may look at all of the picture"

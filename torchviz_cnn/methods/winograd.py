@@ -31,6 +31,9 @@ _AT_A_TIME_PACKED = 192
 _CHANNELS = 256
 _LEAST_SQUARES = 32  # weights have to be read for each batch
 _MOST_PRODUCTS = 4.5  # for each number that comes out; summing up takes 9
+# What is off is a share of the largest numbers that a square sees, and an infinite one spoils all of it.
+# So the places of a map must not differ by more times; SqueezeNet's do by 3 to 320, windows hidden or not.
+_MOST_UNEVEN = 1000
 # These are times of a Xeon. On an EPYC they are about the same where oneDNN multiplies, see
 # :class:`Matrix`; MKL takes twice as long there, and nothing is gained. So it is tried, see
 # :func:`is_faster_here`.
@@ -119,8 +122,9 @@ class Workbench(threading.local):
 class WinogradConvolution(OwnConvolution):
     """A convolution, and perhaps the batch norm behind it, as a graph's own.
 
-    Weights are transformed by :meth:`prepare`, to four times as many; where there are few squares, the
-    network's own weights are summed up. Where that is always so, :meth:`fold` is better.
+    Weights are transformed by :meth:`prepare`, to four times as many; where there are few squares, or
+    maps are very uneven, the network's own weights are summed up. Where that is always so, :meth:`fold`
+    is better.
 
     Args:
         convolution: one that :func:`is_suited`.
@@ -173,7 +177,7 @@ class WinogradConvolution(OwnConvolution):
         layout = torch.channels_last if last else torch.contiguous_format
         self.weight, self.scale = weight.contiguous(memory_format=layout), None
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def of_maps(self, maps: Tensor) -> Tensor:
         """Of whole maps ``(N, C, H, W)``."""
         return self._of(maps, self.padding)
 
@@ -186,7 +190,7 @@ class WinogradConvolution(OwnConvolution):
             length + 2 * before - KERNEL + 1
             for length, before in zip(maps.shape[-2:], padding, strict=True)
         )
-        if self.filters is not None and self.suits(len(maps), (rows, columns)):
+        if self.filters is not None and self.suits(len(maps), (rows, columns)) and _are_even(maps):
             return _filtered(
                 *(maps, self.filters, self.shift, padding, (rows, columns)), self.bench
             )
@@ -196,6 +200,13 @@ class WinogradConvolution(OwnConvolution):
             scale, shift = self.scale[:, None, None], self.shift[:, None, None]
             torch.addcmul(shift, sums, scale, out=sums)
         return sums
+
+
+def _are_even(maps: Tensor) -> bool:
+    """Whether what is off of any place's sums is small beside them; zeros do not count."""
+    sizes = torch.linalg.vector_norm(maps, dim=1).flatten(1)
+    least = sizes.where(sizes > 0, torch.inf).amin(1)
+    return bool((sizes.amax(1) < _MOST_UNEVEN * least).all())  # never of what is not finite
 
 
 def _transformed(weight: Tensor) -> Tensor:
