@@ -212,9 +212,8 @@ def _grid(effort: Effort) -> Iterator[Row]:
     maps = torch.randn(count, 28, 28, generator=torch.Generator().manual_seed(0))
     about = About(SUITE, "feature_maps", f"{count} maps", "28×28, as PNG")
     ours, theirs = _drawn(maps), _drawn_by_matplotlib(maps)
-    ours()
     timed = effort.ratios(
-        ours, {"matplotlib": theirs}, rounds=1 if effort.quick else min(effort.rounds, 3), warm_up=0
+        ours, {"matplotlib": theirs}, rounds=1 if effort.quick else min(effort.rounds, 3), warm_up=1
     )
     yield about.time("matplotlib", OURS, timed["matplotlib"], "one axes a map")
 
