@@ -7,13 +7,25 @@ import functools
 import itertools
 import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import torchviz_cnn as tvc
-from benchmarks import classes, convert, limit, occluded, peers, precision, scaling, tables
+from benchmarks import (
+    classes,
+    convert,
+    limit,
+    maximization,
+    occluded,
+    peers,
+    precision,
+    scaling,
+    tables,
+)
 from benchmarks.clock import Ratio, peak_bytes, ratios
 from benchmarks.effort import Effort
 from benchmarks.libraries import PEERS, Peer
@@ -57,11 +69,11 @@ def quick():
 
 
 class Costly(nn.Module):
-    """A network whose every pass takes a second."""
+    """A network whose every pass takes so many seconds."""
 
-    def __init__(self, hands):
+    def __init__(self, hands, seconds=1.0):
         super().__init__()
-        self.hands = hands
+        self.hands, self.seconds = hands, seconds
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -69,7 +81,7 @@ class Costly(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
-        self.hands.now += 1
+        self.hands.now += self.seconds
         return self.head(self.flat(self.pool(self.relu(self.conv(x)))))
 
 
@@ -317,6 +329,18 @@ class TestBesideAForwardPass:
         assert asked[0] == [[0]]
         assert memory.value == 8 * 2**20 > memory.base
 
+    def test_maximize(self, hands, monkeypatch):
+        methods = ("class, fourier",)
+        effort = Effort(CPU, True, ("small",), methods, rounds=3, budget=1e9)
+        asked = asked_of(Costly(hands))
+        monkeypatch.setattr(Effort, "subject", lambda *_, **__: asked)
+        self.fakes(hands, monkeypatch, "maximize", 7.0)
+        timed, memory = rows_of(maximization.measure(effort))
+        assert (timed.side, timed.against, timed.median) == (OURS, "forward", 3.5)
+        assert (timed.value, timed.base) == (7, 2)  # two steps, and as many passes
+        assert timed.note == "896.0 s for 256 steps"
+        assert memory.value == 8 * 2**20 > memory.base
+
     def test_precision(self, hands, monkeypatch):
         effort = Effort(CPU, True, models=("small",), methods=("occlusion",), rounds=3, budget=1e9)
         monkeypatch.setattr(Effort, "subject", lambda *_, **__: asked_of(still()))
@@ -350,3 +374,29 @@ class TestConvert:
         ours, theirs = (hands.costing(1.0, lambda n=n: torch.tensor([1, n])) for n in (1.0, 2.0))
         [found] = convert._beside(quick, about, ours, "torchvision", theirs)
         assert found.note.startswith("different")
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_passes_of_all_sides_are_beside_the_imported_network_s(
+        self, hands, quick, monkeypatch, same
+    ):
+        torch.manual_seed(0)
+        ours, theirs = Costly(hands, 2.0).eval(), Costly(hands, 5.0).eval()
+        theirs.load_state_dict(ours.state_dict())
+        if not same:
+            theirs.head.bias.data += 1
+        inputs = torch.randn(1, 3, 13, 13)
+        runtime = hands.costing(
+            1.0, lambda: ours.head(ours.flat(ours.pool(ours.relu(ours.conv(inputs)))))
+        )
+        monkeypatch.setattr(convert, "_onnxruntime", lambda *_: runtime)
+        about = About("convert", "forward", "small", "batch 1, 13×13")
+        model = SimpleNamespace(module=ours)
+        found = rows_of(
+            convert._forward(quick, about, Path("a"), model, theirs, inputs, "", same_network=True)
+        )
+        assert {row.against for row in found} == {convert.IMPORTED}
+        notes = {row.side: row.note.startswith("same") for row in pick(found, measure="map")}
+        assert notes == {"onnxruntime": True, "torchvision": same}
+        timed = {row.side: (row.median, row.value, row.base) for row in pick(found, measure="time")}
+        expected = {"onnxruntime": (0.5, 1, 2), "torchvision": (2.5, 5, 2)}
+        assert timed == {side: expected[side] for side, good in notes.items() if good}
