@@ -88,7 +88,8 @@ def section(results: Path) -> str:
         _commands(found.values()),
         "Times that other libraries take for the same map, as multiples of ours (median; above 1 this "
         f"library is faster); {_batches(peers.rows)}. “≠”: it computes another map here, so it "
-        "was not timed; “–”: not measured.",
+        "was not timed; “–”: not measured. Weights ask for gradients, as they do when torchvision hands "
+        "out a network; pytorch-grad-cam computes those too, and guided backprop picture by picture.",
         *_wide(_peer_lines(peers.rows, "time"), peers.rows),
         *_memory(peers.rows),
         "Ours as multiples of the limits: a plain `no_grad` forward pass, or a forward pass and the "
@@ -188,8 +189,8 @@ def _memory(rows: Sequence[Row]) -> list[str]:
     if not pick(rows, measure="memory"):
         return []
     return [
-        "Peak memory that they need beyond network and pictures, as multiples of ours (above 1 this "
-        "library needs less); the same batches.",
+        "Peak memory that torch sets aside for them beyond network and pictures, as multiples of ours "
+        "(above 1 this library needs less); the same batches.",
         *_wide(_peer_lines(rows, "memory"), rows),
     ]
 

@@ -17,7 +17,8 @@ EXPLAINED = {
     "1e-3 they are the same but for rounding. Above that, two maps that both lie near the one in "
     "double precision differ where rounding turns a ReLU or a pooling, which is noted. Nothing else "
     "is timed. Networks are as torchvision hands them out: their weights ask for gradients, and a "
-    "library that computes these too is timed with them, as its users are.",
+    "library that computes these too (pytorch-grad-cam) is timed with them, as its users are. Memory: "
+    "the most that torch sets aside at one time beyond network and pictures.",
     "limit": "How many times as long as a plain forward pass of the network as it is, or that and a "
     "bare backward pass to the picture, it takes; below 1 where this library runs the same network "
     "in a faster way (channels last, max pooling without indices). Occlusion: how many times what "
