@@ -7,6 +7,7 @@ import functools
 import itertools
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,26 @@ class TestPeers:
         assert (timed.low, timed.median, timed.high) == (3, 3, 3)
         assert (timed.value, timed.base) == (3, 1)
         assert (memory.median, memory.value, memory.base) == (4, 4 * 2**20, 2**20)
+
+    def test_gradients_that_a_call_leaves_behind_are_among_what_it_needs(
+        self, hands, quick, monkeypatch
+    ):
+        """Were they there before, the call would be given their room."""
+        seen = []
+
+        def ask(asked):
+            def run():
+                seen.append(any(each.grad is not None for each in asked.module.parameters()))
+                asked.module(asked.inputs).sum().backward()
+                return torch.ones(4)
+
+            return run
+
+        peer = replace(self.peer(hands, torch.ones(4), torch.ones(4)), ask=ask)
+        monkeypatch.setitem(PEERS, "saliency", (peer,))
+        rows_of(peers._method(quick, "saliency", asked_of(still())))
+        assert seen[1]  # they are left
+        assert not seen[-1]
 
     def test_another_map_is_not_timed(self, hands, quick, monkeypatch):
         found = self.measured(hands, quick, monkeypatch, torch.tensor([1, 2.0]), torch.ones(2))
