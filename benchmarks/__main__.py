@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -26,11 +27,17 @@ from benchmarks import (
 from benchmarks.effort import Effort
 from benchmarks.goals import with_goals
 from benchmarks.record import Record, Row, read
+from benchmarks.subjects import takes, usual_side
 from torchviz_cnn.errors import InputError, closest
 from torchviz_cnn.files import CannotWrite, check_folder, write_atomically
 from torchviz_cnn.models import choose_device, names
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 Suite = Callable[[Effort], Iterator[Row | str]]
 SUITES: dict[str, Suite] = {
@@ -90,17 +97,33 @@ def _effort(
     for method in methods or ():
         if method not in known:
             raise InputError(f"the suite {suite} measures {', '.join(known)}, not {method!r}")
+    for name in models or ():
+        for side in _sides(suite, name, quick):
+            if not takes(name, side):
+                larger = "; without --quick they are larger" if quick else ""
+                raise InputError(
+                    f"the suite {suite} shows networks colour pictures of {side}×{side}, which "
+                    f"{name} does not take{larger}; choose another --model"
+                )
     if batches and suite == maximization.SUITE:
         raise InputError("maximize starts from noise, a batch for every class: it takes no --batch")
     return Effort(
         choose_device(device),
         quick,
-        tuple(models or ()),
-        tuple(methods or ()),
-        tuple(batches or ()),
+        tuple(dict.fromkeys(models or ())),
+        tuple(dict.fromkeys(methods or ())),
+        tuple(dict.fromkeys(batches or ())),
         min(rounds, 3) if quick else rounds,
         0.0 if quick else Effort.budget,
     )
+
+
+def _sides(suite: str | None, name: str, quick: bool) -> tuple[int, ...]:
+    """The sizes of picture on which a suite measures a network."""
+    if suite == maximization.SUITE:
+        return (maximization.SIDE,)
+    usual = usual_side(name, quick=quick)
+    return (usual, *scaling.sides(name, quick=quick)) if suite == scaling.SUITE else (usual,)
 
 
 def _run(
@@ -113,15 +136,16 @@ def _run(
         machine.about(effort.device),
         datetime.now(UTC).isoformat(timespec="seconds"),
         effort.quick,
-        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
+        command=f"python -m benchmarks {shlex.join(sys.argv[1:])}",
     )
     if out is not None:
         check_folder(out)
-    earlier = _earlier(record, out) if add else None
+    earlier = _earlier(record, out, add=add)
     print(f"\n{name}: {machine.line(record.machine)}")
     print(tables.EXPLAINED[name] + "\n")
     rows: list[Row] = []
     remarks: list[str] = []
+    stopped = False
     try:
         for found in measure(effort):
             if isinstance(found, str):
@@ -131,24 +155,43 @@ def _run(
                 rows += with_goals([found]) if effort.has_goals else [found]
                 print(tables.terminal(rows[-1]), flush=True)
     except BaseException as error:
+        stopped = True
         why = type(error).__name__
         remarks.append(f"The run of {record.started} was stopped early ({why}): not all is here.")
         raise
     finally:
         record = record.with_rows(rows, dict.fromkeys(remarks))
         if out is not None and rows:
-            _write(record if earlier is None else record.added_to(earlier), out)
+            # What a run that was stopped did not come to is kept as it was.
+            adds = earlier is not None and (add or (stopped and record.may_add_to(earlier)))
+            _write(record.added_to(earlier) if earlier and adds else record, out)
+            if stopped:
+                print(f"\nstopped; what was measured so far is in {out}", file=sys.stderr)
     if words := tables.verdict(rows):
         print(f"\n{words}")
     return record
 
 
-def _earlier(record: Record, out: Path | None) -> Record:
-    """What is to be added to, seen to fit before anything is measured."""
+def _earlier(record: Record, out: Path | None, *, add: bool) -> Record | None:
+    """What is there already, seen to fit what was asked for before anything is measured."""
     if out is None:
-        raise InputError("--add needs the folder to add to: --out FOLDER")
-    earlier = read(out / f"{record.suite}.json")
-    record.added_to(earlier)
+        if add:
+            raise InputError("--add needs the folder to add to: --out FOLDER")
+        return None
+    path = out / f"{record.suite}.json"
+    if add:
+        earlier = read(path)
+        record.added_to(earlier)
+        return earlier
+    try:
+        earlier = read(path)
+    except InputError:  # none, or of another version: it is replaced
+        return None
+    if record.quick and not earlier.quick:
+        raise InputError(
+            f"{path} holds results that are for keeping, and those of a quick run are not; "
+            "name another folder"
+        )
     return earlier
 
 
@@ -231,6 +274,11 @@ def convert_command(
     """An imported network beside onnxruntime and beside torchvision's own."""
     if file is not None and not file.is_file():
         raise InputError(f"there is no file {str(file)!r}")
+    if file is not None and model:
+        raise InputError(
+            "--model chooses torchvision's own networks, and --file is measured in their place; "
+            "name one of the two"
+        )
     if file is not None and "grad_cam" in (method or ()):
         raise InputError(
             "grad_cam is compared of torchvision's own networks only, whose layers are known on both "
@@ -242,7 +290,8 @@ def convert_command(
             "torchvision's own networks are chosen by --model"
         )
     if against is not None and against not in names():
-        raise InputError(f"there is no network {against!r} to put it beside")
+        offer = closest(against, names())
+        raise InputError(f"there is no network {against!r} to put it beside{offer}")
     effort = _effort("convert", model, method, batch, quick, rounds, device)
     _run("convert", lambda asked: convert.measure(asked, file, against), effort, out, add=add)
 
@@ -284,12 +333,12 @@ def keras_command(
     """Keras applications exported, imported and compared layer by layer with Keras itself."""
     from benchmarks import keras_apps
 
+    applications = tuple(dict.fromkeys(app_name or keras_apps.APPLICATIONS))
+    keras_apps.check(applications, device)
     print(keras_apps.HEAD)
     print("|" + " --- |" * (keras_apps.HEAD.count("|") - 1))
     rows = []
-    for row in keras_apps.measure(
-        app_name or keras_apps.APPLICATIONS, every_layer=not merged, device=device
-    ):
+    for row in keras_apps.measure(applications, every_layer=not merged, device=device):
         rows.append(row)
         print(keras_apps.line(row), flush=True)
     failed = [row.name for row in rows if not row.passed]

@@ -17,7 +17,7 @@ from torchviz_cnn.methods.sidebyside import JOB
 
 Run = Callable[[], object]
 LEAST_ROUNDS = 3
-_DISTURBED = 1.25  # by how many times the baseline changes within a round that something disturbed
+_DISTURBED = 1.25  # by how many times something takes longer where other work disturbed it
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Ratio:
         seconds: median time of the thing itself.
         baseline_seconds: median time of the baseline.
         rounds: how many ratios there were.
+        left_out: disturbed rounds, which are not among them.
     """
 
     low: float
@@ -37,6 +38,7 @@ class Ratio:
     seconds: float
     baseline_seconds: float = 0.0
     rounds: int = 1
+    left_out: int = 0
 
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}-{self.high:.2f}]"
@@ -88,8 +90,8 @@ def ratios(
     """Each of ``others`` against ``baseline``: all of them in turn, round after round.
 
     A ratio is taken within a round, where the machine is as fast for both sides: the baseline runs
-    before and after each of the others, and its two times are averaged. Rounds in which those two
-    lie far apart are left out, unless hardly any are left.
+    before and after each of the others, and its two times are averaged. Rounds in which one of the
+    sides was disturbed, whichever it was, are left out, unless hardly any are left.
 
     Args:
         baseline, others: what is run.
@@ -113,7 +115,7 @@ def ratios(
                 after = _clean(baseline, device)
                 found[name].append(_Turn(own, before, after))
                 before = after
-    return {name: _summary(_undisturbed(turns)) for name, turns in found.items()}
+    return {name: _summary(turns) for name, turns in found.items()}
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,25 @@ class _Turn:
     def base(self) -> float:
         return (self.before + self.after) / 2
 
+    @property
+    def ratio(self) -> float:
+        return self.own / self.base
+
 
 def _undisturbed(turns: list[_Turn]) -> list[_Turn]:
-    still = [
-        turn
-        for turn in turns
-        if max(turn.before, turn.after) <= _DISTURBED * min(turn.before, turn.after)
-    ]
+    """The rounds in which nothing held up either side, unless hardly any are left.
+
+    The baseline is seen to be held up by its other time, the side beside it by a ratio unlike that
+    of the other rounds. Were the baseline alone looked at, bad rounds of the other side would count.
+    """
+    steady = [turn for turn in turns if _alike(turn.before, turn.after)]
+    usual = statistics.median(turn.ratio for turn in steady or turns)
+    still = [turn for turn in steady if _alike(turn.ratio, usual)]
     return still if len(still) >= LEAST_ROUNDS else turns
+
+
+def _alike(one: float, other: float) -> bool:
+    return max(one, other) <= _DISTURBED * min(one, other)
 
 
 def _clean(run: Run, device: torch.device) -> float:
@@ -143,13 +156,15 @@ def _clean(run: Run, device: torch.device) -> float:
     return seconds(run, device)
 
 
-def _summary(turns: list[_Turn]) -> Ratio:
-    values = [turn.own / turn.base for turn in turns]
+def _summary(every: list[_Turn]) -> Ratio:
+    turns = _undisturbed(every)
+    values = [turn.ratio for turn in turns]
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
     own = statistics.median(turn.own for turn in turns)
-    return Ratio(low, middle, high, own, statistics.median(t.base for t in turns), len(values))
+    base = statistics.median(turn.base for turn in turns)
+    return Ratio(low, middle, high, own, base, len(turns), len(every) - len(turns))
 
 
 def peak_bytes(run: Run, device: torch.device, *, warm_up: int = 1) -> int:

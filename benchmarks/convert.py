@@ -25,7 +25,8 @@ from benchmarks.clock import Run, peak_bytes
 from benchmarks.effort import Effort
 from benchmarks.peers import compared
 from benchmarks.record import About, Row
-from benchmarks.subjects import Subject, network, plain
+from benchmarks.subjects import Subject, fits, network, plain
+from torchviz_cnn.errors import InputError
 
 SUITE = "convert"
 METHODS = ("forward", "grad_cam", "occlusion")
@@ -82,6 +83,8 @@ def _file(
     start = time.perf_counter()
     model = tvc.models.load(str(path), preprocess="none", device=effort.device)
     note = f"imported in {time.perf_counter() - start:.1f} s"
+    if native is not None and not same_network:
+        _check_fits(native, model)
     for parameter in model.module.parameters():
         parameter.requires_grad_(False)
     for batch in effort.sizes():
@@ -176,6 +179,21 @@ def _beside(effort: Effort, about: About, ours: Run, side: str, theirs: Run) -> 
     yield about.once("map", side, IMPORTED, found.difference, 1.0, found.verdict)
     if found.same:
         yield about.time(side, IMPORTED, effort.ratios(ours, {side: theirs})[side])
+
+
+def _check_fits(native: nn.Module, model: tvc.models.Model) -> None:
+    """Whether torchvision's network takes pictures of the file's size.
+
+    Raises:
+        InputError: when it does not.
+    """
+    device = next(native.parameters()).device
+    pictures = torch.zeros(1, *model.input_size, device=device)
+    size = "×".join(map(str, model.input_size))
+    if not fits(native, pictures):
+        raise InputError(
+            f"the file's network takes pictures of {size}, which the one named by --against does not"
+        )
 
 
 def _multiply_adds(about: About, native: nn.Module | None, model: tvc.models.Model) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.record import OURS, Measure, Row
@@ -98,6 +98,16 @@ GOALS = (
     ),
     Goal("peers", "feature_maps", "time", "matplotlib", OURS, least=1.0),
 )
+
+
+def unmeasured(rows: Sequence[Row], goals: tuple[Goal, ...] = GOALS) -> list[tuple[Goal, str]]:
+    """Goals of networks named in them that no row is about, each with the network."""
+    return [
+        (goal, name)
+        for goal in goals
+        for name in goal.models
+        if not any(goal.fits(row) and row.model == name for row in rows)
+    ]
 
 
 def with_goals(rows: Iterable[Row], goals: tuple[Goal, ...] = GOALS) -> list[Row]:

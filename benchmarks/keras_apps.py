@@ -8,6 +8,7 @@ its peak memory is its own.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 import torchviz_cnn as tvc
 from converters import ImportedNetwork, compare, export_keras, load_onnx
-from torchviz_cnn.errors import InputError
+from torchviz_cnn.errors import InputError, NotInstalled
 from torchviz_cnn.models import choose_device
 
 # TensorFlow must come after torch: in the other order the two may load different LLVMs and abort.
@@ -42,6 +43,7 @@ APPLICATIONS = (
     "NASNetMobile",
 )
 EXPLAINED = {"VGG16": "block5_conv3", "ResNet50": None}
+_NEEDED = ("keras", "tensorflow", "tf2onnx", "onnxruntime")
 ALLOWED = 1e-5
 # No two layers in these networks put out the same within this: so far off, it is another layer.
 ANOTHER_LAYER = 1e-3
@@ -87,24 +89,40 @@ class Row:
         return not self.wrong and not self.missing and worst <= ALLOWED and self.compared > 0
 
 
+def check(names: Sequence[str], device: str) -> None:
+    """See that the applications can be run, before any of them is.
+
+    Raises:
+        InputError: for an application that is not in the list, a device that is not there, or a
+            package that is not installed.
+    """
+    for name in names:
+        if name not in APPLICATIONS:
+            raise InputError(f"choose from {', '.join(APPLICATIONS)}, not {name!r}")
+    choose_device(device)
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise NotInstalled(
+            f"Keras' applications need {', '.join(missing)}, not installed here: "
+            'python -m pip install -e ".[keras,compare]"'
+        )
+
+
 def measure(
     names: Sequence[str], *, every_layer: bool = True, device: str = "auto"
 ) -> Iterator[Row]:
     """A row for each application, each measured in a process of its own.
 
     Raises:
-        InputError: for an application that is not in the list, or one that could not be run.
+        InputError: for an application that could not be run.
     """
-    for name in names:
-        if name not in APPLICATIONS:
-            raise InputError(f"choose from {', '.join(APPLICATIONS)}, not {name!r}")
     for name in names:
         wish = json.dumps({"every_layer": every_layer, "device": device})
         command = [sys.executable, "-m", "benchmarks.keras_apps", name, wish]
         environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise InputError(f"{name} failed:\n{done.stderr[-3000:]}")
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise InputError(f"{name} could not be run: {last}")
         yield Row(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -95,9 +95,12 @@ def scaled(ratio: Ratio, sample: Task, task: Task) -> Ratio:
     The untouched picture is a position of the sample too, which is to the good of the other side.
     """
     factor = (task.positions + 1) / (sample.positions + 1)
-    return Ratio(
-        *(ratio.low * factor, ratio.median * factor, ratio.high * factor, ratio.seconds * factor),
-        *(ratio.baseline_seconds, ratio.rounds),
+    return replace(
+        ratio,
+        low=ratio.low * factor,
+        median=ratio.median * factor,
+        high=ratio.high * factor,
+        seconds=ratio.seconds * factor,
     )
 
 

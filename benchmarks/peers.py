@@ -88,10 +88,12 @@ def _method(effort: Effort, method: str, asked: Subject) -> Iterator[Row | str]:
         ours = runs[question]
         timed = effort.ratios(ours, {peer.name: theirs for peer, theirs in group})
         yield from (about.time(name, OURS, ratio) for name, ratio in timed.items())
-        own = peak_bytes(ours, effort.device)
+        # All are warm. What one of them left behind, its gradients, it must make room for anew.
+        own = peak_bytes(ours, effort.device, warm_up=0)
         for peer, theirs in group:
             asked.module.zero_grad(set_to_none=True)
-            yield about.once("memory", peer.name, OURS, peak_bytes(theirs, effort.device), own)
+            needed = peak_bytes(theirs, effort.device, warm_up=0)
+            yield about.once("memory", peer.name, OURS, needed, own)
     asked.module.zero_grad(set_to_none=True)  # some leave gradients behind
 
 
@@ -212,9 +214,8 @@ def _grid(effort: Effort) -> Iterator[Row]:
     maps = torch.randn(count, 28, 28, generator=torch.Generator().manual_seed(0))
     about = About(SUITE, "feature_maps", f"{count} maps", "28×28, as PNG")
     ours, theirs = _drawn(maps), _drawn_by_matplotlib(maps)
-    ours()
     timed = effort.ratios(
-        ours, {"matplotlib": theirs}, rounds=1 if effort.quick else min(effort.rounds, 3), warm_up=0
+        ours, {"matplotlib": theirs}, rounds=1 if effort.quick else min(effort.rounds, 3), warm_up=1
     )
     yield about.time("matplotlib", OURS, timed["matplotlib"], "one axes a map")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.record import OURS, Record, Row, pick
 from benchmarks.tables import number
@@ -17,11 +17,19 @@ from torchviz_cnn.files import write_atomically
 
 # Told apart by colour-blind readers too (Okabe, Ito 2008).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_UNITS = {
-    "peers": f"times as long as {OURS} takes",
-    "limit": "times as long as the limit takes; occlusion: as the incremental engine takes",
-    "convert": "times as long as the imported network takes",
+# What a ratio of 2 means, and which way is the better one for this library.
+_MORE, _LESS = f"right of 1: {OURS} does better", f"left of 1: {OURS} does better"
+_BASES = {
+    "peers": (OURS, _MORE),
+    "limit": ("the limit", _LESS),
+    "classes": ("a plain forward pass", _LESS),
+    "maximize": ("one plain forward pass a step", _LESS),
+    "precision": ("bfloat16", "right of 1: bfloat16 does better"),
+    "convert": ("the imported network", "right of 1: the imported network does better"),
 }
+_VERBS = {"time": "times as long as {} takes", "memory": "times the memory that {} needs"}
+# Between powers of ten; on short axes more of them.
+_TICKS = (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 3, 4, 5, 6, 7, 8, 9)
 _AXES = {
     "batch": "pictures in one call",
     "side": "side of the picture, pixels",
@@ -31,7 +39,7 @@ _AXES = {
 
 
 def draw(record: Record, path: Path) -> None:
-    """A record's times as one PNG; never half-written."""
+    """A record's times and memory as one PNG; never half-written."""
     figure = _sweeps(record) if any(row.at is not None for row in record.rows) else _bars(record)
     if figure is not None:
         FigureCanvasAgg(figure)
@@ -42,23 +50,37 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _bars(record: Record) -> Figure | None:
-    """A panel for each method, a point with its quartiles for each side."""
-    rows = pick(record.rows, measure="time")
+    """A line of panels for each method, a point with its quartiles for each side: time, memory."""
+    rows = [row for row in record.rows if row.measure in _VERBS and math.isfinite(row.high)]
     methods = list(dict.fromkeys(row.method for row in rows))
     if not methods:
         return None
-    labels = {m: _labels([row for row in rows if row.method == m]) for m in methods}
-    heights = [0.9 + 0.36 * len(labels[m]) for m in methods]
-    figure = Figure(figsize=(9, sum(heights) + 1.2), layout="constrained")
+    groups = {m: [row for row in rows if row.method == m] for m in methods}
+    heights = [1.1 + 0.36 * len(_labels(groups[m])) for m in methods]
+    measures = [m for m in _VERBS if pick(rows, measure=m)]
+    figure = Figure(figsize=(3 + 5.5 * len(measures), sum(heights) + 1.2), layout="constrained")
     figure.suptitle(_title(record), fontsize=11, x=0.02, ha="left")
     sides = list(dict.fromkeys(_side(row) for row in rows))
     colors = {side: _COLORS[i % len(_COLORS)] for i, side in enumerate(sides)}
-    panels = figure.subplots(len(methods), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, method in zip(panels, methods, strict=True):
-        _panel(axes, [row for row in rows if row.method == method], labels[method], colors)
-        axes.set_title(method, fontsize=10, loc="left", fontweight="bold")
-    panels[-1].set_xlabel(_UNITS.get(record.suite, "times as long"))
+    panels = figure.subplots(len(methods), len(measures), squeeze=False, height_ratios=heights)
+    for line, method in zip(panels, methods, strict=True):
+        labels = _labels(groups[method])
+        for axes, measure in zip(line, measures, strict=True):
+            found = pick(groups[method], measure=measure)
+            axes.set_visible(bool(found))
+            if found:
+                _panel(axes, found, labels, colors)
+                axes.set_title(f"{method}, {measure}", fontsize=10, loc="left", fontweight="bold")
+                axes.set_xlabel(_unit(record.suite, method, measure), fontsize=8)
+                axes.tick_params(labelleft=axes is line[0] or not line[0].get_visible())
     return figure
+
+
+def _unit(suite: str, method: str, measure: str) -> str:
+    base, better = _BASES.get(suite, ("the other side", ""))
+    if suite == "limit" and method == "occlusion":
+        base, better = "the incremental engine", _MORE
+    return "; ".join(each for each in (_VERBS[measure].format(base), better) if each)
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
@@ -90,10 +112,8 @@ def _panel(axes: Any, rows: Sequence[Row], labels: Sequence[str], colors: dict[s
     low, high = min(1.0, *(r.low for r in rows)), max(1.0, *(r.high for r in rows))
     axes.set_xlim(low / 1.15, high * 1.35)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    if high / low < 20:
-        axes.xaxis.set_minor_formatter(FuncFormatter(_few))
-    else:
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(FixedLocator(ticks(low / 1.15, high * 1.35)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="both", which="both", labelsize=8)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -105,6 +125,17 @@ def _panel(axes: Any, rows: Sequence[Row], labels: Sequence[str], colors: dict[s
         fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(sides), frameon=False,
         borderaxespad=0,
     )  # fmt: skip
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round figures from ``low`` to ``high`` for an axis of ratios: at least three, few enough to read."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for digits in _TICKS:
+        found = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        found = [each for each in found if low <= each <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _few(value: float, _: int) -> str:
@@ -144,20 +175,10 @@ def _sweeps(record: Record) -> Figure:
 
 
 def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
-    lines: dict[str, dict[float, float]] = {}
-    for row in rows:
-        assert row.at is not None
-        if row.against.endswith(", one"):  # the base is one point, and not a line
-            lines.setdefault(f"{row.method}, all in one call", {})[row.at] = row.value
-            lines.setdefault(f"{row.method}, a call each", {})[row.at] = (
-                row.base * row.at if row.measure == "time" else row.base
-            )
-        else:
-            lines.setdefault(_line(row.method, row.side), {})[row.at] = row.value
-            lines.setdefault(_line(row.method, row.against), {})[row.at] = row.base
+    lines = grown(rows)
     for index, (label, points) in enumerate(sorted(lines.items())):
         places = sorted(points)
-        style = "--" if label in ("forward",) or label.endswith("a call each") else "-"
+        style = "--" if label.endswith(("forward", "a call each")) else "-"
         axes.plot(
             places, [points[at] / scale for at in places], style, marker="o", markersize=4,
             color=_COLORS[index % len(_COLORS)], label=label,
@@ -175,8 +196,30 @@ def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(low / 1.05, high * 1.05)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(which="both", color="0.92")
-    if lines:
+    if len(lines) > 4:  # they would hide the lines
+        axes.legend(
+            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2
+        )
+    elif lines:
         axes.legend(fontsize=8, frameon=False)
+
+
+def grown(rows: Sequence[Row]) -> dict[str, dict[float, float]]:
+    """The lines of a panel: by name, each side's own figure at each place of the axis."""
+    several = len({row.model for row in rows}) > 1
+    lines: dict[str, dict[float, float]] = {}
+    for row in rows:
+        assert row.at is not None
+        of = f"{row.model}, " if several else ""
+        if row.against.endswith(", one"):  # the base is one point, and not a line
+            lines.setdefault(f"{of}{row.method}, all in one call", {})[row.at] = row.value
+            lines.setdefault(f"{of}{row.method}, a call each", {})[row.at] = (
+                row.base * row.at if row.measure == "time" else row.base
+            )
+        else:
+            lines.setdefault(of + _line(row.method, row.side), {})[row.at] = row.value
+            lines.setdefault(of + _line(row.method, row.against), {})[row.at] = row.base
+    return lines
 
 
 def _line(method: str, side: str) -> str:
@@ -189,9 +232,11 @@ def _line(method: str, side: str) -> str:
 
 def _title(record: Record) -> str:
     machine = record.machine
+    started = [run.started[:10] for run in record.runs]
     where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     quick = " · quick run" if record.quick else ""
+    days = " to ".join(dict.fromkeys((min(started), max(started))))
     return (
         f"{record.suite} · {where}, {machine['threads']} threads · "
-        f"torch {machine['packages'].get('torch')} · {record.started[:10]}{quick}"
+        f"torch {machine['packages'].get('torch')} · {days}{quick}"
     )

@@ -29,6 +29,7 @@ class Row:
         low, median, high: the ratio and its quartiles; all the same where it was measured once.
         value, base: the two sides' own figures, in seconds, bytes or multiply-adds.
         rounds: how many ratios the quartiles are of.
+        left_out: how many more there were, of rounds in which other work disturbed a side.
         note: what has to be said of it.
         at: the number that a sweep is over, for a plot's axis.
         goal: what the median ought to be, ``(least, most)``; ``None`` leaves an end open.
@@ -52,6 +53,7 @@ class Row:
     at: float | None = None
     goal: tuple[float | None, float | None] | None = None
     run: int = 0
+    left_out: int = 0
 
     @property
     def pair(self) -> tuple[object, ...]:
@@ -93,6 +95,7 @@ class About:
             base=ratio.baseline_seconds,
             rounds=ratio.rounds,
             note=note,
+            left_out=ratio.left_out,
         )
 
     def once(
@@ -167,6 +170,10 @@ class Record:
     def with_rows(self, rows: Iterable[Row], remarks: Iterable[str] = ()) -> Record:
         return replace(self, rows=tuple(rows), remarks=tuple(remarks))
 
+    def may_add_to(self, earlier: Record) -> bool:
+        """Whether both are of one machine with one set of packages, and for keeping."""
+        return not (differences(self.machine, earlier.machine) or self.quick or earlier.quick)
+
     def added_to(self, earlier: Record) -> Record:
         """Both, by network; nothing stays of what was found about sides that were measured again.
 
@@ -174,8 +181,8 @@ class Record:
             InputError: when they are not of one machine with one set of packages, or one of them is
                 of a quick run.
         """
-        differ = differences(self.machine, earlier.machine)
-        if differ or self.quick or earlier.quick:
+        if not self.may_add_to(earlier):
+            differ = differences(self.machine, earlier.machine)
             raise InputError(
                 f"--add adds to results of the same machine and packages, but these differ: "
                 f"{', '.join(differ) or 'one is a quick run'}; without it the suite begins anew"
@@ -216,7 +223,7 @@ def _plain(row: Row) -> dict[str, Any]:
     """A row without what is at its default, floats to six figures."""
     kept = {}
     for key, value in asdict(row).items():
-        if value not in (None, "") and (key, value) != ("run", 0):
+        if value not in (None, "") and (key, value) not in (("run", 0), ("left_out", 0)):
             kept[key] = float(f"{value:.6g}") if isinstance(value, float) else value
     return kept
 

@@ -26,22 +26,26 @@ def measure(effort: Effort) -> Iterator[Row | str]:
     """Rows along four axes: ``batch``, ``side``, ``targets`` and ``positions``."""
     for name in effort.networks(("resnet18",), ("resnet18",)):
         more = (128, 256) if effort.device.type == "cuda" else ()
-        for batch in effort.batches or _thin(effort, (*BATCHES, *more)):
+        for batch in effort.batches or _thin((*BATCHES, *more), quick=effort.quick):
             asked = effort.subject(name, batch=batch, frozen=True)
             rows = _beside_forward(effort, asked, "batch", batch)
             yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")
-        if not name.startswith("cat_dog"):  # takes one size only
-            for side in _thin(effort, SIDES):
-                asked = effort.subject(name, side=side, frozen=True)
-                rows = _beside_forward(effort, asked, "side", side)
-                yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")
+        for side in sides(name, quick=effort.quick):
+            asked = effort.subject(name, side=side, frozen=True)
+            rows = _beside_forward(effort, asked, "side", side)
+            yield from as_far_as_it_fits(rows, f"{name}, {asked.setting},")
         yield from _targets(effort, effort.subject(name, frozen=True))
         if effort.wants("occlusion"):
             yield from _positions(effort, effort.subject(name, frozen=True))
 
 
-def _thin(effort: Effort, values: tuple[int, ...]) -> tuple[int, ...]:
-    return values[:3:2] if effort.quick else values
+def sides(name: str, *, quick: bool) -> tuple[int, ...]:
+    """Of the pictures, in pixels; none for a network that takes one size only."""
+    return () if name.startswith("cat_dog") else _thin(SIDES, quick=quick)
+
+
+def _thin(values: tuple[int, ...], *, quick: bool) -> tuple[int, ...]:
+    return values[:3:2] if quick else values
 
 
 def _beside_forward(effort: Effort, asked: Subject, axis: str, at: int) -> Iterator[Row]:
@@ -65,7 +69,7 @@ def _targets(effort: Effort, asked: Subject) -> Iterator[Row]:
     classes = asked.forward().shape[1]
     for method, call in _CALLS.items():
         one = partial(call, asked.module, asked.inputs, asked.target, score=asked.score)
-        for count in _thin(effort, TARGETS) if effort.wants(method) else ():
+        for count in _thin(TARGETS, quick=effort.quick) if effort.wants(method) else ():
             if count > classes:
                 continue
             wanted = [[(asked.target + i) % classes for i in range(count)]]

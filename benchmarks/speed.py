@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import machine, tables
+from benchmarks.goals import unmeasured as unmeasured_goals
 from benchmarks.limit import GRADIENT
 from benchmarks.record import OURS, Record, Row, differences, pick, read
 from benchmarks.tables import number
@@ -87,15 +88,17 @@ def section(results: Path) -> str:
         _commands(found.values()),
         "Times that other libraries take for the same map, as multiples of ours (median; above 1 this "
         f"library is faster); {_batches(peers.rows)}. “≠”: it computes another map here, so it "
-        "was not timed.",
-        *_wide(_peer_lines(peers.rows), peers.rows),
+        "was not timed; “–”: not measured. Weights ask for gradients, as they do when torchvision hands "
+        "out a network; pytorch-grad-cam computes those too, and guided backprop picture by picture.",
+        *_wide(_peer_lines(peers.rows, "time"), peers.rows),
+        *_memory(peers.rows),
         "Ours as multiples of the limits: a plain `no_grad` forward pass, or a forward pass and the "
         f"bare gradient at the picture; {_batches(limit.rows)}.",
         *_wide(_limit_lines(limit.rows), limit.rows),
         'Occlusion: how many times as long as `occlusion(engine="incremental")` others take, '
         "captum at its fastest `perturbations_per_eval`, ours without the engine as the network is "
         "and with batch norms folded and channels last; how many times the multiply-adds; and "
-        "ours beside the fewest there can be.",
+        f"ours beside the fewest there can be.{_sampled([*peers.rows, *limit.rows])}",
         *_occlusion(peers.rows, limit.rows),
         *_grid(peers.rows),
         *(_classes(found["classes"].rows) if "classes" in found else ()),
@@ -112,11 +115,9 @@ def _where(records: Iterable[Record], results: Path) -> str:
     folder = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results.name
     last = max(records, key=lambda each: each.started)
     quick = any(each.quick for each in records)
-    runs = [run for record in records for run in record.runs]
-    commits = list(dict.fromkeys(run.commit for run in runs if run.commit))
-    of_commits = f" Code of {', '.join(commits)}." if commits else ""
     return (
-        f"{machine.line(last.machine)}; {tables.versions(last)}. {tables.idleness(records)}{of_commits}"
+        f"{machine.line(last.machine)}; {tables.versions(last)}. {tables.idleness(records)}"
+        f"{tables.commits(records)}"
         f"{' **A quick run, figures not for keeping.**' if quick else ''} Sides take turns in one "
         f"process; quartiles, seconds, memory and growth with batch and size: [{folder}]({folder})."
     )
@@ -173,17 +174,25 @@ def _cell(rows: Sequence[Row]) -> str:
     return "≠" if any(row.note.startswith("different") for row in rows) else "–"
 
 
-def _peer_lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+def _peer_lines(rows: Sequence[Row], measure: str) -> list[tuple[str, list[Row]]]:
     lines = []
     methods = [row.method for row in rows if row.setting.startswith("batch ")]
     for method in dict.fromkeys(methods):
         of_method = pick(rows, method=method)
         for side in dict.fromkeys(row.side for row in of_method):
-            group = [row for row in pick(of_method, side=side) if row.measure != "memory"]
+            group = [r for r in pick(of_method, side=side) if r.measure in (measure, "map")]
             lines.append((f"`{method}`, {side}", group))
-    captum = pick(rows, method="grad_cam", side="captum")
-    memory = [row for row in captum if row.measure != "time"]
-    return [*lines, ("`grad_cam`, captum's memory", memory)] if memory else lines
+    return lines
+
+
+def _memory(rows: Sequence[Row]) -> list[str]:
+    if not pick(rows, measure="memory"):
+        return []
+    return [
+        "Peak memory that torch sets aside for them beyond network and pictures, as multiples of ours "
+        "(above 1 this library needs less); the same batches.",
+        *_wide(_peer_lines(rows, "memory"), rows),
+    ]
 
 
 def _limit_lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -234,6 +243,16 @@ def _occlusion(peers: Sequence[Row], limit: Sequence[Row]) -> list[str]:
     return ["\n".join("| " + " | ".join(cells) + " |" for cells in table)]
 
 
+def _sampled(rows: Sequence[Row]) -> str:
+    """That not all windows were timed, where that is so."""
+    if not any(row.note.endswith(" windows") for row in pick(rows, measure="time")):
+        return ""
+    return (
+        " Captum and the dense runs were timed on a coarse grid of at least 64 windows, which cost "
+        "them the same wherever they are, and the time of all is reckoned from it."
+    )
+
+
 def _grid(rows: Sequence[Row]) -> list[str]:
     found = pick(rows, method="feature_maps", measure="time")
     return [
@@ -264,11 +283,21 @@ def _goals(records: Iterable[Record]) -> str:
         return ""
     missed = [row for row in asked if not row.met]
     words = f"Of {len(asked)} goals set beforehand {len(asked) - len(missed)} are reached"
+    unmeasured = "; ".join(
+        ", ".join(
+            (
+                *(goal.method, name, *(each.rstrip(",") for each in goal.settings)),
+                f"{goal.measure} of {goal.side} / {goal.against}",
+            )
+        )
+        for goal, name in unmeasured_goals(asked)
+    )
+    open_ones = f" Goals of what is not measured here: {unmeasured}." if unmeasured else ""
     if not missed:
-        return words + "."
+        return f"{words}.{open_ones}"
     listed = "; ".join(
         f"{row.method}, {row.model}, {row.setting}, {row.measure} of {row.side} / {row.against} "
         f"{number(row.median)} ({tables.goal(row).removesuffix(' missed')})"
         for row in missed
     )
-    return f"{words}. Missed: {listed}."
+    return f"{words}. Missed: {listed}.{open_ones}"

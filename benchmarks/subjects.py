@@ -105,6 +105,24 @@ def usual_side(name: str, *, quick: bool = False) -> int:
     return 112 if quick else 224
 
 
+def takes(name: str, side: int) -> bool:
+    """Whether a network takes colour pictures of a size; found out without computing anything."""
+    with torch.device("meta"):
+        module = tvc.models.load(name, weights="none", device=torch.device("meta")).module
+        return fits(module, torch.empty(1, 3, side, side))
+
+
+def fits(module: nn.Module, pictures: Tensor) -> bool:
+    """Whether a network can be given pictures of a shape."""
+    try:
+        plain(module, pictures)
+    except (torch.OutOfMemoryError, NotImplementedError):  # that is no matter of shape
+        return True
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        return False
+    return True
+
+
 def subject(
     name: str,
     *,

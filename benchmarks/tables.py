@@ -16,7 +16,9 @@ EXPLAINED = {
     "one, or the one that needs less. Maps: the largest difference over the largest value; up to "
     "1e-3 they are the same but for rounding. Above that, two maps that both lie near the one in "
     "double precision differ where rounding turns a ReLU or a pooling, which is noted. Nothing else "
-    "is timed.",
+    "is timed. Networks are as torchvision hands them out: their weights ask for gradients, and a "
+    "library that computes these too (pytorch-grad-cam) is timed with them, as its users are. Memory: "
+    "the most that torch sets aside at one time beyond network and pictures.",
     "limit": "How many times as long as a plain forward pass of the network as it is, or that and a "
     "bare backward pass to the picture, it takes; below 1 where this library runs the same network "
     "in a faster way (channels last, max pooling without indices). Occlusion: how many times what "
@@ -88,7 +90,9 @@ def markdown(record: Record) -> str:
         "",
         EXPLAINED.get(record.suite, ""),
         "",
-        f"{machine.line(record.machine)}; {versions(record)}. {idleness([record])}",
+        f"{machine.line(record.machine)}; {versions(record)}. {idleness([record])}"
+        f"{commits([record])} A ratio is the median [quartiles] of its rounds, without those in which "
+        "other work disturbed a side.",
     ]
     if found := calls(record):
         lines += ["", "```bash", *found, "```"]
@@ -121,6 +125,12 @@ def idleness(records: Iterable[Record]) -> str:
     return f"{when}, load before the start {start:g} ({state})."
 
 
+def commits(records: Iterable[Record]) -> str:
+    """Which code was measured, as a sentence; nothing where that is not known."""
+    found = dict.fromkeys(run.commit for record in records for run in record.runs if run.commit)
+    return f" Code of {', '.join(found)}." if found else ""
+
+
 def calls(record: Record) -> list[str]:
     """How the record's runs were called, the first one first."""
     return list(dict.fromkeys(run.command for run in record.runs[::-1] if run.command))
@@ -129,15 +139,22 @@ def calls(record: Record) -> list[str]:
 def _table(rows: Sequence[Row]) -> list[str]:
     swept = any(row.at is not None for row in rows)
     head = ["network", "setting", *(["at"] if swept else []), "measure", "side", "against"]
-    head += ["ratio", "side's own", "base", "goal", "note"]
+    head += ["ratio", "rounds", "side's own", "base", "goal", "note"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row.model, row.setting]
         cells += ["" if row.at is None else f"{row.at:g}"] if swept else []
-        cells += [row.measure, row.side, row.against, ratio(row)]
+        cells += [row.measure, row.side, row.against, ratio(row), _rounds(row)]
         cells += [amount(row, row.value), amount(row, row.base), goal(row), row.note]
         lines.append(cells)
     return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _rounds(row: Row) -> str:
+    """How many ratios the median is of; what is counted needs one."""
+    if row.measure != "time":
+        return ""
+    return f"{row.rounds} of {row.rounds + row.left_out}" if row.left_out else str(row.rounds)
 
 
 def verdict(rows: Sequence[Row]) -> str:
