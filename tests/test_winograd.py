@@ -110,16 +110,29 @@ class Logarithm(nn.Module):
         return self.fc(self.net(x).relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-2, 1e-5])
-def test_maps_are_filtered_unless_they_are_very_uneven(factor, monkeypatch):
+@pytest.mark.parametrize(
+    ("factor", "filtered"),
+    [(1e-30, True), (0.0, True), (1e2, True), (1e5, False), (torch.inf, False), (torch.nan, False)],
+)
+def test_maps_are_filtered_unless_a_place_is_far_larger_than_most(factor, filtered, monkeypatch):
     shapes = shapes_given(monkeypatch, winograd, "_filtered")
-    filtered = WinogradConvolution(nn.Conv2d(64, 4, 3).double())
-    filtered.prepare()
+    conv = WinogradConvolution(nn.Conv2d(64, 4, 3).double())
+    conv.prepare()
     maps = drawn(3, 64, 9, 11)
-    maps[1, :, 4, 5:] *= factor
+    maps[1, :, 4, 5] *= factor
     with torch.no_grad():
-        filtered(maps)
-    assert len(shapes) == (factor != 1e-5)
+        conv(maps)
+    assert bool(shapes) is filtered
+
+
+def test_empty_maps_are_filtered(monkeypatch):
+    shapes = shapes_given(monkeypatch, winograd, "_filtered")
+    conv = WinogradConvolution(nn.Conv2d(64, 4, 3).double())
+    conv.prepare()
+    with torch.no_grad():
+        found = conv(torch.zeros(3, 64, 9, 11).double())
+    assert shapes
+    assert torch.equal(found, conv.shift[:, None, None].expand_as(found))
 
 
 def test_windows_whose_numbers_are_infinite_are_as_in_the_whole_network(monkeypatch):

@@ -32,7 +32,9 @@ _CHANNELS = 256
 _LEAST_SQUARES = 32  # weights have to be read for each batch
 _MOST_PRODUCTS = 4.5  # for each number that comes out; summing up takes 9
 # What is off is a share of the largest numbers that a square sees, and an infinite one spoils all of it.
-# So the places of a map must not differ by more times; SqueezeNet's do by 3 to 320, windows hidden or not.
+# So a map's largest place must not be larger than most of them by more. Hardly any place is as small as
+# the smallest: the largest are 2 to 14 times the median of trained SqueezeNet's and ResNet-20's maps,
+# windows hidden or not, and up to 12,000 times the least.
 _MOST_UNEVEN = 1000
 # These are times of a Xeon. On an EPYC they are about the same where oneDNN multiplies, see
 # :class:`Matrix`; MKL takes twice as long there, and nothing is gained. So it is tried, see
@@ -203,10 +205,11 @@ class WinogradConvolution(OwnConvolution):
 
 
 def _are_even(maps: Tensor) -> bool:
-    """Whether what is off of any place's sums is small beside them; zeros do not count."""
+    """Whether what is off is small beside most places' sums; zeros do not count."""
     sizes = torch.linalg.vector_norm(maps, dim=1).flatten(1)
-    least = sizes.where(sizes > 0, torch.inf).amin(1)
-    return bool((sizes.amax(1) < _MOST_UNEVEN * least).all())  # never of what is not finite
+    usual = sizes.where(sizes > 0, torch.nan).nanmedian(1).values
+    largest = sizes.amax(1)  # where that is not finite, neither comparison holds
+    return bool(((largest < _MOST_UNEVEN * usual) | (largest == 0)).all())
 
 
 def _transformed(weight: Tensor) -> Tensor:
