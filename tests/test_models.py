@@ -404,6 +404,20 @@ def test_a_wrapped_network_is_walked_by_the_stages_of_what_it_wraps():
     assert "backbone.layer4" in walked
 
 
+@pytest.mark.parametrize(("held", "opened"), [(17, False), (18, True), (19, True)])
+def test_a_part_with_nine_tenths_of_the_convolutions_is_walked_by_its_parts(held, opened):
+    def blocks(count):
+        return [
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(count)
+        ]
+
+    net = nn.Sequential()
+    net.add_module("trunk", nn.Sequential(*blocks(held)))
+    net.add_module("rest", nn.Sequential(*blocks(20 - held)))
+    parts = [f"trunk.{n}" for n in range(held)] if opened else ["trunk"]
+    assert layers_to_walk(net, (4, 8, 8)) == [*parts, "rest"]
+
+
 def test_lists_of_modules_are_walked_by_what_is_in_them():
     """A list is no module that runs, and its convolutions are half of the network's."""
 
