@@ -33,7 +33,8 @@ from tests.networks import (
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
 from torchviz_cnn import render as render_room
-from torchviz_cnn.axes import channels_last
+from torchviz_cnn.axes import channels_last, widths_of
+from torchviz_cnn.kernels import convolutions
 from torchviz_cnn.passage import kind_of
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.render import bars, paper
@@ -1308,6 +1309,46 @@ def test_large_layers_show_their_strongest_filters_and_input_channels(monkeypatc
         assert options["inputs"] == (sorted(best.tolist()) if shape[1] > 64 else None)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "shown"),
+    [
+        ((5000, 1, 1, 1), {}, 5000),  # a picture each, however many
+        ((1500, 3, 1, 1), {}, 1500),
+        ((1500, 3, 1, 1), {"rgb": False}, 4096 // 3),  # a row of three each
+        ((600, 512, 1, 1), {"inputs": range(8)}, 4096 // 8),
+        ((600, 512, 1, 1), {}, 4096 // 64),
+    ],
+)
+def test_as_many_filters_are_shown_as_make_4096_kernels(monkeypatch, shape, options, shown):
+    drawn = []
+    monkeypatch.setattr(
+        render_room, "filters", lambda weight, **options: drawn.append(options["chosen"])
+    )
+    tvc.Filters("conv", torch.randn(shape), None).picture(**options)
+    assert len(drawn[0] or range(shape[0])) == shown
+
+
+def test_filters_along_one_axis_are_one_row_high():
+    net = nn.Sequential(nn.Conv1d(2, 3, 5))
+    found = tvc.filters(net, "0")
+    assert found.weight.shape == (3, 2, 1, 5)
+    assert torch.equal(found.weight[:, :, 0], net[0].weight)
+
+
+def test_looking_at_filters_runs_no_hook_of_the_users():
+    net, ran = nn.Sequential(nn.Conv2d(1, 2, 3)), []
+    net[0].register_forward_pre_hook(lambda *given: ran.append(given))
+    tvc.filters(net, "0")
+    assert not ran
+
+
+def test_a_convolution_and_what_holds_it_alone_are_one_layer_with_filters():
+    blocks = [OrderedDict(conv=nn.Conv2d(3, 3, 1), relu=nn.ReLU()) for _ in range(2)]
+    net = nn.Sequential(OrderedDict(zip("ab", map(nn.Sequential, blocks), strict=True)))
+    assert convolutions(net, "*") == ["a", "b"]
+    assert convolutions(net, "*.conv") == ["a.conv", "b.conv"]
+
+
 def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):
     from torchviz_cnn import cli
 
@@ -1388,6 +1429,10 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
     [
         ((56, 56, 96), (224, 224), {96}, True),
         ((28, 14, 96), (224, 112), {96}, True),
+        ((30, 32, 96), (224, 224), {96}, True),  # padded: as wide as high to a tenth,
+        ((4, 5, 96), (28, 28), {96}, True),  # or to a cell
+        ((30, 34, 96), (224, 224), {96}, False),
+        ((4, 6, 96), (28, 28), {96}, False),
         ((96, 56, 56), (224, 224), {96}, False),
         ((12, 12, 12), (14, 14), {12}, False),  # it may be either: the usual order
         ((12, 12, 7), (14, 14), {9}, False),  # no layer works along that axis
@@ -1397,6 +1442,11 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
 )
 def test_which_outputs_have_their_channels_last(shape, size, widths, last):
     assert channels_last(shape, size, widths) is last
+
+
+def test_layers_that_work_along_the_last_axis_say_how_wide_it_is():
+    layers = [nn.LayerNorm((7, 6)), nn.Linear(4, 5), nn.GroupNorm(1, 8), nn.Conv2d(9, 10, 1)]
+    assert widths_of(nn.Sequential(*layers)) == {4, 5, 6}
 
 
 def test_nan_is_no_strong_unit_and_a_row_of_it_is_in_the_same_order():
