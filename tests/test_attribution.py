@@ -369,6 +369,7 @@ def test_an_overlay_through_a_model_is_the_part_of_the_picture_it_saw() -> None:
         (Preprocess((32, 48)), (150, 100), (20, 60, 15)),
         (Preprocess((32, 48), resize=40), (200, 100), (110, 40, 20)),
         (Preprocess((40, 40), resize=32), (100, 50), (55, 20, 10)),  # padded above and below
+        (Preprocess((40, 40), resize=32), (50, 100), (20, 55, 10)),  # padded left and right
     ],
 )
 def test_a_models_heat_map_lies_on_what_it_saw(

@@ -1,6 +1,7 @@
 """What a unit sees, against published numbers and the support of its gradient."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -90,6 +91,35 @@ def test_a_transposed_convolution_sees_at_least_its_gradient():
         assert box[1] <= left
         assert box[2] >= bottom
         assert box[3] >= right
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 3, 0), (2, 6, 0), (4, 5, 1)])
+def test_the_edges_of_a_field_are_exact_where_its_step_is_a_part_of_a_pixel(
+    kernel, stride, padding
+):
+    """A transposed convolution's cell i reads from pixel (i + p − k + 1) / s to pixel (i + p) / s."""
+    module = nn.Sequential(nn.ConvTranspose2d(1, 1, kernel, stride=stride, padding=padding))
+    field = tvc.receptive_field(module, "0", (1, 9, 12))
+    for axis in (0, 1):
+        for number in range(field.cells[axis]):
+            cell = (number, 0) if axis == 0 else (0, number)
+            box = field.box(cell, clip=False)
+            first = Fraction(number + padding - kernel + 1, stride)
+            last = Fraction(number + padding, stride)
+            assert (box[axis], box[axis + 2]) == (math.floor(first), math.ceil(last + 1))
+
+
+@pytest.mark.parametrize("side", [50, 100, 150, 224, 500])
+@pytest.mark.parametrize("length", [11, 15, 18, 19, 22])
+def test_on_a_picture_of_another_size_a_field_ends_where_its_pixels_do(length, side):
+    field = tvc.receptive_field(nn.Sequential(nn.MaxPool2d(1)), "0", (1, length, length))
+    for number in range(length):
+        begin = math.floor(Fraction(number * side, length))
+        end = math.ceil(Fraction((number + 1) * side, length))
+        turned = length - 1 - number
+        other = math.floor(Fraction(turned * side, length))
+        far = math.ceil(Fraction((turned + 1) * side, length))
+        assert field.on((side, side), (number, turned)) == (begin, other, end, far)
 
 
 class Gray(nn.Module):
@@ -501,6 +531,21 @@ def test_repeated_layers_are_told_apart():
     assert tvc.receptive_field(Twice(), "conv", (1, 9, 9)).size == (5, 5)
 
 
+def test_a_layer_that_runs_on_smaller_and_smaller_maps_has_the_cells_of_its_last_run():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    field = tvc.receptive_field(Twice(), "conv", (1, 9, 12))
+    assert field.cells == (5, 8)
+    assert field.box((4, 7)) == (4, 7, 9, 12)
+    assert tvc.receptive_field(Twice(), "conv@0", (1, 9, 12)).cells == (7, 10)
+
+
 def test_heat_maps_over_branches_of_other_reach_lie_in_the_middle_of_both():
     module = positive(Residual())
     place = tvc.receptive_field(module, "pool", (1, 40, 46))
@@ -526,6 +571,7 @@ def test_of_several_layers_each_run_asked_for_is_its_own():
     assert sides(["conv@1", "conv@0"]) == {"conv@1": 5, "conv@0": 3}
     assert sides("conv@*") == {"conv@0": 3, "conv@1": 5}
     assert sides("conv") == sides("c*") == sides(None) == {"conv": 5}
+    assert list(receptive_fields(Gray(), ["conv@*", "ink"], (9, 12))) == ["conv", "ink"]
     assert next(iter(receptive_fields(Twice(), ["conv@0"], (1, 9, 9)).values())).layer == "conv@0"
     with pytest.raises(tvc.InputError, match="does not run"):
         sides(["conv@2"])

@@ -1,5 +1,6 @@
 """Where the cells of a map lie on the picture, against the gradient of one unit."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -99,6 +100,31 @@ def test_an_aligned_heat_map_puts_a_lone_active_cell_where_it_looks():
     assert aligned.sum() == pytest.approx(1.0)
     stretched = result.heatmap()[0]
     assert divmod(int(stretched.argmax()), 24) != (9, 20)
+
+
+def between(values, centre, step, length):
+    """Numbers at places along the first axis, at the middle of each pixel; 0 beyond half a step."""
+    places = centre + step * np.arange(len(values))
+    pixels = np.arange(length) + 0.5
+    found = np.stack([np.interp(pixels, places, column) for column in values.T], 1)
+    found[(pixels < places[0] - step / 2) | (pixels > places[-1] + step / 2)] = 0
+    return found
+
+
+def test_an_aligned_heat_map_is_interpolated_between_cells_and_ends_half_a_step_beyond():
+    """Rows reach to the middle of a pixel, columns to a pixel's edge."""
+    module = nn.Sequential(
+        nn.Conv2d(1, 3, (5, 7), stride=(2, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    x = torch.randn(2, 1, 20, 24, dtype=torch.float64)
+    result = tvc.grad_cam(module, x, target=1, layer="0", relu=False)
+    assert result.values.shape == (2, 8, 6)
+    for values, found in zip(result.values, result.maps("receptive_field"), strict=True):
+        rows = between(values.numpy(), 2.5, 2, 20)
+        wanted = between(rows.T, 3.5, 3, 24).T
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-15)
+        assert (wanted[1:18, 2:20] != 0).all()
+        assert np.count_nonzero(wanted) == 17 * 18
 
 
 def test_a_layer_whose_place_is_not_known_says_so():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as vision
 
 import torchviz_cnn as tvc
 from tests.networks import (
@@ -245,6 +246,24 @@ def test_gray_networks_get_one_colour():
     colors = colors_of("rescale", (28, 28))
     assert (colors.count, colors.channel_axis) == (1, False)
     assert torch.equal(colors.inputs(torch.full((2, 1, 3, 4), 0.25)), torch.full((2, 3, 4), 0.25))
+    found_out = colors_of(lambda p: torch.tensor(np.array(p.convert("L")))[None] / 255, (28, 28))
+    assert (found_out.count, found_out.channel_axis) == (1, False)
+    assert found_out.matrix.item() == pytest.approx(1)
+
+
+def test_a_preparation_is_tried_on_a_picture_of_the_networks_size():
+    def without_resizing(picture):
+        assert picture.size == (12, 10)
+        return vision.pil_to_tensor(picture)[None] / 255
+
+    colors = colors_of(without_resizing, (3, 10, 12))
+    torch.testing.assert_close(colors.matrix, torch.eye(3).double())
+    torch.testing.assert_close(colors.offset, torch.zeros(3).double())
+
+
+def test_a_preparation_that_makes_other_channels_than_the_network_takes_is_refused():
+    with pytest.raises(tvc.InputError, match="does not make inputs of its size"):
+        colors_of(lambda p: vision.pil_to_tensor(p.convert("L"))[None] / 255, (3, 12, 12))
 
 
 def test_a_preparation_that_bends_colours_is_refused():

@@ -107,6 +107,12 @@ def test_the_view_is_what_the_network_sees(picture):
     assert ((seen[0] * std + mean) - from_view).abs().mean() < 0.01
 
 
+def test_the_view_of_a_small_picture_is_as_large_as_the_networks_input():
+    """A short side of 20 becomes 40; of the 20×30 pixels there are too few for a heat map."""
+    assert Preprocess((32, 24), resize=40).view(Image.new("RGB", (20, 30))).size == (24, 32)
+    assert Preprocess((32, 24), resize=40).view(Image.new("RGB", (30, 20))).size == (24, 32)
+
+
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
@@ -398,6 +404,20 @@ def test_a_wrapped_network_is_walked_by_the_stages_of_what_it_wraps():
     assert "backbone.layer4" in walked
 
 
+@pytest.mark.parametrize(("held", "opened"), [(17, False), (18, True), (19, True)])
+def test_a_part_with_nine_tenths_of_the_convolutions_is_walked_by_its_parts(held, opened):
+    def blocks(count):
+        return [
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(count)
+        ]
+
+    net = nn.Sequential()
+    net.add_module("trunk", nn.Sequential(*blocks(held)))
+    net.add_module("rest", nn.Sequential(*blocks(20 - held)))
+    parts = [f"trunk.{n}" for n in range(held)] if opened else ["trunk"]
+    assert layers_to_walk(net, (4, 8, 8)) == [*parts, "rest"]
+
+
 def test_lists_of_modules_are_walked_by_what_is_in_them():
     """A list is no module that runs, and its convolutions are half of the network's."""
 
@@ -512,6 +532,19 @@ def test_a_strip_of_a_picture_is_cut_before_it_is_enlarged(monkeypatch):
     weight = columns - columns.min()
     middle = float((weight * torch.arange(224.0)).sum() / weight.sum())
     assert middle == pytest.approx(111.5, abs=1.0)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("long", [600, 601])
+@pytest.mark.parametrize("size", [(9, 180), (20, 20)])
+def test_a_strip_is_cut_where_torchvision_cuts_it(long, size, turned):
+    """Also where far more than a square of it is seen, and where it cannot be halved evenly."""
+    strip = Image.effect_noise((long, 3), 80).convert("RGB")
+    if turned:
+        strip, size = strip.transpose(Image.Transpose.ROTATE_90), size[::-1]
+    wanted = vision.center_crop(vision.resize(strip, [9]), list(size))
+    given = Preprocess(size, resize=9).pixels(strip)
+    torch.testing.assert_close(given, vision.pil_to_tensor(wanted), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("spec", [None, 3, nn.Conv2d(1, 1, 1)])

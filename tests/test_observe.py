@@ -285,6 +285,28 @@ def test_what_a_layer_only_passes_on_is_kept_as_it_was():
     assert_close(seen.gradients["shortcut"], cells)
 
 
+def test_what_a_layer_passes_on_of_a_part_of_a_map_is_kept_as_it_was():
+    """The part is a view: what is written into the whole map is written into it, too."""
+
+    class OfAPart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop = nn.Conv2d(3, 4, 3), nn.Dropout()
+
+        def forward(self, x):
+            maps = self.conv(x)
+            kept = self.drop(maps[:, 1:3])
+            return maps.relu_().mean((2, 3)) + kept.sum((1, 2, 3))[:, None]
+
+    net, x = randomised(OfAPart()), pictures()
+    wanted = F.conv2d(x, net.conv.weight, net.conv.bias)[:, 1:3]
+    assert (wanted < 0).any()
+    with tvc.capture(net, "drop", gradients=True) as seen:
+        net(x).sum().backward()
+    assert_close(seen["drop"], wanted)
+    assert_close(seen.gradients["drop"], torch.full_like(wanted, 4.0))
+
+
 # ---- checkpointed parts ---------------------------------------------------------------------------
 
 
@@ -442,6 +464,7 @@ def test_two_names_of_one_module_see_the_same_run():
     assert_close(found["a"], once.detach())
     assert_close(found["b"], once.detach())
     assert_close(found["a@1"], F.conv2d(once, shared.weight, shared.bias).detach())
+    assert list(tvc.activations(net, x, "module.b")) == ["b"]  # as DataParallel would call it
 
 
 def test_a_call_that_does_not_happen_is_an_error_that_says_how_many_do():
@@ -833,6 +856,27 @@ def test_layers_may_be_named_as_the_wrapper_names_them(found):
     prefix = next(name for name, part in called.named_modules() if part is net.bn1)
     seen = tvc.activations(called, pictures(), prefix)
     assert list(seen) == ["bn1"]
+
+
+def test_layers_within_a_compiled_part_keep_the_names_they_had():
+    net, x = randomised(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))), pictures()
+    wanted = tvc.activations(net, x, ["0.0", "0.1"])
+    net[0] = torch.compile(net[0], backend="eager")
+    for names in (["0.0", "0.1"], ["0._orig_mod.0", "0._orig_mod.1"]):
+        found = tvc.activations(net, x, names)
+        assert list(found) == ["0.0", "0.1"]
+        for name in wanted:
+            assert_close(found[name], wanted[name])
+
+
+def test_replicas_that_run_in_threads_are_refused():
+    spread = nn.DataParallel(randomised(plain()))
+    spread.device_ids = [0, 1]  # as on a machine with two GPUs
+    with (
+        pytest.raises(tvc.InputError, match=r"replicas.*capture and run model\.module"),
+        tvc.capture(spread),
+    ):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

@@ -254,6 +254,20 @@ def test_bad_input_is_said(folder, options, words):
         tvc.patches(detector(), folder, **(usual | options))
 
 
+def test_pictures_are_files_by_any_spelling_of_their_ending_and_hidden_only_below(tmp_path):
+    """A folder called like a picture is none; where the folder itself lies does not matter."""
+    folder = tmp_path / ".cache" / "pictures"
+    (folder / "called.png").mkdir(parents=True)
+    (folder / ".trash").mkdir()
+    for name in ("b.PNG", "a.Jpg", "called.png/inside.png", ".trash/gone.png"):
+        Image.new("RGB", (36, 24)).save(folder / name)
+    found = tvc.patches(detector(), folder, "conv", 0)
+    assert {patch.file.relative_to(folder).as_posix() for patch in found.found} == {
+        "a.Jpg", "b.PNG", "called.png/inside.png"
+    }  # fmt: skip
+    assert (found.pictures, found.skipped) == (3, ())
+
+
 def test_bad_folders_and_bare_networks_are_said(folder, tmp_path):
     with pytest.raises(tvc.InputError, match=r"1\.png' is a file; name its folder, or give a list"):
         tvc.patches(detector(), folder / "1.png", "conv", 0)

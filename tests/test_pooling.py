@@ -121,6 +121,16 @@ def test_it_is_torchs_pooling_to_the_last_bit_and_refuses_the_same(
 
 
 @pytest.mark.usefixtures("of_any_size")
+@pytest.mark.parametrize("shape", [(9, 9), (1, 2, 3, 9, 9)])
+def test_what_has_too_few_axes_or_too_many_is_refused_in_torchs_words(shape):
+    with pytest.raises(RuntimeError) as wanted:
+        F.max_pool2d(torch.zeros(shape), 3)
+    with pytest.raises(RuntimeError) as found:
+        max_pool2d(torch.zeros(shape), 3)
+    assert str(found.value) == str(wanted.value)
+
+
+@pytest.mark.usefixtures("of_any_size")
 def test_a_map_without_a_batch_and_one_in_half_precision():
     maps = torch.randn(3, 7, 7)
     assert torch.equal(max_pool2d(maps, 3), F.max_pool2d(maps, 3))

@@ -1039,6 +1039,33 @@ def test_inside_a_block_every_network_has_the_modules_it_has():
     assert set(every_module(net)) == set(net.modules())
 
 
+def test_a_buffer_that_two_layers_share_is_one_inside_a_block():
+    count = torch.zeros(())
+    net = nn.ModuleList([nn.Module(), nn.Module()])
+    for each in net:
+        each.register_buffer("count", count)
+    with undisturbed(net):
+        net[0].count += 1
+        assert net[1].count == 1
+    assert net[0].count is net[1].count is count
+    assert count == 0
+
+
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "occlusion"])
+def test_a_weight_that_is_computed_of_others_may_stand_for_a_parameter(method):
+    """As where a network's update is to be differentiated: it is no leaf and stays in its graph."""
+    net = randomised(plain())
+    wanted = explain(method, net, pictures())
+    held = net.conv1.weight
+    computed = held * 1
+    net.conv1._parameters["weight"] = computed
+    found = explain(method, net, pictures())
+    torch.testing.assert_close(found.values, wanted.values)
+    assert net.conv1.weight is computed
+    assert computed.requires_grad
+    assert torch.equal(torch.autograd.grad(computed.sum(), held)[0], torch.ones_like(held))
+
+
 def test_layers_that_share_their_buffers_share_them_inside_a_block():
     one = nn.Module()
     one.register_buffer("count", torch.zeros(()))

@@ -257,6 +257,24 @@ def test_cells_of_a_strip_without_a_colour_are_marked_and_counted(monkeypatch):
     assert feet[1][1] == (-1.0, 3.0, "viridis")
 
 
+def test_small_maps_in_a_long_row_are_magnified_and_not_averaged(monkeypatch):
+    """Black beside white stays black and white, though the row is wider than a screen."""
+    feet = said(monkeypatch)
+    board = np.indices((30, 30)).sum(0) % 2
+    array = np.asarray(render.feature_maps(np.repeat(board[None], 80, 0), columns=80))
+    assert feet == [("each channel from its own minimum to its own maximum", None)]
+    cell = array[25:85, 10:70, 0]  # a margin of 10, and 15 above for the number
+    assert np.array_equal(cell, np.kron(255 * board, np.ones((2, 2))))
+
+
+def test_maps_of_one_row_are_not_thinned_to_none():
+    values = np.linspace(0, 1, 64 * 400).reshape(64, 1, 400)
+    array = np.asarray(render.feature_maps(values, columns=8, numbers=False)).astype(int)
+    first = array[10, 10:410, 0]
+    assert (first[0], first[-1]) == (0, 255)
+    assert (np.diff(first) >= 0).all()
+
+
 @pytest.mark.parametrize("side", [5, 50])
 @pytest.mark.parametrize("scale", ["channel", "layer", (0.0, 4.0)])
 def test_places_of_maps_without_a_number_are_marked_and_counted(monkeypatch, scale, side):

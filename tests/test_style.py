@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchviz_cnn as tvc
@@ -112,6 +113,47 @@ def test_whatever_activation_or_norm_follows_a_convolution_belongs_to_it(followe
         nn.Conv2d(3, 4, 3), follower, nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU()
     )
     assert tvc.style_layers(net, torch.zeros(1, 3, 12, 12)) == ["1", "4"]
+
+
+def test_by_default_one_activation_for_all_convolutions_is_told_apart_by_its_runs():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            x = self.relu(self.first(x))
+            x = self.relu(self.second(F.max_pool2d(x, 2)))
+            return x.mean((2, 3))
+
+    net, (a, b) = randomised(Shared()), (pictures(1, seed=1), pictures(1, seed=2))
+    found = tvc.style_distance(net, a, b)
+    assert found.layers == ("relu", "relu@1")
+    for side, x in enumerate((a, b)):
+        maps = F.max_pool2d(net.first(x).clamp(min=0), 2)
+        maps = net.second(maps).clamp(min=0).detach()
+        wanted = slow_gram(maps[0].numpy()) / maps[0, 0].numel()
+        np.testing.assert_allclose(found.grams[1][side][0], wanted, rtol=1e-12)
+
+
+def test_gates_of_one_number_a_channel_have_no_style():
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), gate)
+    assert tvc.style_layers(net, torch.zeros(1, 3, 12, 12)) == ["1"]
+
+
+def test_two_pictures_of_which_a_layer_sees_nothing_have_one_style():
+    dark = torch.zeros(1, 3, 6, 5, dtype=torch.float64)
+    found = tvc.style_distance(nn.Sequential(nn.ReLU()), dark, -pictures(1).abs(), "0")
+    assert float(found.distance) == float(found.relative) == 0
+
+
+def test_of_pictures_of_two_sizes_the_shapes_are_the_first_ones():
+    net = nn.Sequential(nn.Conv2d(3, 5, 3))
+    small, large = torch.rand(1, 3, 8, 9), torch.rand(1, 3, 12, 10)
+    assert tvc.style_distance(net, small, large, "0").shapes == ((5, 6, 7),)
+    assert tvc.style_distance(net, large, small, "0").shapes == ((5, 10, 8),)
 
 
 def test_1_means_that_no_two_channels_are_active_together_in_both():
@@ -239,6 +281,10 @@ def test_bad_pictures_are_said():
     net.conv2.bias.data[0] = torch.inf
     with pytest.raises(tvc.InputError, match="'conv2' puts out NaN or infinite"):
         tvc.style_distance(net, pictures(1), pictures(1), ["conv1", "conv2"])
+    largest = torch.full_like(pictures(1), 1e200)  # whose squares are infinite
+    for pair in ((pictures(1), largest), (largest, pictures(1))):
+        with pytest.raises(tvc.InputError, match="'0' puts out NaN or infinite"):
+            tvc.style_distance(nn.Sequential(nn.ReLU()), *pair, "0")
 
 
 def test_numbers_are_waited_for_once_however_many_layers():

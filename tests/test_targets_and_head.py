@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import pickle
 import weakref
 from collections import namedtuple
@@ -119,6 +120,11 @@ SOFTMAX: dict[str, Callable[[Tensor], Any]] = {
     "clipped below": lambda x: torch.clamp_min(x.softmax(1), 1e-9).contiguous(),
     "transposed": lambda x: x.t().softmax(0).t(),
     ".T": lambda x: x.T.softmax(0).T,
+    ".mT": lambda x: x.t().softmax(0).mT,
+    "axes swapped": lambda x: x.t().softmax(0).swapaxes(0, 1),
+    "dimensions swapped": lambda x: torch.swapdims(x.t().softmax(0), 0, 1),
+    "axis moved": lambda x: x.t().softmax(0).moveaxis(0, 1),
+    "dimension moved": lambda x: torch.movedim(x.t().softmax(0), 0, 1),
     "one axis more, by index": lambda x: x[:, :, None].softmax(1)[:, :, 0],
     "permuted and back": lambda x: x.softmax(1).permute(1, 0).permute(1, 0),
     "nn.LogSoftmax": nn.LogSoftmax(1),
@@ -141,6 +147,7 @@ SIGMOID: dict[str, Callable[[Tensor], Any]] = {
     "x.sigmoid": lambda x: x.sigmoid(),
     "x.sigmoid_, result": lambda x: x.sigmoid_(),
     "x.sigmoid_, x": lambda x: (x.sigmoid_(), x)[1],
+    "x.sigmoid, .mT": lambda x: x.t().sigmoid().mT,
     "torch.special.expit": torch.special.expit,
     "aten.sigmoid": ATEN.sigmoid.default,
     "aten.sigmoid_, clamped": lambda x: ATEN.clamp.default(ATEN.sigmoid_.default(x), 0.0, 1.0),
@@ -838,6 +845,13 @@ def test_what_is_no_network_is_refused(method: str) -> None:
 def test_too_few_class_names_are_refused_with_both_numbers(method: str) -> None:
     with pytest.raises(tvc.InputError, match="2 class names are known for a network of 5 classes"):
         tvc.METHODS[method](Net(), pictures(), classes=["a", "b"])
+        tvc.METHODS[method](Net(), pictures(), classes=["a", "b"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_too_few_class_names_are_refused_of_pictures_that_are_run_one_by_one(method: str) -> None:
+    with pytest.raises(tvc.InputError, match="2 class names are known for a network of 5 classes"):
+        tvc.METHODS[method](Net(), pictures(), 1, classes=["a", "b"], batch_size=1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -918,6 +932,8 @@ ODDS: dict[str, Callable[[Tensor], Any]] = {
     "log softmax, class 1": lambda x: x.log_softmax(1)[:, 1],
     "split": lambda x: x.softmax(1).split([1, x.shape[1] - 1], 1)[1][:, 0],
     "unbind": lambda x: x.softmax(1).unbind(1)[1],
+    "hsplit": lambda x: x.softmax(1).hsplit([1, 2])[1],
+    "tensor_split": lambda x: torch.tensor_split(x.softmax(1), [1, 2], 1)[1],
     "index_select": lambda x: torch.index_select(x.softmax(1), 1, torch.tensor([1])),
 }
 
@@ -971,6 +987,48 @@ def test_of_a_softmax_that_cannot_be_seen_the_log_probability_is_explained_and_s
     close(again.values, wanted.values)
     likely = explain(method, net, x, 3, score="probability")
     close(likely.score, Net().logits(x).softmax(1)[:, 3].detach())
+
+
+def test_a_probability_that_has_become_0_has_a_logarithm_too() -> None:
+    """exp(−150) is 0 in single precision, of which the logarithm would be no number."""
+    scores = torch.tensor([[0.0, -150.0]])
+    net = End(lambda x: SPELT_OUT["exponentials over their sum"](scores + 0 * x.mean()))
+    with pytest.warns(UserWarning, match="logarithm of the probability"):
+        found = tvc.saliency(net, pictures(1, *SHAPE[1:]).float(), 1)
+    assert float(found.score) == pytest.approx(math.log(torch.finfo(torch.float32).tiny))
+
+
+# What is done to the results cannot be followed, or what they were made of are no rows of scores.
+UNSEEN: dict[str, Callable[[Tensor], Any]] = {
+    "softmax, turned": lambda x: x.t().softmax(0).as_strided((2, 5), (1, 2)),
+    "sigmoid, turned": lambda x: x.t().sigmoid().as_strided((2, 5), (5, 1)),
+    "softmax over maps, some classes": lambda x: x[:, :, None, None].softmax(1)[:, :3, 0, 0],
+    "softmax of other pictures, too": lambda x: torch.cat([x, -x]).softmax(1)[:2],
+}
+
+
+@pytest.mark.filterwarnings("ignore:this network puts out probabilities")
+@pytest.mark.parametrize("end", UNSEEN)
+@pytest.mark.parametrize("method", ["saliency", "grad_cam"])
+def test_scores_that_cannot_be_found_are_not_guessed(method: str, end: str) -> None:
+    """Of what is put out the logarithm is explained where it sums to 1, else it as it is."""
+    x, net = pictures(), Net(UNSEEN[end])
+    of_all = bool((net(x).sum(1) - 1).abs().max() < 1e-9)
+
+    def score(z: Tensor) -> Tensor:
+        own = UNSEEN[end](z)[:, 1]
+        return own.log() if of_all else own
+
+    wanted = explain(method, Net(), x, score)
+    found = explain(method, net, x, 1)
+    close(found.score, wanted.score)
+    close(found.values, wanted.values)
+
+
+def test_of_one_picture_some_classes_that_could_not_be_followed_are_no_softmax_of_all() -> None:
+    x = pictures(1, *SHAPE[1:])
+    net = Net(lambda z: z.softmax(1).as_strided((1, 3), (3, 1)))
+    close(tvc.saliency(net, x, 2).score, net(x)[:, 2].detach())
 
 
 @pytest.mark.parametrize("end", [lambda x: x.softmax(1)[:, :3], lambda x: x])

@@ -33,7 +33,8 @@ from tests.networks import (
 from tests.test_promises import SETTINGS, nothing_changes
 from torchviz_cnn import InputError, plates
 from torchviz_cnn import render as render_room
-from torchviz_cnn.axes import channels_last
+from torchviz_cnn.axes import channels_last, widths_of
+from torchviz_cnn.kernels import convolutions
 from torchviz_cnn.passage import kind_of
 from torchviz_cnn.preprocess import Preprocess
 from torchviz_cnn.render import bars, paper
@@ -74,6 +75,81 @@ def test_a_functional_network_is_walked_function_by_function():
             assert seen[name].before is None
         else:
             torch.testing.assert_close(seen[name].before, before[0], rtol=0, atol=1e-12)
+
+
+class Between(nn.Module):
+    """Does something between two layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.fc(self.function(self.conv(x)))
+
+
+POOLED = {
+    "from the end": lambda x: x.mean((-2, -1)),
+    "either way": lambda x: x.mean((-1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_mean_over_places_is_a_pooling_however_its_axes_are_counted(name):
+    net, x = randomised(Between(POOLED[name])), pictures(1)
+    seen = tvc.walk(net, x)
+    assert seen.names == ["conv", "mean over places after conv", "fc"]
+    wanted = net.conv(x).detach()[0]
+    torch.testing.assert_close(seen["mean over places after conv"].before, wanted)
+    torch.testing.assert_close(seen["mean over places after conv"].output, wanted.mean((1, 2)))
+
+
+NO_STEPS = {
+    "a mean over all of some tokens": lambda x: (
+        x.mean((2, 3)) + x.flatten(2).transpose(1, 2).mean((-2, -1))
+    ),
+    "a clamp with a bound for each channel": lambda x: x.clamp(
+        min=torch.zeros(4, 1, 1).double()
+    ).mean((2, 3)),
+    "a clamp on both sides": lambda x: F.hardtanh(x).mean((2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NO_STEPS)
+def test_what_is_no_activation_and_pools_no_places_is_no_step(name):
+    seen = tvc.walk(randomised(Between(NO_STEPS[name])), pictures(1))
+    assert seen.names == ["conv", "mean over places after conv", "fc"]
+
+
+def test_what_a_function_put_out_is_kept_as_it_was():
+    net, x = randomised(Between(lambda x: F.relu(x).add_(1).mean((2, 3)))), pictures(1)
+    wanted = net.conv(x).detach()[0].clamp(min=0)
+    assert torch.equal(tvc.walk(net, x)["relu after conv"].output, wanted)
+
+
+def test_a_rectified_weight_within_a_layer_is_not_counted_but_is_no_picture_left_out():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x):
+            return (x * F.relu(self.weight)).mean((2, 3))
+
+    seen = tvc.walk(randomised(Between(Scaled())), pictures(1))
+    assert seen.names == ["conv", "function", "fc"]
+    assert seen.left_out() == [
+        "relu after conv is not counted: it is computed of weights, not of the picture"
+    ]
+
+
+def test_an_activation_that_gives_fewer_numbers_than_it_was_given_silences_none():
+    step = tvc.walk(nn.Sequential(nn.GLU(1)), torch.randn(1, 4, 6, 5))["0"]
+    assert step.kind == "activation"
+    assert (step.before.shape, step.output.shape) == ((4, 6, 5), (2, 6, 5))
+    assert step.silenced is None
+    assert step.silenced_by_channel is None
 
 
 def test_the_share_an_activation_silences_is_counted_by_unit_and_by_channel():
@@ -257,6 +333,8 @@ def test_asked_for_by_name_only_those_layers_are_walked_and_the_rest_does_not_ru
     assert seen.names == ["conv1", "relu1"]
     with pytest.raises(InputError, match="conv3"):
         tvc.walk(net, pictures(1), "conv3")
+    model = tvc.models.load("mnist_convnet")
+    assert tvc.walk(model, torch.rand(1, 1, 28, 28), ["conv_1"]).names == ["conv_1"]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
@@ -315,6 +393,87 @@ def test_a_channels_weight_for_a_class_is_the_mean_gradient_of_its_score():
     assert tvc.render.strongest(seen["pool1"].maps, 3, seen["pool1"].weights) == order[:3]
     # On global average pooling and one linear layer it is the class's weight over the places.
     torch.testing.assert_close(seen["relu2"].weights, net.fc.weight[2] / (7 * 5))
+
+
+class Aside(nn.Module):
+    """Functions between its layers, and a layer that has no part in the score."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.aside = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 3)
+        self.cut = False
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        self.aside(x)
+        x = x.mean((2, 3))
+        return self.fc(x.detach() if self.cut else x)
+
+
+def test_only_layers_with_a_part_in_the_score_have_weights_for_a_class():
+    """Neither a function, which cannot be captured, nor what leads nowhere."""
+    net, x = randomised(Aside()), pictures(1)
+    seen = tvc.walk(net, x, target=2)
+    assert seen.names[:3] == ["conv", "relu after conv", "aside"]
+    maps = net.conv(x).detach().requires_grad_()
+    net.fc(maps.relu().mean((2, 3)))[0, 2].backward()
+    torch.testing.assert_close(seen["conv"].weights, maps.grad[0].mean((1, 2)))
+    assert seen["relu after conv"].weights is None
+    assert seen["aside"].weights is None
+    net.cut = True
+    assert all(step.weights is None for step in tvc.walk(net, x, target=2))
+
+
+def test_a_network_that_writes_into_its_input_is_walked_on_a_copy():
+    net, x = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3).double()), pictures(1)
+    kept = x.clone()
+    seen = tvc.walk(net, x)
+    assert torch.equal(x, kept)
+    assert torch.equal(seen.input, kept[0])
+    assert torch.equal(seen["0"].before, kept[0])
+
+
+def test_a_layer_that_fails_and_is_caught_leaves_the_others_their_names():
+    class Risky(nn.Module):
+        def forward(self, x):
+            raise ValueError("not today")
+
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.risky, self.conv = Risky(), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            try:
+                return self.risky(x)
+            except ValueError:
+                return x
+
+    net, x = randomised(nn.Sequential(OrderedDict(block=Careful(), relu=nn.ReLU()))), pictures(1)
+    seen = tvc.walk(net, x, ["block", "relu"])
+    assert seen.names == ["block", "relu"]
+    torch.testing.assert_close(seen["block"].output, net.block.conv(x)[0].detach())
+
+
+def test_a_pooling_over_several_pieces_of_a_picture_is_not_shown_beside_one_of_them():
+    class PoolPieces(nn.Module):
+        def forward(self, x):
+            return x.amax(0, keepdim=True)
+
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = PoolPieces()
+
+        def forward(self, x):
+            return self.pool(torch.cat(x.chunk(2, 2)))
+
+    x = pictures(1, height=8)
+    step = tvc.walk(Pieces(), x, "pool")["pool"]
+    assert step.before is None
+    assert torch.equal(step.output, torch.maximum(x[0, :, :4], x[0, :, 4:]))
 
 
 def test_channels_last_maps_are_turned_and_said_to_be():
@@ -669,6 +828,37 @@ def test_only_the_networks_own_scores_have_the_names_of_classes(layers, head, an
     seen = tvc.walk(model, pictures(1), layers)
     wanted = answers if layers is None else {k: v for k, v in answers.items() if k in layers}
     assert {step.name: step.answer for step in seen if step.answer} == wanted
+
+
+@pytest.mark.parametrize("layers", [None, ["fc"]])
+def test_the_one_score_of_a_network_of_two_classes_is_its_answer(layers):
+    """Asked for alone too: only what the network puts out tells that it was the last."""
+    parts = OrderedDict(flat=nn.Flatten(), fc=nn.Linear(3 * 14 * 10, 1), sigmoid=nn.Sigmoid())
+    model = tvc.Model(
+        randomised(nn.Sequential(parts)), Preprocess((14, 10)), (3, 14, 10), classes=("cat", "dog")
+    )
+    assert tvc.walk(model, pictures(1), layers)["fc"].answer == "score"
+
+
+def test_a_softmax_on_the_way_is_not_taken_for_the_end():
+    net = randomised(Between(lambda x: x.mean((2, 3)).softmax(1)))
+    seen = tvc.walk(net, pictures(1))
+    assert {step.name: step.answer for step in seen if step.answer} == {"fc": "score"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_answer_is_known_in_the_higher_precision_it_is_put_out_in(first):
+    class Double(Between):
+        def forward(self, x):
+            scores = super().forward(x)
+            return scores.double().softmax(1) if first else scores.softmax(1).double()
+
+    net = randomised(Double(lambda x: x.mean((2, 3)))).float()
+    seen = tvc.walk(net, pictures(1).float())
+    assert {step.name: step.answer for step in seen if step.answer} == {
+        "fc": "score",
+        "softmax after fc": "probability",
+    }
 
 
 def test_the_words_beside_the_bars_are_the_classes_of_the_answer(monkeypatch):
@@ -1119,6 +1309,46 @@ def test_large_layers_show_their_strongest_filters_and_input_channels(monkeypatc
         assert options["inputs"] == (sorted(best.tolist()) if shape[1] > 64 else None)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "shown"),
+    [
+        ((5000, 1, 1, 1), {}, 5000),  # a picture each, however many
+        ((1500, 3, 1, 1), {}, 1500),
+        ((1500, 3, 1, 1), {"rgb": False}, 4096 // 3),  # a row of three each
+        ((600, 512, 1, 1), {"inputs": range(8)}, 4096 // 8),
+        ((600, 512, 1, 1), {}, 4096 // 64),
+    ],
+)
+def test_as_many_filters_are_shown_as_make_4096_kernels(monkeypatch, shape, options, shown):
+    drawn = []
+    monkeypatch.setattr(
+        render_room, "filters", lambda weight, **options: drawn.append(options["chosen"])
+    )
+    tvc.Filters("conv", torch.randn(shape), None).picture(**options)
+    assert len(drawn[0] or range(shape[0])) == shown
+
+
+def test_filters_along_one_axis_are_one_row_high():
+    net = nn.Sequential(nn.Conv1d(2, 3, 5))
+    found = tvc.filters(net, "0")
+    assert found.weight.shape == (3, 2, 1, 5)
+    assert torch.equal(found.weight[:, :, 0], net[0].weight)
+
+
+def test_looking_at_filters_runs_no_hook_of_the_users():
+    net, ran = nn.Sequential(nn.Conv2d(1, 2, 3)), []
+    net[0].register_forward_pre_hook(lambda *given: ran.append(given))
+    tvc.filters(net, "0")
+    assert not ran
+
+
+def test_a_convolution_and_what_holds_it_alone_are_one_layer_with_filters():
+    blocks = [OrderedDict(conv=nn.Conv2d(3, 3, 1), relu=nn.ReLU()) for _ in range(2)]
+    net = nn.Sequential(OrderedDict(zip("ab", map(nn.Sequential, blocks), strict=True)))
+    assert convolutions(net, "*") == ["a", "b"]
+    assert convolutions(net, "*.conv") == ["a.conv", "b.conv"]
+
+
 def test_filters_from_the_command_line(tmp_path, monkeypatch, capsys):
     from torchviz_cnn import cli
 
@@ -1199,6 +1429,10 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
     [
         ((56, 56, 96), (224, 224), {96}, True),
         ((28, 14, 96), (224, 112), {96}, True),
+        ((30, 32, 96), (224, 224), {96}, True),  # padded: as wide as high to a tenth,
+        ((4, 5, 96), (28, 28), {96}, True),  # or to a cell
+        ((30, 34, 96), (224, 224), {96}, False),
+        ((4, 6, 96), (28, 28), {96}, False),
         ((96, 56, 56), (224, 224), {96}, False),
         ((12, 12, 12), (14, 14), {12}, False),  # it may be either: the usual order
         ((12, 12, 7), (14, 14), {9}, False),  # no layer works along that axis
@@ -1208,6 +1442,11 @@ def test_notes_wider_than_their_maps_do_not_run_into_each_other():
 )
 def test_which_outputs_have_their_channels_last(shape, size, widths, last):
     assert channels_last(shape, size, widths) is last
+
+
+def test_layers_that_work_along_the_last_axis_say_how_wide_it_is():
+    layers = [nn.LayerNorm((7, 6)), nn.Linear(4, 5), nn.GroupNorm(1, 8), nn.Conv2d(9, 10, 1)]
+    assert widths_of(nn.Sequential(*layers)) == {4, 5, 6}
 
 
 def test_nan_is_no_strong_unit_and_a_row_of_it_is_in_the_same_order():

@@ -324,8 +324,7 @@ def _function(
     """What an operator is called, and does, if it is an activation or a pooling."""
     name = _ACTIVATIONS.get(packet)
     if name in ("clamp", "clamp_min", "hardtanh"):
-        default = -1.0 if name == "hardtanh" else None
-        low = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val", default))
+        low = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val"))
         if isinstance(low, Tensor) or low != 0:
             return None  # cuts something off, and is no ReLU
     if name is not None:
