@@ -247,6 +247,18 @@ def test_gray_networks_get_one_colour():
     assert torch.equal(colors.inputs(torch.full((2, 1, 3, 4), 0.25)), torch.full((2, 3, 4), 0.25))
 
 
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"),
+    [(1, [0.0], [1.0]), (3, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])],
+)
+def test_a_bare_network_is_taken_for_one_of_gray_or_of_torchvisions_pictures(channels, mean, std):
+    net, size = randomised(plain(channels)), (channels, 14, 10)
+    found = tvc.maximize(net, target=1, steps=2, input_size=size)
+    low, spread = (torch.tensor(each).double()[:, None, None] for each in (mean, std))
+    assert found.colors.shape == found.inputs.shape
+    torch.testing.assert_close(found.inputs, (found.colors - low) / spread, rtol=1e-6, atol=1e-6)
+
+
 def test_a_preparation_that_bends_colours_is_refused():
     with pytest.raises(tvc.InputError, match="name one with preprocess="):
         colors_of(lambda p: Preprocess((6, 7))(p) ** 2, (3, 6, 7))
@@ -722,7 +734,10 @@ BAD = [
     ({"target": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
     ({"target": 1, "learning_rate": "x"}, "learning_rate must be above 0, not 'x'"),
     ({"target": 1, "decay": "x"}, "decay must lie"),
+    ({"target": 1, "decay": -0.1}, "decay must lie between 0 and 4, not -0.1"),
+    ({"target": 1, "decay": 4.1}, "decay must lie between 0 and 4, not 4.1"),
     ({"target": 1, "power": None}, "power must be"),
+    ({"target": 1, "power": 1}, "power must be above 1, not 1"),
     ({"target": 1, "lp": "x"}, "lp must be"),
     ({"target": 1, "total_variation": math.nan}, "total_variation must be"),
     ({"target": 1, "parametrization": "wavelets"}, "must be fourier or pixels"),
@@ -739,6 +754,7 @@ BAD = [
     ({"target": 1, "l2": -1.0}, "l2 must be"),
     ({"target": [1, 2], "seed": [1]}, "1 seed was given for 2 pictures"),
     ({"target": 1, "seed": -1}, "a seed is"),
+    ({"target": 1, "seed": 2**63}, "a seed is a whole number from 0, not 9223372036854775808"),
     ({"target": 1, "seed": None}, "a seed is a whole number from 0, not None"),
     ({"target": 1, "seed": 1.5}, "a seed is"),
     ({"target": 1, "seed": True}, "a seed is"),
@@ -746,6 +762,7 @@ BAD = [
     ({"target": [len], "classes": ("ant", "bee", "cat", "dog")}, "is an objective by itself"),
     ({"target": 1, "input_size": None}, "give input_size"),
     ({"target": 1, "input_size": (4, 14, 10)}, "takes 4 channels"),
+    ({"target": 1, "input_size": (3, 1, 10)}, "at least 2×2 pixels, not 1×10"),
     ({"target": 1, "preprocess": "cafe"}, "did you mean 'caffe'"),
     ({"target": 1, "batch_size": 0}, "batch_size must be"),
 ]
@@ -756,6 +773,24 @@ def test_bad_input_is_one_sentence_and_changes_nothing(wish, words):
     net = randomised(plain())
     with nothing_changes(net), pytest.raises(tvc.InputError, match=words):
         tvc.maximize(net, **(QUICK | wish))
+
+
+@pytest.mark.parametrize("decay", [0, 4])
+def test_the_least_and_the_most_of_each_option_are_allowed(decay):
+    options = {"steps": 1, "decay": decay, "l2": 0, "lp": 0, "total_variation": 0, "seed": 0}
+    found = tvc.maximize(randomised(plain()), target=1, **(QUICK | STILL | options))
+    assert found.history.shape == (1, 1)
+    assert {name: found.parameters[name] for name in options} == options | {"seed": [0]}
+
+
+@pytest.mark.parametrize("parametrization", ["fourier", "pixels"])
+def test_the_smallest_picture_has_2_by_2_pixels(parametrization):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)))
+    options = QUICK | FREE | {"input_size": (3, 2, 2), "parametrization": parametrization}
+    found = tvc.maximize(net, target=1, **options)
+    assert found.inputs.shape == (1, 3, 2, 2)
+    torch.testing.assert_close(found.value, net(found.inputs)[:, 1].detach())
+    assert found.value > found.history[:, 0]
 
 
 # ---- what comes out -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
+from torchviz_cnn.methods.relu import clamps_as_relus
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -329,6 +330,41 @@ def test_every_spelling_of_relu6_follows_the_hand_made_rule(
     unlimited = seeded(HandNet())
     assert (net(x) - unlimited(x)).abs().max() > 1e-2, "nothing reaches 6, so nothing is tested"
     close(method(net, x, 1).values, net.backward_by_hand(x, 1, rule))
+
+
+@pytest.mark.parametrize("top", [0.5, 1])
+def test_a_clamp_from_0_follows_the_rule_whatever_its_upper_end(top: float) -> None:
+    net, x = seeded(HandNet(lambda z: z.clamp(0, top), top=top)), pictures(*HAND_INPUT)
+    for method, rule in ((tvc.guided_backprop, "guided"), (tvc.deconvnet, "deconvnet")):
+        wanted = net.backward_by_hand(x, 1, rule)
+        assert (wanted - net.backward_by_hand(x, 1, "gradient")).abs().max() > 1e-3
+        close(method(net, x, 1).values, wanted)
+
+
+OTHER_CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "from 1": lambda x: x.clamp(min=1),
+    "from -1 to 1": lambda x: x.clamp(-1, 1),
+    "up to 1": lambda x: x.clamp(max=1),
+    "from 0 to 0": lambda x: x.clamp(0, 0),
+    "from 0 to -1": lambda x: x.clamp(0, -1),
+    "from each its own": lambda x: x.clamp(min=torch.zeros_like(x)),
+    "from 0 to each its own": lambda x: x.clamp(torch.zeros_like(x), torch.ones_like(x)),
+    "whole numbers": lambda x: x.long().clamp(min=0),
+}
+
+
+@pytest.mark.parametrize("spelling", [*RELUS, *RELU6S, *OTHER_CLAMPS])
+def test_a_clamp_that_runs_as_a_relu_gives_and_writes_what_it_would(spelling: str) -> None:
+    function = {**RELUS, **RELU6S, **OTHER_CLAMPS}[spelling]
+    alone, x = (torch.linspace(-9, 9, 13, dtype=torch.float64) for _ in range(2))
+    wanted = function(alone)
+    with clamps_as_relus() as clamps:
+        found = function(x)
+    assert found.dtype is wanted.dtype
+    assert torch.equal(found, wanted)
+    assert torch.equal(x, alone), "what it was given is not left, or written over, likewise"
+    if spelling in OTHER_CLAMPS:
+        assert clamps.rewritten == 0
 
 
 def test_positive_guided_backprop_and_deconvnet_keep_the_positive_part() -> None:
@@ -1004,6 +1040,18 @@ def test_windows_and_fills_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(tvc.InputError, match=told):
         tvc.occlusion(Pixels(), pictures(1, 3, 6, 6), 0, **options)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 4), (4, 8)])
+def test_each_side_of_a_window_is_measured_by_its_own_side_of_the_picture(
+    height: int, width: int
+) -> None:
+    net, x = Pixels(), pictures(1, 3, height, width)
+    found = tvc.occlusion(net, x, 0, window=(height, width), stride=1)
+    assert found.values.shape == (1, 1, 1)
+    for window in ((height + 1, 1), (1, width + 1)):
+        with pytest.raises(tvc.InputError, match=f"{window[0]}×{window[1]}.*{height}×{width}"):
+            tvc.occlusion(net, x, 0, window=window, stride=1)
 
 
 class Normalising(GapNet):
