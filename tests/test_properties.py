@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
+from torchviz_cnn.methods.examine import batch_of
 from torchviz_cnn.methods.relu import clamps_as_relus
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -1052,6 +1053,22 @@ def test_each_side_of_a_window_is_measured_by_its_own_side_of_the_picture(
     for window in ((height + 1, 1), (1, width + 1)):
         with pytest.raises(tvc.InputError, match=f"{window[0]}×{window[1]}.*{height}×{width}"):
             tvc.occlusion(net, x, 0, window=window, stride=1)
+
+
+@pytest.mark.parametrize("size", [(6, 1), (1, 6)])
+def test_a_picture_one_pixel_wide_cannot_be_blurred(size: tuple[int, int]) -> None:
+    with pytest.raises(tvc.InputError, match="one pixel wide cannot be blurred"):
+        tvc.occlusion(Pixels(), pictures(1, 3, *size), 0, window=1, fill="blur")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "count"),
+    [(224, 224, 8), (112, 448, 8), (448, 56, 16), (32, 32, 256), (1500, 1500, 1)],
+)
+def test_by_default_as_many_go_together_as_have_so_many_pixels(
+    height: int, width: int, count: int
+) -> None:
+    assert batch_of(torch.zeros(()).expand(1, 3, height, width), None, 8) == count
 
 
 class Normalising(GapNet):
