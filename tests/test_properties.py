@@ -735,6 +735,14 @@ def test_blur_grows_with_the_picture() -> None:
     close(found.scores.reshape(x.shape), wanted)
 
 
+@pytest.mark.parametrize("size", [(2, 9), (9, 3), (3, 3)])
+def test_blur_reaches_to_where_a_narrow_picture_is_mirrored_once(size: tuple[int, int]) -> None:
+    x = pictures(1, 2, *size)
+    found = tvc.occlusion(Pixels(), x, 0, window=size, stride=1, fill="blur")
+    wanted = torch.from_numpy(_gaussian(x.numpy(), 1.0, min(size) - 1))
+    close(found.scores.reshape(x.shape), wanted)
+
+
 def test_mean_fill_is_each_pictures_own() -> None:
     x = torch.stack([torch.full((1, 4, 4), 2.0), torch.full((1, 4, 4), -5.0)]).double()
     x[:, :, 0, 0] += 16
@@ -1020,6 +1028,15 @@ def test_pictures_without_a_channel_axis_are_hidden_likewise() -> None:
     found = tvc.occlusion(net, x, 1, window=2, stride=1, fill=0.5)
     hidden = _hidden_one_by_one(net, x[:, None], (2, 2), (1, 1), 0.5)
     close(found.values, net(x).detach()[:, 1, None, None] - hidden[..., 1])
+    levels = [0.5, -2.0]
+    own = torch.tensor(levels)[:, None, None].expand(2, 6, 5)
+    found = tvc.occlusion(net, x, 1, window=2, stride=1, fill=own)
+    for i, level in enumerate(levels):
+        hidden = _hidden_one_by_one(net, x[i : i + 1, None], (2, 2), (1, 1), level)
+        close(found.values[i], net(x).detach()[i, 1] - hidden[0, ..., 1])
+    for fill in ([0.0, 1.0], torch.zeros(6, 4), torch.zeros(3, 6, 5)):  # no value a picture
+        with pytest.raises(tvc.InputError, match=r"does not fit pictures of shape \(2, 6, 5\)"):
+            tvc.occlusion(net, x, 1, window=2, stride=1, fill=fill)
 
 
 @pytest.mark.parametrize(
