@@ -793,6 +793,23 @@ def test_the_smallest_picture_has_2_by_2_pixels(parametrization):
     assert found.value > found.history[:, 0]
 
 
+def test_a_models_pictures_may_be_larger_but_not_of_other_channels():
+    model = tvc.Model(randomised(plain()), None, (3, 14, 10))
+    wish = {"layer": "conv1", "channel": 0, "steps": 2, "preprocess": "rescale"}
+    assert tvc.maximize(model, **wish, input_size=(3, 20, 16)).inputs.shape == (1, 3, 20, 16)
+    with pytest.raises(tvc.InputError, match=r"takes 3×14×10; another .* not be 1×14×10"):
+        tvc.maximize(model, **wish, input_size=(1, 14, 10))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
+def test_several_may_be_numbers_of_any_kind_in_a_row(kind):
+    net, options = randomised(plain()), {**QUICK, "steps": 2, "layer": "conv1"}
+    wanted = tvc.maximize(net, channel=[0, 3], seed=[5, 6], **options)
+    found = tvc.maximize(net, channel=kind([0, 3]), seed=kind([5, 6]), **options)
+    assert found.labels == wanted.labels == ("conv1 0", "conv1 3")
+    assert_same(found, wanted)
+
+
 # ---- what comes out -------------------------------------------------------------------------------
 
 
