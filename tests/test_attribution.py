@@ -599,6 +599,36 @@ def test_every_kind_of_fill_can_be_saved(fill: Any, tmp_path: Path) -> None:
     assert manifest["parameters"]["fill"] in (0.5, "array")
 
 
+@pytest.mark.parametrize("score", ["logit", "probability"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("saliency", {"positive": True}),
+        ("guided_backprop", {"positive": True}),
+        ("deconvnet", {"positive": False}),
+        ("input_x_gradient", {}),
+        ("smooth_grad", {"samples": 2, "noise": 0.5, "seed": 7}),
+        ("integrated_gradients", {"baseline": 0.5, "steps": 3}),
+        ("integrated_gradients", {"baseline": "mean", "steps": 3}),
+        ("layer_cam", {"relu": False}),
+        ("guided_grad_cam", {}),
+        ("score_cam", {"relu": False}),
+        ("occlusion", {"window": [3, 4], "stride": [2, 3], "fill": 0.25}),
+    ],
+)
+def test_what_was_asked_for_stands_in_the_manifest(method, options, score) -> None:
+    net, x = randomised(plain()), pictures(2)
+    found = tvc.METHODS[method](net, x, 1, score=score, **options).manifest()
+    assert found["parameters"] == {"score": score, **options}
+    assert found["method"] == method
+
+
+def test_a_baseline_of_pictures_is_an_array_to_the_manifest() -> None:
+    net, x = randomised(plain()), pictures(2)
+    found = tvc.integrated_gradients(net, x, 1, baseline=torch.zeros_like(x), steps=3)
+    assert found.manifest()["parameters"]["baseline"] == "array"
+
+
 def test_an_npz_of_a_callable_has_no_target(tmp_path: Path) -> None:
     result = tvc.saliency(Tiny(), normal(1, 3, 7, 8), lambda out: out[:, 0])
     found = _npz(result.save(tmp_path / "map.npz"))

@@ -103,6 +103,15 @@ def test_another_seed_is_other_noise_and_the_same_seed_the_same():
     assert not torch.allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_a_seed_may_be_any_number_of_64_bits(seed):
+    net, x = smooth_network(), pictures(1)
+    noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    sigma = 0.15 * (x.max() - x.min())
+    found = tvc.smooth_grad(net, x, 1, samples=1, seed=seed)
+    close(found.values, slope(net, x + sigma * noise.double(), 1))
+
+
 def test_single_precision_has_the_same_noise():
     net, x = randomised(plain()), pictures(2)
     wanted = tvc.smooth_grad(net, x, 1).values
@@ -241,6 +250,8 @@ def test_the_gap_is_kept_with_the_numbers(tmp_path):
         ("smooth_grad", {"noise": float("nan")}, "noise must be"),
         ("smooth_grad", {"noise": "much"}, "noise must be"),
         ("smooth_grad", {"seed": 0.5}, "seed must be"),
+        ("smooth_grad", {"seed": 2**64}, "seed must be .* at most 64 bits"),
+        ("smooth_grad", {"seed": -(2**63) - 1}, "seed must be .* at most 64 bits"),
         ("smooth_grad", {"batch_size": 0}, r"batch_size must be .* at least 1"),
         ("integrated_gradients", {"steps": 0}, "steps must be .* at least 1, not 0"),
         ("integrated_gradients", {"baseline": "black"}, "baseline must be a value, 'mean'"),

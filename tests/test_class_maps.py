@@ -220,6 +220,7 @@ CLOSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "mean": lambda net, a: net.fc(a.mean((2, 3))),
     "mean of negative axes": lambda net, a: net.fc(a.mean([-1, -2])),
     "mean of one axis of all cells": lambda net, a: net.fc(a.flatten(2).mean(2)),
+    "mean of the last axis": lambda net, a: net.fc(a.flatten(2).mean(-1)),
     "average pooling of all": lambda net, a: net.fc(F.avg_pool2d(a, a.shape[2:]).view(len(a), -1)),
     "squeezed": lambda net, a: net.fc(net.gap(a).squeeze(-1).squeeze(-1)),
     "no bias": lambda net, a: F.linear(a.mean((2, 3)), net.fc.weight),
@@ -252,6 +253,13 @@ NOT_CLOSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "sum": lambda net, a: net.fc(a.sum((2, 3)) / 100),
     "mean of a transposed map": lambda net, a: net.fc(a.mT.reshape(len(a), 8, 2, -1).mean((2, 3))),
+    "means across channels": lambda net, a: net.fc(a.reshape(len(a), -1, 8).mean(1)),
+    "means across pictures": lambda net, a: net.fc(
+        net.gap(a).as_strided((len(a), 8, 1, 1), (1, len(a), 1, 1)).flatten(1)
+    ),
+    "the first picture's means": lambda net, a: net.fc(
+        net.gap(a).as_strided((len(a), 8, 1, 1), (0, 1, 1, 1)).flatten(1)
+    ),
     "channels shuffled": lambda net, a: net.fc(gap(net, a).flip(1)),
     "two linear layers in a sum": lambda net, a: net.fc(gap(net, a)) + net.other(gap(net, a)),
     "two linear layers in a row": lambda net, a: net.fc(gap(net, a)) @ net.other.weight[:, :5].T,
@@ -332,6 +340,14 @@ def test_the_graph_alone_tells_which_networks_have_a_closed_form(ending, leaf):
     for c in range(5):
         gradient = torch.autograd.grad(scores[:, c].sum(), maps, retain_graph=True)[0]
         close(found[c][None, :, None, None].expand_as(gradient), gradient)
+
+
+@pytest.mark.parametrize("axes", [(1, 3), (2, 1)])
+def test_means_over_channels_are_no_means_of_maps_though_there_are_as_many(axes):
+    net = nn.Linear(6, 4).double().requires_grad_(False)
+    maps = pictures(2, 6, 6, 6).requires_grad_()
+    assert slopes(net(maps.mean((2, 3))), maps) is not None
+    assert slopes(net(maps.mean(axes)), maps) is None
 
 
 def run_head(net: nn.Module, maps: Tensor) -> Tensor:

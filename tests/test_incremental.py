@@ -357,6 +357,9 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "backwards": lambda: Through(lambda x: x.flip(-1)),
     "layer norm": lambda: nn.GroupNorm(2, 4),
     "instance norm": lambda: nn.InstanceNorm2d(4),
+    "pooled and told from where": lambda: Through(
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0]
+    ),
     "upsampling": lambda: nn.Upsample(scale_factor=2),
     "softmax": lambda: nn.Softmax2d(),
     "a floor for each place": lambda: Placed(lambda x, place: x.clamp(min=place)),

@@ -266,6 +266,18 @@ def test_a_preparation_that_makes_other_channels_than_the_network_takes_is_refus
         colors_of(lambda p: vision.pil_to_tensor(p.convert("L"))[None] / 255, (3, 12, 12))
 
 
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"),
+    [(1, [0.0], [1.0]), (3, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])],
+)
+def test_a_bare_network_is_taken_for_one_of_gray_or_of_torchvisions_pictures(channels, mean, std):
+    net, size = randomised(plain(channels)), (channels, 14, 10)
+    found = tvc.maximize(net, target=1, steps=2, input_size=size)
+    low, spread = (torch.tensor(each).double()[:, None, None] for each in (mean, std))
+    assert found.colors.shape == found.inputs.shape
+    torch.testing.assert_close(found.inputs, (found.colors - low) / spread, rtol=1e-6, atol=1e-6)
+
+
 def test_a_preparation_that_bends_colours_is_refused():
     with pytest.raises(tvc.InputError, match="name one with preprocess="):
         colors_of(lambda p: Preprocess((6, 7))(p) ** 2, (3, 6, 7))
@@ -741,7 +753,10 @@ BAD = [
     ({"target": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
     ({"target": 1, "learning_rate": "x"}, "learning_rate must be above 0, not 'x'"),
     ({"target": 1, "decay": "x"}, "decay must lie"),
+    ({"target": 1, "decay": -0.1}, "decay must lie between 0 and 4, not -0.1"),
+    ({"target": 1, "decay": 4.1}, "decay must lie between 0 and 4, not 4.1"),
     ({"target": 1, "power": None}, "power must be"),
+    ({"target": 1, "power": 1}, "power must be above 1, not 1"),
     ({"target": 1, "lp": "x"}, "lp must be"),
     ({"target": 1, "total_variation": math.nan}, "total_variation must be"),
     ({"target": 1, "parametrization": "wavelets"}, "must be fourier or pixels"),
@@ -758,6 +773,7 @@ BAD = [
     ({"target": 1, "l2": -1.0}, "l2 must be"),
     ({"target": [1, 2], "seed": [1]}, "1 seed was given for 2 pictures"),
     ({"target": 1, "seed": -1}, "a seed is"),
+    ({"target": 1, "seed": 2**63}, "a seed is a whole number from 0, not 9223372036854775808"),
     ({"target": 1, "seed": None}, "a seed is a whole number from 0, not None"),
     ({"target": 1, "seed": 1.5}, "a seed is"),
     ({"target": 1, "seed": True}, "a seed is"),
@@ -765,6 +781,7 @@ BAD = [
     ({"target": [len], "classes": ("ant", "bee", "cat", "dog")}, "is an objective by itself"),
     ({"target": 1, "input_size": None}, "give input_size"),
     ({"target": 1, "input_size": (4, 14, 10)}, "takes 4 channels"),
+    ({"target": 1, "input_size": (3, 1, 10)}, "at least 2×2 pixels, not 1×10"),
     ({"target": 1, "preprocess": "cafe"}, "did you mean 'caffe'"),
     ({"target": 1, "batch_size": 0}, "batch_size must be"),
 ]
@@ -775,6 +792,41 @@ def test_bad_input_is_one_sentence_and_changes_nothing(wish, words):
     net = randomised(plain())
     with nothing_changes(net), pytest.raises(tvc.InputError, match=words):
         tvc.maximize(net, **(QUICK | wish))
+
+
+@pytest.mark.parametrize("decay", [0, 4])
+def test_the_least_and_the_most_of_each_option_are_allowed(decay):
+    options = {"steps": 1, "decay": decay, "l2": 0, "lp": 0, "total_variation": 0, "seed": 0}
+    found = tvc.maximize(randomised(plain()), target=1, **(QUICK | STILL | options))
+    assert found.history.shape == (1, 1)
+    assert {name: found.parameters[name] for name in options} == options | {"seed": [0]}
+
+
+@pytest.mark.parametrize("parametrization", ["fourier", "pixels"])
+def test_the_smallest_picture_has_2_by_2_pixels(parametrization):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)))
+    options = QUICK | FREE | {"input_size": (3, 2, 2), "parametrization": parametrization}
+    found = tvc.maximize(net, target=1, **options)
+    assert found.inputs.shape == (1, 3, 2, 2)
+    torch.testing.assert_close(found.value, net(found.inputs)[:, 1].detach())
+    assert found.value > found.history[:, 0]
+
+
+def test_a_models_pictures_may_be_larger_but_not_of_other_channels():
+    model = tvc.Model(randomised(plain()), None, (3, 14, 10))
+    wish = {"layer": "conv1", "channel": 0, "steps": 2, "preprocess": "rescale"}
+    assert tvc.maximize(model, **wish, input_size=(3, 20, 16)).inputs.shape == (1, 3, 20, 16)
+    with pytest.raises(tvc.InputError, match=r"takes 3×14×10; another .* not be 1×14×10"):
+        tvc.maximize(model, **wish, input_size=(1, 14, 10))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
+def test_several_may_be_numbers_of_any_kind_in_a_row(kind):
+    net, options = randomised(plain()), {**QUICK, "steps": 2, "layer": "conv1"}
+    wanted = tvc.maximize(net, channel=[0, 3], seed=[5, 6], **options)
+    found = tvc.maximize(net, channel=kind([0, 3]), seed=kind([5, 6]), **options)
+    assert found.labels == wanted.labels == ("conv1 0", "conv1 3")
+    assert_same(found, wanted)
 
 
 # ---- what comes out -------------------------------------------------------------------------------

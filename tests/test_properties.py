@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
+from torchviz_cnn.methods.examine import batch_of
+from torchviz_cnn.methods.relu import clamps_as_relus
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -329,6 +331,41 @@ def test_every_spelling_of_relu6_follows_the_hand_made_rule(
     unlimited = seeded(HandNet())
     assert (net(x) - unlimited(x)).abs().max() > 1e-2, "nothing reaches 6, so nothing is tested"
     close(method(net, x, 1).values, net.backward_by_hand(x, 1, rule))
+
+
+@pytest.mark.parametrize("top", [0.5, 1])
+def test_a_clamp_from_0_follows_the_rule_whatever_its_upper_end(top: float) -> None:
+    net, x = seeded(HandNet(lambda z: z.clamp(0, top), top=top)), pictures(*HAND_INPUT)
+    for method, rule in ((tvc.guided_backprop, "guided"), (tvc.deconvnet, "deconvnet")):
+        wanted = net.backward_by_hand(x, 1, rule)
+        assert (wanted - net.backward_by_hand(x, 1, "gradient")).abs().max() > 1e-3
+        close(method(net, x, 1).values, wanted)
+
+
+OTHER_CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "from 1": lambda x: x.clamp(min=1),
+    "from -1 to 1": lambda x: x.clamp(-1, 1),
+    "up to 1": lambda x: x.clamp(max=1),
+    "from 0 to 0": lambda x: x.clamp(0, 0),
+    "from 0 to -1": lambda x: x.clamp(0, -1),
+    "from each its own": lambda x: x.clamp(min=torch.zeros_like(x)),
+    "from 0 to each its own": lambda x: x.clamp(torch.zeros_like(x), torch.ones_like(x)),
+    "whole numbers": lambda x: x.long().clamp(min=0),
+}
+
+
+@pytest.mark.parametrize("spelling", [*RELUS, *RELU6S, *OTHER_CLAMPS])
+def test_a_clamp_that_runs_as_a_relu_gives_and_writes_what_it_would(spelling: str) -> None:
+    function = {**RELUS, **RELU6S, **OTHER_CLAMPS}[spelling]
+    alone, x = (torch.linspace(-9, 9, 13, dtype=torch.float64) for _ in range(2))
+    wanted = function(alone)
+    with clamps_as_relus() as clamps:
+        found = function(x)
+    assert found.dtype is wanted.dtype
+    assert torch.equal(found, wanted)
+    assert torch.equal(x, alone), "what it was given is not left, or written over, likewise"
+    if spelling in OTHER_CLAMPS:
+        assert clamps.rewritten == 0
 
 
 def test_positive_guided_backprop_and_deconvnet_keep_the_positive_part() -> None:
@@ -698,6 +735,14 @@ def test_blur_grows_with_the_picture() -> None:
     close(found.scores.reshape(x.shape), wanted)
 
 
+@pytest.mark.parametrize("size", [(2, 9), (9, 3), (3, 3)])
+def test_blur_reaches_to_where_a_narrow_picture_is_mirrored_once(size: tuple[int, int]) -> None:
+    x = pictures(1, 2, *size)
+    found = tvc.occlusion(Pixels(), x, 0, window=size, stride=1, fill="blur")
+    wanted = torch.from_numpy(_gaussian(x.numpy(), 1.0, min(size) - 1))
+    close(found.scores.reshape(x.shape), wanted)
+
+
 def test_mean_fill_is_each_pictures_own() -> None:
     x = torch.stack([torch.full((1, 4, 4), 2.0), torch.full((1, 4, 4), -5.0)]).double()
     x[:, :, 0, 0] += 16
@@ -983,6 +1028,15 @@ def test_pictures_without_a_channel_axis_are_hidden_likewise() -> None:
     found = tvc.occlusion(net, x, 1, window=2, stride=1, fill=0.5)
     hidden = _hidden_one_by_one(net, x[:, None], (2, 2), (1, 1), 0.5)
     close(found.values, net(x).detach()[:, 1, None, None] - hidden[..., 1])
+    levels = [0.5, -2.0]
+    own = torch.tensor(levels)[:, None, None].expand(2, 6, 5)
+    found = tvc.occlusion(net, x, 1, window=2, stride=1, fill=own)
+    for i, level in enumerate(levels):
+        hidden = _hidden_one_by_one(net, x[i : i + 1, None], (2, 2), (1, 1), level)
+        close(found.values[i], net(x).detach()[i, 1] - hidden[0, ..., 1])
+    for fill in ([0.0, 1.0], torch.zeros(6, 4), torch.zeros(3, 6, 5)):  # no value a picture
+        with pytest.raises(tvc.InputError, match=r"does not fit pictures of shape \(2, 6, 5\)"):
+            tvc.occlusion(net, x, 1, window=2, stride=1, fill=fill)
 
 
 @pytest.mark.parametrize(
@@ -1004,6 +1058,34 @@ def test_windows_and_fills_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(tvc.InputError, match=told):
         tvc.occlusion(Pixels(), pictures(1, 3, 6, 6), 0, **options)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 4), (4, 8)])
+def test_each_side_of_a_window_is_measured_by_its_own_side_of_the_picture(
+    height: int, width: int
+) -> None:
+    net, x = Pixels(), pictures(1, 3, height, width)
+    found = tvc.occlusion(net, x, 0, window=(height, width), stride=1)
+    assert found.values.shape == (1, 1, 1)
+    for window in ((height + 1, 1), (1, width + 1)):
+        with pytest.raises(tvc.InputError, match=f"{window[0]}×{window[1]}.*{height}×{width}"):
+            tvc.occlusion(net, x, 0, window=window, stride=1)
+
+
+@pytest.mark.parametrize("size", [(6, 1), (1, 6)])
+def test_a_picture_one_pixel_wide_cannot_be_blurred(size: tuple[int, int]) -> None:
+    with pytest.raises(tvc.InputError, match="one pixel wide cannot be blurred"):
+        tvc.occlusion(Pixels(), pictures(1, 3, *size), 0, window=1, fill="blur")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "count"),
+    [(224, 224, 8), (112, 448, 8), (448, 56, 16), (32, 32, 256), (1500, 1500, 1)],
+)
+def test_by_default_as_many_go_together_as_have_so_many_pixels(
+    height: int, width: int, count: int
+) -> None:
+    assert batch_of(torch.zeros(()).expand(1, 3, height, width), None, 8) == count
 
 
 class Normalising(GapNet):

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 import torchviz_cnn as tvc
@@ -20,6 +20,7 @@ from tests.networks import CLASSES, Through, pictures, plain, randomised
 from torchviz_cnn.errors import InputError
 from torchviz_cnn.methods.graphs import Network
 from torchviz_cnn.methods.incremental import Engine
+from torchviz_cnn.methods.shapes import asks_shape
 from torchviz_cnn.methods.symbolic import Unsuited, read
 
 WINDOWS = {"window": 4, "stride": 4, "fill": 0.3}
@@ -85,6 +86,11 @@ def by_kind(x: Tensor) -> Tensor:
     raise TypeError("double precision on a CPU only")
 
 
+def turned(x: Tensor) -> Tensor:
+    """An attribute that holds the numbers, not how many there are."""
+    return x.mT.amax((2, 3))
+
+
 ASKING = {
     "rank": (torch.relu, of_any_rank),
     "odd or even": (even, mean),
@@ -93,6 +99,7 @@ ASKING = {
     "pictures": (even, by_pictures),
     "length": (even, by_length),
     "kind": (even, by_kind),
+    "numbers": (even, turned),
 }
 
 
@@ -116,6 +123,16 @@ def test_sizes_may_be_asked_for(name: str) -> None:
     found = in_part(net, x)
     assert {"conv1", "conv2"} <= found
     assert "avg_pool2d" in found if name == "same" else "max_pool2d" in found or name == "rank"
+
+
+def test_what_asks_for_a_size_is_told_from_what_reads_numbers() -> None:
+    def both(x: Tensor) -> tuple[object, object]:
+        sizes = (x.shape, x.ndim, x.dtype, x.device, x.is_cuda, x.size(1), x.dim(), x.numel())
+        return sizes, (x.mT, x.data, x.real, x.relu(), x.sum(), x[0])
+
+    sizes, numbers = fx.symbolic_trace(both).graph.output_node().args[0]
+    assert all(map(asks_shape, sizes))
+    assert not any(map(asks_shape, numbers))
 
 
 def test_arguments_that_nobody_gives() -> None:

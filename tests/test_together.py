@@ -377,6 +377,55 @@ def test_a_method_a_network_is_not_made_for_is_refused_like_alone():
         tvc.explain(net, pictures(), 1, methods=["saliency", "grad_cam", "layer_cam"])
 
 
+class Aside(nn.Module):
+    """Computes something else besides, last of all, that does not reach the score."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.side = plain(), nn.Sequential(nn.Conv2d(3, 4, 3), Then(then))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.net(x)
+        self.side(x)
+        return scores
+
+
+class Then(nn.Module):
+    def __init__(self, what: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what(x)
+
+
+@pytest.mark.parametrize(
+    ("then", "words"),
+    [
+        (Tensor.relu, "does not depend on the layer 'side'"),
+        (Tensor.long, "'side' puts out torch.int64 numbers, and maps .* floating-point"),
+        (
+            lambda x: x.unflatten(1, (2, 2)).flatten(0, 1),
+            "'side' puts out the maps of 4 pictures where 2",
+        ),
+    ],
+)
+def test_a_layer_that_cannot_serve_is_the_fault_of_who_named_it(then, words):
+    """No method is left out for it then, as for what the network is not made for."""
+    net, x = randomised(Aside(then)), pictures(2)
+    with pytest.raises(tvc.InputError, match=words) as caught:
+        tvc.explain(net, x, 1, methods="all", layer="side")
+    assert not isinstance(caught.value, NotApplicable)
+
+
+def test_where_the_usual_layer_cannot_serve_the_other_methods_answer():
+    net, x = randomised(Aside(Tensor.relu)), pictures(2)
+    with pytest.warns(UserWarning, match="are left out: the score does not depend on the layer"):
+        found = tvc.explain(net, x, 1, methods="all")
+    assert set(tvc.METHODS) - set(found) == {*CAMS, "guided_grad_cam"}
+    assert_same(found["saliency"], tvc.saliency(net, x, 1))
+
+
 def test_guided_grad_cam_of_half_precision_does_not_fall_below_its_range():
     """Half precision holds its factors, but not their product: the least it knows is 6e-8."""
     net, x = randomised(plain()).float(), pictures(2).float()

@@ -53,10 +53,11 @@ def filling_of(fill: Fill, images: Tensor, *, has_channels: bool, what: str = "f
         ) from None
     if not bool(values.isfinite().all()):
         raise InputError.about(what, "must be made of finite numbers")
+    like_inputs = values.ndim == 3 and not has_channels  # a picture for each
     if values.ndim == 1:  # one value a channel
         values = values[:, None, None]
     given = tuple(values.shape)
-    if values.ndim == 3 and not has_channels:  # a picture for each, given as the inputs are
+    if like_inputs:
         values = values[:, None]
     try:
         return values.expand(images.shape)
