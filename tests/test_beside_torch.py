@@ -145,6 +145,10 @@ def test_compare_takes_a_torch_network(net, file):
     result = converters.compare(file, torch=net, seed=3)
     assert (result.passed, result.reference) == (True, "Net")
     assert "second" in result.format(100)
+    x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+    given = converters.compare(file, torch=net, inputs=x)
+    assert given.images == 3
+    assert given == converters.compare_with_torch(file, net, inputs=x)
 
 
 def test_the_numbers_are_the_networks_own(net, file):
@@ -173,6 +177,35 @@ def test_of_equal_layers_the_first_to_run_comes_first(net, tmp_path):
     result = converters.compare_with_torch(keras_file(tmp_path / "net.onnx", net), net)
     assert result.passed
     assert (rows(result)["c2"].beside, rows(result)["c3"].beside) == ("second", "third")
+
+
+def test_a_layer_called_twice_is_compared_at_both_calls(tmp_path):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t net_1/c_1/convolution/k:0", "a", "net_1/c_1/convolution"),
+        node("Relu", "a", "r", "net_1/act_1/Relu"),
+        node("Conv", "r net_1/c_1/convolution/k:0", "b", "net_1/c_2/convolution"),
+        node("Transpose", "b", "out", "Transpose__9", perm=[0, 2, 3, 1]),
+    ]
+    weights = {"net_1/c_1/convolution/k:0": kernel}
+    file = save(tmp_path / "n.onnx", nodes, weights, {"img": ["N", 5, 4, 3]}, ["out"])
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)
+
+        def forward(self, x):
+            return self.conv(self.conv(x).relu())
+
+    twice = Twice()
+    with torch.no_grad():
+        twice.conv.weight.copy_(torch.from_numpy(kernel))
+    result = converters.compare_with_torch(file, twice)
+    assert [(row.name, row.beside) for row in result.layers] == [("c", "conv"), ("c@1", "conv@1")]
+    assert result.passed, str(result)
+    assert result.worst < 1e-5
 
 
 def test_branches_may_run_in_another_order(tmp_path):

@@ -17,7 +17,7 @@ import torchviz_cnn as tvc
 from converters.file_tensors import output_tensors, tensor_axes
 from converters.reference import Session
 from converters.trust import read_model
-from converters.verdicts import beside
+from converters.verdicts import Comparison, LayerComparison, beside
 from tests.onnx_files import DATA, FLOAT, node, save
 from tests.test_matching import Described, stored
 from torchviz_cnn import cli
@@ -467,6 +467,28 @@ def test_maps_turned_for_whoever_runs_the_network_are_no_part_of_its_last_layer(
         assert [row.status for row in (*result.layers, *result.outputs)] == ["same", "same"]
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
+def test_pictures_of_any_size_have_three_channels_and_64_rows_and_columns(tmp_path, layout):
+    """Where the file leaves them open; and each of two outputs is compared."""
+    nodes = [
+        node("Transpose", "img", "t", "Transpose__1", perm=[0, 3, 1, 2]),
+        node("Conv", "t k", "c:0", "net/conv2d/Conv2D", kernel_shape=[5, 3]),
+        node("ReduceMean", "c:0", "mean", "net/mean/Mean", axes=[2, 3], keepdims=0),
+        node("ReduceMax", "c:0", "most", "net/most/Max", axes=[2, 3], keepdims=0),
+    ]
+    constants = {"k": np.random.default_rng(4).normal(size=(2, 3, 5, 3))}
+    sizes = {"img": [None, None, None, None]}
+    file = save(tmp_path / "n.onnx", nodes, constants, sizes, ["mean", "most"])
+    result = converters.compare(file, input_layout=layout)
+    assert [(row.name, row.shape, row.status) for row in (*result.layers, *result.outputs)] == [
+        ("conv2d", (2, 60, 62), "same"),
+        ("mean", (2,), "same"),
+        ("most", (2,), "same"),
+        ("output mean", (2,), "same"),
+        ("output most", (2,), "same"),
+    ]
+
+
 @pytest.mark.parametrize("producer", ["tf2onnx", "pytorch"])
 @pytest.mark.parametrize("layout", ["NCHW", "as_exported"])
 def test_rows_of_cells_are_compared_however_they_lie(tmp_path, layout, producer):
@@ -514,6 +536,25 @@ def test_as_data_and_as_text():
     text = result.format(width=90)
     assert all(row.name in text for row in result.layers)
     assert max(map(len, text.splitlines()[2:])) <= 90
+
+
+def test_names_and_shapes_are_shown_whole_where_there_is_room():
+    name = "block_13_expand_batch_normalization"
+    layers = (
+        LayerComparison("input", "InputLayer", None, "not in the file"),
+        LayerComparison(name, "BatchNormalization", (24, 7, 9), "same", 1e-7, 1e-7, 1.0),
+    )
+    result = Comparison("n.onnx", "onnxruntime", 2, layers, outputs=())
+    head, _, titles, _, first, second = result.format(width=200).splitlines()[:6]
+    assert head.startswith("n.onnx: 1 of 2 layers compared with onnxruntime, all the same")
+    assert [*second.split()] == [
+        *(name, "(BatchNormalization)", "24×7×9", "same", "1.0e-07", "1.0e-07", "1.000000")
+    ]
+    assert titles.index("Shape") == second.index("24×7×9") == len(f"{name} (BatchNormalization)  ")
+    assert first.split() == ["input", "(InputLayer)", "not", "in", "the", "file"]
+    narrow = result.format(width=70).splitlines()[2:]
+    assert max(map(len, narrow)) == 70
+    assert any(line.startswith("block_13_expand") and "…" in line for line in narrow)
 
 
 def test_inputs_that_do_not_fit_are_sentences():

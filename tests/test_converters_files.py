@@ -223,6 +223,22 @@ def test_a_fused_convolution_named_only_by_the_transpose_before_it(tmp_path: Pat
         tvc.activations(network, image, "conv1_conv")
 
 
+def test_a_layer_may_put_out_a_tensor_of_its_own_name(tmp_path: Path) -> None:
+    nodes = [
+        TURN,
+        node("Conv", "t net/first/Conv2D/ReadVariableOp:0", "net/first:0", "Conv__5"),
+        *conv("net/second", "net/first:0", "out", op="Conv2D"),
+    ]
+    constants = {"net/first/Conv2D/ReadVariableOp:0": draw(4, 3, 1, 1)}
+    constants |= weights("net/second", 4, 2, op="Conv2D")
+    path = save(tmp_path / "n.onnx", nodes, constants, {"img": ["N", 6, 5, 3]}, ["out"])
+    x, network, (first, out) = run(path, (2, 6, 5, 3), ["net/first:0", "out"])
+    assert [record.name for record in network.source.layers] == ["first", "second"]
+    seen = tvc.activations(network, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), "*")
+    close(seen["first"], first)
+    close(seen["second"], out)
+
+
 @pytest.mark.parametrize("producer", ["pytorch", "jax2onnx", "somebody"])
 def test_a_file_without_names_gets_readable_ones(tmp_path: Path, producer: str) -> None:
     nodes = [
@@ -555,6 +571,17 @@ OPERATORS = {
         {"kt": draw(2, 2, 3, 3)},
     ),
     "slice": (layer("Slice", "x s e a p"), {"s": [1, -1], "e": [5, -99], "a": [2, 3], "p": [2, -2]}),
+    "slice, backwards up to a place": (
+        layer("Slice", "x s e a p"), {"s": [6, 5], "e": [1, -7], "a": [2, -1], "p": [-2, -1]},
+    ),
+    "slice, backwards to the beginning": (
+        layer("Slice", "x s e a p"), {"s": [5], "e": [-(2**63)], "a": [3], "p": [-3]},
+    ),
+    "new axes counted from the end": (layer("Unsqueeze", "x a"), {"a": [-2, 1]}),
+    "split into one piece": (layer("Split", "x n", axis=1), {"n": [2]}),
+    "sum of three": (layer("Sum", "x x x"), {}),
+    "sum of one": (layer("Sum", "x"), {}),
+    "joined with nothing": (layer("Concat", "x", axis=1), {}),
     "pad": (layer("Pad", "x w v"), {"w": [0, 0, 1, 2, 0, 0, 3, 0], "v": 0.7}),
     "reflect": (layer("Pad", "x w", mode="reflect"), {"w": [0, 0, 1, 2, 0, 0, 3, 0]}),
     "squeeze": (layer("ReduceMean", "x", axes=[2, 3], keepdims=0), {}),
@@ -686,6 +713,19 @@ def test_gelu_whose_inside_is_read_elsewhere_is_left_as_it_is(tmp_path: Path) ->
     out, inside = load_onnx(path)(x)
     assert torch.allclose(out.double(), gelu(x, "none"), atol=1e-6)
     assert torch.allclose(inside, torch.erf(x / 2**0.5), atol=1e-6)
+
+
+def test_gelu_that_two_layers_compute_together_is_none(tmp_path: Path) -> None:
+    path = spelled(tmp_path / "n.onnx", "as torch writes it")
+    model = onnx.load(path)
+    model.graph.node[-1].name = "net_1/halved_1/mul"
+    onnx.save(model, path)
+    network = load_onnx(path)
+    assert [record.name for record in network.source.layers] == ["act", "halved"]
+    x = torch.from_numpy(draw(3, 2, 7, 8)).float()
+    seen = tvc.activations(network, x, "*")
+    assert torch.allclose(seen["act"].double(), 2 * gelu(x, "none"), atol=1e-5)
+    assert torch.allclose(seen["halved"].double(), gelu(x, "none"), atol=1e-5)
 
 
 # A map of 4 × 3 cells: the rows of all pictures together, then each picture's numbers together.
@@ -953,6 +993,8 @@ def same_by_hand(size: int, kernel: int, stride: int, dilation: int, upper: bool
         ("MaxPool", (3, 2), (2, 2), (1, 1)),
         ("AveragePool", (3, 2), (2, 2), (1, 1)),
         ("AveragePool", (4, 4), (3, 2), (1, 1)),
+        ("AveragePool", (3,), (2,), (1,)),
+        ("AveragePool", (2, 3, 2), (2, 2, 1), (1, 1, 1)),
     ],
 )
 def test_same_padding(
@@ -964,8 +1006,9 @@ def test_same_padding(
         settings["dilations"] = dilation
         constants = {"k": draw(4, 2, *kernel), "b": draw(4)}
     inputs = "x k b" if op == "Conv" else "x"
-    sizes = [(7, 8)] if fixed else [(7, 8), (8, 9), (9, 7)]
-    given = ["N", 2, *sizes[0]] if fixed else ["N", 2, "H", "W"]
+    sizes = [size[: len(kernel)] for size in [(7, 8, 5), (8, 9, 6), (9, 7, 4)]]
+    sizes = sizes[:1] if fixed else sizes
+    given = ["N", 2, *sizes[0]] if fixed else ["N", 2, *"HWD"[: len(kernel)]]
     path = one(
         tmp_path / "auto.onnx", [layer(op, inputs, auto_pad=auto, **settings)], constants, given
     )
@@ -1409,6 +1452,20 @@ def test_maps_are_resized_to_as_many_rows_as_onnxruntime_makes(
     )  # its places are in single precision
 
 
+@pytest.mark.parametrize(("length", "factor"), [(7, 1.5), (9, 0.6), (5, 2.3)])
+def test_maps_are_resized_by_the_factor_and_not_to_the_size_it_comes_to(
+    tmp_path: Path, length: int, factor: float
+) -> None:
+    """Where it leaves a rest, the rows are not spread over the whole map."""
+    runtime = pytest.importorskip("onnxruntime")
+    nodes = [layer("Resize", "x  scales", mode="linear")]
+    scales = {"scales": np.array([1, 1, factor, 1], np.float32)}
+    path = one(tmp_path / "n.onnx", nodes, scales, ["N", 2, length, 4])
+    x = draw(1, 2, length, 4).astype(np.float32)
+    (expected,) = runtime.InferenceSession(path).run(None, {"x": x})
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
+
+
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("axes", [None, [], [-1], [1], [1, 2]])
 @pytest.mark.parametrize("spared", [0, 1])
@@ -1630,6 +1687,76 @@ def test_what_does_not_depend_on_the_input_is_refused(tmp_path: Path) -> None:
         load_onnx(path)
 
 
+ROW, COLUMN = draw(8), draw(7, 1, seed=1)
+# What exporters leave to be computed from constants alone: its operators, the last one's output "c".
+FOLDED = {
+    "a whole quotient": ([node("Div", "a b", "c")], {"a": np.arange(-4, 4), "b": np.int64(3)}),
+    "a whole rest": ([node("Mod", "a b", "c")], {"a": np.arange(-4, 4), "b": np.int64(3)}),
+    "the larger of two": ([node("Max", "a b", "c")], {"a": ROW, "b": COLUMN}),
+    "the smaller of two": ([node("Min", "a b", "c")], {"a": ROW, "b": COLUMN}),
+    "one of two": (
+        [node("Less", "a b", "l"), node("Equal", "a a", "e"), node("And", "l e", "w"),
+         node("Where", "w a b", "c")],
+        {"a": ROW, "b": COLUMN},
+    ),
+    "a factor": (
+        [node("Sqrt", "a", "s"), node("Reciprocal", "s", "r"), node("Neg", "r", "n"),
+         node("Sub", "n b", "c")],
+        {"a": ROW**2 + 1, "b": COLUMN},
+    ),
+    "an axis less": ([node("Squeeze", "a axes", "c")], {"a": draw(1, 7, 1, 8), "axes": [0, -2]}),
+    "an axis more": ([node("Unsqueeze", "a axes", "c")], {"a": draw(2, 8), "axes": [-2]}),
+    "another order of axes": ([node("Transpose", "a", "c", perm=[2, 0, 1])], {"a": draw(7, 8, 2)}),
+    "the axes the other way round": ([node("Transpose", "a", "c")], {"a": draw(8, 7)}),
+    "another shape": ([node("Reshape", "a shape", "c")], {"a": draw(7, 4, 2), "shape": [0, -1]}),
+    "two joined": ([node("Concat", "a b", "c", axis=-1)], {"a": draw(7, 5), "b": draw(7, 3)}),
+    "a part": (
+        [node("Slice", "a first last axes steps", "c")],
+        {"a": draw(20, 9), "first": [-1, 1], "last": [-(2**63), 2**63 - 1], "axes": [0, 1],
+         "steps": [-3, 1]},
+    ),
+    "a part along the first axes": (
+        [node("Slice", "a first last", "c")], {"a": draw(4, 9, 8), "first": [1, 2], "last": [3, 9]},
+    ),
+    "nothing, and what follows": (
+        [node("Slice", "a first last", "n"), node("Concat", "n b", "c", axis=0)],
+        {"a": draw(3, 8), "b": COLUMN * ROW, "first": [0], "last": [-(2**63)]},
+    ),
+    "so many numbers": (
+        [node("ConstantOfShape", "shape", "c",
+              value=onnx.helper.make_tensor("value", onnx.TensorProto.DOUBLE, [1], [0.3]))],
+        {"shape": [7, 8]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_is_computed_from_constants_is_what_the_standard_says(
+    tmp_path: Path, name: str
+) -> None:
+    nodes, constants = FOLDED[name]
+    nodes = [*nodes, node("Cast", "c", "f", to=FLOAT), layer("Add", "x f")]
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    x = draw(3, 2, 7, 8, seed=4).astype(np.float32)
+    expected, numbers = evaluate(path, {"x": x}, ["out", "f"])
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), expected)
+    (kept,) = network.state_dict().values()  # computed once, when the file was read
+    close(kept, numbers, 1e-6)
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_the_largest_of_three_constants_is_not_written_into_the_third(
+    tmp_path: Path, op: str
+) -> None:
+    constants = {name: draw(8, seed=seed) for seed, name in enumerate("abc")}
+    nodes = [node(op, "a b c", "d"), node("Add", "x d", "e"), layer("Add", "c e")]
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 7, 8])
+    x = draw(3, 2, 7, 8, seed=4)
+    chosen = {"Max": np.maximum, "Min": np.minimum}[op].reduce([*constants.values()])
+    close(load_onnx(path)(torch.from_numpy(x).float()), x + chosen + constants["c"])
+
+
 def test_an_operator_on_a_constant_has_it_inside(tmp_path: Path) -> None:
     nodes = [layer("MaxPool", "k", "p", kernel_shape=[2, 2]), layer("Add", "p x")]
     path = one(tmp_path / "n.onnx", nodes, {"k": draw(1, 2, 8, 9)}, ["N", 2, 7, 8])
@@ -1737,6 +1864,37 @@ def test_a_mean_factor_and_summand_are_one_batch_norm(tmp_path: Path) -> None:
     network = load_onnx(path)
     assert [name for name, _ in network.named_children()] == ["conv_1", "batch_norm_1"]
     close(network(torch.from_numpy(x)), expected)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_the_sum_behind_a_transposed_convolution_is_the_bias_of_its_outputs(
+    tmp_path: Path, group: int
+) -> None:
+    """Their number stands behind that of the inputs, and is that of one group."""
+    runtime = pytest.importorskip("onnxruntime")  # the reference knows no groups
+    nodes = [layer("ConvTranspose", "x k", "u", group=group), layer("Add", "u b")]
+    constants = {"k": draw(2, 3, 2, 2), "b": draw(3 * group, 1, 1)}
+    path = one(tmp_path / "n.onnx", nodes, constants, ["N", 2, 5, 4])
+    x = draw(3, 2, 5, 4).astype(np.float32)
+    (expected,) = runtime.InferenceSession(path).run(None, {"x": x})
+    network = load_onnx(path)
+    close(network(torch.from_numpy(x)), expected)
+    (up,) = (part for part in network.modules() if isinstance(part, nn.ConvTranspose2d))
+    close(up.bias, constants["b"].reshape(-1))
+
+
+def test_a_batch_norm_of_numbers_that_the_picture_tells(tmp_path: Path) -> None:
+    """So tf_keras writes a layer norm: its mean and variance are computed."""
+    nodes = [
+        node("ReduceMax", "x", "m", "net/norm/Max", axes=[0, 2, 3], keepdims=0),
+        node("Mul", "m m", "v", "net/norm/mul"),
+        node("BatchNormalization", "x g b m v", "out", "net/norm/FusedBatchNormV3", epsilon=0.03),
+    ]
+    constants = {"g": draw(2), "b": draw(2, seed=1)}
+    path = save(tmp_path / "n.onnx", nodes, constants, {"x": ["N", 2, 7, 8]}, ["out"])
+    x = draw(3, 2, 7, 8).astype(np.float32)
+    (expected,) = evaluate(path, {"x": x}, ["out"])
+    close(load_onnx(path)(torch.from_numpy(x)), expected)
 
 
 def test_widths_of_a_border_that_torch_exported_as_arithmetic(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ RIGHT = {
     "rounded up, a row more": (
         pool(kernel_shape=[3, 2], strides=[2, 3], pads=[1, 0, 0, 1]), {}, [3, 10, 11], 15,
     ),
+    "rounded up, a window more": (
+        pool(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 0, 0, 1]), {}, MAPS, 15,
+    ),
     "rounded up, with gaps": (
         pool(kernel_shape=[2, 2], strides=[2, 2], dilations=[2, 3], pads=[0, 1, 1, 0]), {}, MAPS, 15,
     ),

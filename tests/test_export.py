@@ -18,7 +18,7 @@ import torch
 
 import torchviz_cnn as tvc
 from converters import compare, export_keras, load_onnx  # torch before TensorFlow, or LLVM aborts
-from converters.metadata import read_table
+from converters.metadata import ExportedLayer, LayerTable, read_table, write_table
 from tests.onnx_files import node, save
 from torchviz_cnn import cli
 
@@ -113,6 +113,18 @@ def test_two_calls_of_a_layer_are_told_apart(tmp_path: Path) -> None:
     seen = tvc.activations(network, torch.rand(1, 3, 8, 8), ["twice@*", "block.Add"])
     assert torch.equal(seen["twice"], -seen["block.Add"])
     assert torch.equal(seen["twice@1"], torch.zeros_like(seen["twice"]))
+
+
+def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else() -> None:
+    model = onnx.ModelProto()
+    model.metadata_props.add(key="author", value="somebody")
+    tables = [LayerTable("keras 3", (ExportedLayer(name, "Dense"),)) for name in ("first", "last")]
+    for table in tables:
+        write_table(model, table)
+    assert read_table(model) == tables[1]
+    entries = [(entry.key, entry.value) for entry in model.metadata_props]
+    assert entries[0] == ("author", "somebody")
+    assert len(entries) == 2
 
 
 def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:

@@ -364,6 +364,33 @@ def test_what_turns_pictures_before_a_shared_layer_is_no_layer(tmp_path: Path) -
     assert np.allclose(network(torch.from_numpy(x)).detach(), out, atol=1e-5)
 
 
+def test_a_sum_behind_a_layer_without_a_bias_is_none_of_its_own(tmp_path: Path) -> None:
+    kernel = np.random.default_rng(4).normal(size=(2, 3, 1, 1))
+    nodes = [
+        node("Conv", "img k", "c", "/Conv"),
+        node("Add", "c o", "a", "/Add"),
+        node("Relu", "a", "out", "/Relu"),
+    ]
+    numbers = {"k": kernel, "o": np.array([0.3, -0.2]).reshape(2, 1, 1)}
+    sizes = {"img": ["N", 3, 4, 4]}
+    path = save(tmp_path / "n.onnx", nodes, numbers, sizes, ["out"], producer="pytorch")
+    keras = described(
+        ("InputLayer", "img", ()),
+        ("Conv2D", "conv", ("img",)),
+        ("Rescaling", "shift", ("conv",)),
+        ("ReLU", "relu", ("shift",)),
+        **{"weight:conv:0": kernel.transpose(2, 3, 1, 0).astype(np.float32)},
+    )
+    keras.description["config"]["layers"][2]["config"] |= {"scale": 1.0, "offset": [0.3, -0.2]}
+    network = load_onnx(path, keras=keras)
+    x = torch.rand(2, 3, 4, 4)
+    seen = tvc.activations(network, x, ["conv", "relu"])
+    wanted = np.einsum("oc,nchw->nohw", kernel[:, :, 0, 0], x.double().numpy())
+    np.testing.assert_allclose(seen["conv"], wanted, atol=1e-6)
+    shifted = wanted + numbers["o"]
+    np.testing.assert_allclose(seen["relu"], shifted.clip(0), atol=1e-6)
+
+
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_normalization_is_both_its_operators(stated: bool, tmp_path: Path) -> None:
     """A difference and a quotient, by the numbers it was made with or measured; nothing less."""

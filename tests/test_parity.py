@@ -266,6 +266,16 @@ def test_slopes_of_a_file_of_a_fixed_batch(tmp_path, batch):
     ] * 2
 
 
+def test_a_file_of_two_outputs_has_no_one_score(tmp_path):
+    nodes = [node("MatMul", "x w", "a", "/MatMul"), node("MatMul", "x v", "b", "/MatMul_1")]
+    constants = {"w": np.eye(4)[:, :3], "v": np.eye(4)[:, 1:]}
+    path = save(
+        tmp_path / "n.onnx", nodes, constants, {"x": [None, 4]}, ["a", "b"], producer="pytorch"
+    )
+    with pytest.raises(NotApplicable, match="1 inputs and 2 outputs; slopes need one of each"):
+        FileScores(path, converters.load_onnx(path))
+
+
 def test_half_precision_is_too_rough(tmp_path):
     model = onnx.load(saturated(tmp_path / "n.onnx"))
     for tensor in model.graph.initializer:

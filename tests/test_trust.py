@@ -268,6 +268,48 @@ def test_the_value_of_a_chain_is_what_the_chain_computes(save: Save) -> None:
         node("ConstantOfShape", ["two"], ["out"], value=integers("v", 7)),
         node("Where", ["is", "a", "b"], ["out"]),
         node("Equal", ["a", "b"], ["out"]),
+        node("Constant", [], ["out"], value_int=7),
+        node("Constant", [], ["out"], value_ints=[7, -7]),
+        node("Constant", [], ["out"], value_float=0.5),
+        node("Constant", [], ["out"], value_floats=[0.5, -3.0]),
+        node("Constant", [], ["out"], value=integers("v", 3, 4)),
+        node("Less", ["a", "b"], ["out"]),
+        node("Greater", ["a", "b"], ["out"]),
+        node("And", ["is", "was"], ["out"]),
+        node("Or", ["is", "was"], ["out"]),
+        node("Not", ["is"], ["out"]),
+        node("Neg", ["a"], ["out"]),
+        node("Abs", ["a"], ["out"]),
+        node("Add", ["a", "table"], ["out"]),
+        node("Mul", ["a", "table"], ["out"]),
+        node("Min", ["a", "table", "b"], ["out"]),
+        node("Max", ["a", "table", "b"], ["out"]),
+        node("Floor", ["halves"], ["out"]),
+        node("Ceil", ["halves"], ["out"]),
+        node("Round", ["halves"], ["out"]),
+        node("Div", ["halves", "halves"], ["out"]),
+        node("Cast", ["halves"], ["out"], to=I),
+        node("Gather", ["table", "minus"], ["out"], axis=1),
+        node("Concat", ["table", "table"], ["out"], axis=1),
+        node("Expand", ["table", "blocks"], ["out"]),
+        node("Tile", ["table", "steps"], ["out"]),
+        node("Range", ["first", "last", "step"], ["out"]),
+        node("ReduceProd", ["table"], ["out"], axes=[1], keepdims=0),
+        node("ReduceMax", ["table"], ["out"], axes=[0]),
+        node("ReduceMin", ["table"], ["out"], axes=[-1], keepdims=1),
+        node("ReduceSum", ["table", "zero"], ["out"], keepdims=0),
+        node("Reshape", ["table", "kept"], ["out"]),
+        node("Reshape", ["none", "empty"], ["out"], allowzero=1),
+        node("Slice", ["table", "minus", "far", "minus", "back"], ["out"]),
+        node("Slice", ["table", "ends", "steps"], ["out"]),
+        node("Squeeze", ["long", "zero"], ["out"]),
+        node("Squeeze", ["long"], ["out"]),
+        node("Transpose", ["table"], ["out"]),
+        node("Transpose", ["long"], ["out"], perm=[2, 0, 1]),
+        node("Unsqueeze", ["table", "ends"], ["out"]),
+        node("Shape", ["long"], ["out"], start=1),
+        node("Shape", ["long"], ["out"], start=-3, end=-1),
+        node("ConstantOfShape", ["two"], ["out"]),
     ]
     stored = [
         integers("a", 7, -7, 9),
@@ -276,6 +318,19 @@ def test_the_value_of_a_chain_is_what_the_chain_computes(save: Save) -> None:
         integers("zero", 0),
         integers("minus", -1),
         from_array(np.array([True, False, True]), "is"),
+        from_array(np.array([True, True, False]), "was"),
+        from_array(np.array([[4, -5, 6], [1, 2, 3]]), "table"),
+        from_array(np.array([[[4], [-5], [6]]]), "long"),
+        from_array(np.zeros((0, 3), np.int64), "none"),
+        from_array(np.array([0.5, -1.5, 2.5, -0.7], np.float32), "halves"),
+        *[scalar(name, value) for name, value in [("first", 9), ("last", 2), ("step", -3)]],
+        integers("kept", 0, -1),
+        integers("empty", 3, 0),
+        integers("blocks", 2, 2, 3),
+        integers("steps", 2, 1),
+        integers("ends", 0, 1),
+        integers("far", -(2**63)),
+        integers("back", -2),
     ]
     for chain in chains:
         model = network([chain], stored)
@@ -948,6 +1003,31 @@ def test_a_bomb_within_the_limit_is_none(save: Save) -> None:
 def test_a_size_that_cannot_be_computed_is_unknown(save: Save, senseless: NodeProto) -> None:
     nodes = [helper.make_node("Shape", ["x"], ["shape"]), senseless, node("ConstantOfShape", "s")]
     refused(save(network(nodes, [integers("far", 99), integers("zero", 0)])), "(")
+
+
+def test_what_fills_a_tensor_is_no_size(save: Save) -> None:
+    """The border of a maximum is of minus infinity, a one-hot row may hold any two numbers."""
+    border = helper.make_node("Pad", ["x", "widths", "filling"], ["wide"])
+    hot = helper.make_node("OneHot", ["class", "classes", "off_on"], ["hot"])
+    again = helper.make_node("Tile", ["off_on", "class"], ["again"])
+    wider = helper.make_node("Expand", ["off_on", "shape"], ["out"])
+    stored = [integers("widths", *[0, 0, 1, 1] * 2), scalar("filling", -np.inf, np.float32)]
+    stored += [integers("class", 2), scalar("classes", 4), integers("off_on", -(10**12), 10**12)]
+    stored += [integers("shape", 3, 2)]
+    read_model(save(network([border, hot, again, wider], stored)))
+
+
+def test_volumes_of_any_size_are_not_looked_at_as_if_they_were_pictures(save: Save) -> None:
+    """224 cells along three axes, and 32 channels, would be more than the limit."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["first"], perm=[0, 4, 1, 2, 3]),
+        helper.make_node("Conv", ["first", "kernel"], ["out"]),
+    ]
+    kernel = weights((32, 1, 1, 1, 1), "kernel")
+    read_model(save(network(nodes, [kernel], shape=("N", "D", "H", "W", 1))))
+    maps = network(nodes[1:], [weights((5400, 1, 1, 1), "kernel")], shape=("N", 1, "H", "W"))
+    maps.graph.node[0].input[0] = "x"
+    refused(save(maps), "(Limits.elements)")
 
 
 def test_a_size_that_is_no_number_is_named(save: Save) -> None:

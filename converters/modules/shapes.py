@@ -87,15 +87,10 @@ class Slice(nn.Module):
                 index: tuple[Any, ...] = (*every, cut) if axis >= 0 else (..., cut, *every)
                 input = input[index]  # noqa: A001
             else:
-                chosen = range(input.shape[axis])[start : _from_end(end) : step]
+                chosen = range(input.shape[axis])[start:end:step]
                 where = torch.arange(len(chosen), device=input.device) * step
                 input = input.index_select(axis, where + (chosen[0] if chosen else 0))  # noqa: A001
         return input
-
-
-def _from_end(end: int) -> int | None:
-    """ONNX writes "past the beginning" as a very negative number."""
-    return None if end < -(2**31) + 1 else end
 
 
 class Split(nn.Module):

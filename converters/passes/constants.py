@@ -227,5 +227,5 @@ def _sliced(value: Array, attributes: dict[str, Any]) -> Array | None:
         return None
     cuts = [slice(None)] * value.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=False):
-        cuts[axis] = slice(start, None if end < -(2**31) + 1 else end, step)
+        cuts[axis] = slice(start, end, step)
     return value[tuple(cuts)]

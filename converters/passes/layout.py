@@ -213,7 +213,7 @@ def _before(graph: Graph, name: str, perm: list[int], makers: dict[str, Node]) -
     """What stands in for an operand once the operator works before the transpose."""
     if name in graph.constants:
         constant = graph.constants[name]
-        if constant.size == 1 and constant.ndim == 0:
+        if constant.ndim == 0:
             return name
         if constant.ndim > len(perm):
             return None
