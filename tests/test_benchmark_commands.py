@@ -151,8 +151,13 @@ class TestWhatIsThere:
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise there")
 def test_an_interrupt_leaves_whole_files(tmp_path):
     words = "limit --model cat_dog_small --method grad_cam --method saliency --device cpu --out"
+    # A process that a shell has put into the background is born deaf to interrupts.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
+    )
     run = subprocess.Popen(
-        [sys.executable, "-u", "-m", "benchmarks", *words.split(), str(tmp_path)],
+        [sys.executable, "-u", "-c", program, *words.split(), str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert run.stdout is not None
