@@ -196,7 +196,7 @@ def _sweep(axes: Any, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(low / 1.05, high * 1.05)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(which="both", color="0.92")
-    if len(lines) > 4:  # they would hide the lines
+    if len(lines) > 3:  # they would hide the lines
         axes.legend(
             fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2
         )
